@@ -1,0 +1,84 @@
+"""The manifest: path, size and sha256 of every file of one exact version; its own sha256 names the snapshot."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+
+from modelcache.digest import Digest, sha256
+from modelcache.errors import DamagedRecord, ModelCacheError
+from modelcache.paths import check_tree
+
+VERSION = 1
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class ManifestFile:
+    """One file: relative POSIX path, size, and the sha256 that names its blob."""
+
+    path: str
+    size_bytes: int
+    sha256: Digest
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The files of a snapshot, sorted by the bytes of their path; equal content gives equal bytes and so an equal digest."""
+
+    files: tuple[ManifestFile, ...]
+
+    @classmethod
+    def of(cls, files: Iterable[ManifestFile]) -> Manifest:
+        """A manifest of these files in canonical order.
+
+        Raises:
+            UnsafePath: the paths can't form one tree.
+        """
+        ordered = tuple(sorted(files, key=lambda item: item.path.encode("utf-8")))
+        check_tree(item.path for item in ordered)
+        return cls(ordered)
+
+    @property
+    def size_bytes(self) -> int:
+        return sum(item.size_bytes for item in self.files)
+
+    def encode(self) -> bytes:
+        """Canonical JSON (`docs/format.md`): UTF-8, sorted keys, no spaces, one newline at the end."""
+        record = {
+            "files": [{"path": item.path, "sha256": item.sha256.hex, "size_bytes": item.size_bytes} for item in self.files],
+            "version": VERSION,
+        }
+        return json.dumps(record, ensure_ascii=False, sort_keys=True, separators=(",", ":")).encode("utf-8") + b"\n"
+
+    @cached_property
+    def digest(self) -> Digest:
+        """sha256 of `encode()`: the name of the snapshot."""
+        return sha256(hashlib.sha256(self.encode()).hexdigest())
+
+    @classmethod
+    def decode(cls, data: bytes, *, expect: Digest | None = None, address: str | None = None) -> Manifest:
+        """Read `encode()`'s bytes back.
+
+        Raises:
+            DamagedRecord: not canonical, of another version, or of another digest than `expect`.
+        """
+        try:
+            record = json.loads(data)
+            if record["version"] != VERSION:
+                raise DamagedRecord(f"manifest of version {record['version']!r}, known is {VERSION}", address=address)
+            manifest = cls.of(ManifestFile(str(item["path"]), int(item["size_bytes"]), sha256(item["sha256"])) for item in record["files"])
+        except DamagedRecord:
+            raise
+        except (ValueError, KeyError, TypeError, ModelCacheError) as error:
+            raise DamagedRecord(f"not a manifest ({error})", address=address) from error
+        if manifest.encode() != data or (expect is not None and manifest.digest != expect):
+            raise DamagedRecord(
+                "manifest does not match its digest",
+                address=address,
+                expected=str(expect or manifest.digest),
+                got=f"sha256:{hashlib.sha256(data).hexdigest()}",
+            )
+        return manifest
