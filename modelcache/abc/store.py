@@ -156,6 +156,11 @@ class IncomingFile(Protocol):
         """
         ...
 
+    def link(self, sha256: Digest) -> bool:
+        """Become a link to this blob if it is here now (another fetch published it meanwhile), giving the room booked for this
+        file back; False if it is not here, and then nothing changed. The size must agree."""
+        ...
+
     def restart(self) -> None:
         """Forget every byte and mark (the final digest was wrong); the reservation stays."""
         ...
