@@ -1,0 +1,76 @@
+"""How many requests at a time: more while that brings more bytes, fewer when it does not or the origin asks for it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+GAIN = 1.05
+"""One more worker must bring 5 %: less drowns in the noise of a one-second window."""
+WINDOW_S = 1.0
+LONGEST_HOLD_WINDOWS = 32
+
+
+@dataclass(frozen=True, slots=True)
+class ConcurrencyBounds:
+    """Attributes:
+    start, least, most: numbers of requests in flight.
+    """
+
+    start: int
+    least: int
+    most: int
+
+
+class Concurrency:
+    """Climbs towards the number of requests that gives the highest rate. Not thread-safe.
+
+    Every window it compares the rate with that before its last step: a step up that brought `GAIN` is followed by another, one
+    that didn't is taken back and the next try waits twice as long. A throttling origin halves it at once.
+    """
+
+    def __init__(self, bounds: ConcurrencyBounds) -> None:
+        self._bounds = bounds
+        self.limit = bounds.start
+        self._window_start_s: float | None = None
+        self._window_bytes = 0
+        self._rate_before = 0.0
+        self._trying = False
+        self._hold = 1
+        self._next_hold = 2
+
+    def moved(self, count: int, now_s: float, *, saturated: bool) -> None:
+        """`count` bytes arrived; `saturated`: as many requests are in flight as are allowed, so the limit is what bounds."""
+        if self._window_start_s is None:
+            self._window_start_s = now_s
+        self._window_bytes += count
+        elapsed_s = now_s - self._window_start_s
+        if elapsed_s >= WINDOW_S:
+            rate = self._window_bytes / elapsed_s
+            self._window_start_s, self._window_bytes = now_s, 0
+            if saturated:
+                self._step(rate)
+
+    def throttled(self) -> None:
+        """The origin asked to slow down (429, 503)."""
+        self.limit = max(self._bounds.least, self.limit // 2)
+        self._trying = False
+        self._hold = self._next_hold = LONGEST_HOLD_WINDOWS
+
+    def _step(self, rate: float) -> None:
+        if self._trying:
+            self._trying = False
+            if rate >= self._rate_before * GAIN:
+                self._next_hold = 2
+                self._hold = 0
+            else:
+                self.limit = max(self._bounds.least, self.limit - 1)
+                self._hold = self._next_hold
+                self._next_hold = min(self._next_hold * 2, LONGEST_HOLD_WINDOWS)
+                return
+        if self._hold > 0:
+            self._hold -= 1
+            return
+        if self.limit < self._bounds.most:
+            self._rate_before = rate
+            self.limit += 1
+            self._trying = True

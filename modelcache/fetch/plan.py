@@ -1,0 +1,228 @@
+"""Which bytes to fetch next. Pure: no threads, no clock, no I/O."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from enum import IntEnum, StrEnum
+
+from modelcache.chunks import chunk_count
+
+SPAN_CHUNKS = 16
+"""Longest span one request asks for: 64 MiB. Longer ones would save less than 1 % of requests' cost at 100 ms a request and 1 GiB/s,
+and would keep a waiting model's first request behind them for longer on origins that can't be broken off."""
+
+PASSED_FILES = 32
+"""Finished files are cleared out of the order when a look passes more than these, so that looks stay short with 10,000 files."""
+
+
+class Priority(IntEnum):
+    """Who is served first; lower is sooner."""
+
+    WAITING = 0
+    PREWARM = 1
+    REPAIR = 2
+
+
+class Work(StrEnum):
+    CHECK = "check"
+    """Read back what an interrupted fetch left and compare it with its journal."""
+    FETCH = "fetch"
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedFile:
+    """One file to bring in.
+
+    Attributes:
+        whole: only one request from start to end can serve it.
+        leads: its first chunk is wanted before other bytes (the header of a safetensors file tells what comes).
+        hinted: chunks that an interrupted fetch may have left.
+    """
+
+    size_bytes: int
+    whole: bool = False
+    leads: bool = False
+    hinted: frozenset[int] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """Chunks `first` to `stop` (excluded) of file number `file`: the work of one request."""
+
+    file: int
+    first: int
+    stop: int
+    work: Work
+
+    @property
+    def chunks(self) -> range:
+        return range(self.first, self.stop)
+
+
+@dataclass(slots=True)
+class _Todo:
+    """What is left of one file: chunks not handed out, as sorted disjoint runs."""
+
+    plan: PlannedFile
+    fetch: list[tuple[int, int]] = field(default_factory=list)
+    check: list[tuple[int, int]] = field(default_factory=list)
+    active: int = 0
+
+    @property
+    def left(self) -> bool:
+        return bool(self.fetch or self.check)
+
+
+class Schedule:
+    """Hands out the spans of one fetch: wanted ranges, then small files and heads, then file order. Not thread-safe.
+
+    Every chunk is handed out once, unless it is given back. Several spans of one file are out at a time only when there are
+    fewer files than workers; they shrink as they get more, so that what is ahead of the hash stays small.
+    """
+
+    def __init__(self, files: Sequence[PlannedFile | None]) -> None:
+        """`files[i]` is None for a file that is here already."""
+        self._todo = {i: _todo(plan) for i, plan in enumerate(files) if plan is not None and plan.size_bytes > 0}
+        self._early = deque(
+            i for i, todo in self._todo.items() if not todo.plan.whole and (todo.plan.leads or chunk_count(todo.plan.size_bytes) == 1)
+        )
+        self._order = deque(self._todo)
+        self._wanted: deque[tuple[int, int, int]] = deque()
+        self._with_work = set(self._todo)
+
+    @property
+    def left(self) -> bool:
+        """Whether anything waits to be handed out."""
+        return bool(self._with_work)
+
+    def take(self, window_files: int) -> Span | None:
+        """The next span, or None when nothing is left. At most about `window_files` files are open at a time."""
+        return self._take_wanted() or self._take_early() or self._take_body(window_files)
+
+    def ended(self, span: Span, stop: int) -> None:
+        """A span is over; its chunks before `stop` are done, the others wait again."""
+        todo = self._todo[span.file]
+        todo.active -= 1
+        if stop < span.stop:
+            _put(todo.check if span.work is Work.CHECK else todo.fetch, 0 if todo.plan.whole else stop, span.stop)
+            self._with_work.add(span.file)
+
+    def missing(self, file: int, chunk: int) -> None:
+        """A checked chunk was not what its journal said: fetch it."""
+        _put(self._todo[file].fetch, chunk, chunk + 1)
+        self._with_work.add(file)
+
+    def restart(self, file: int) -> None:
+        """All of a file must come again; no chunk of it is on its way."""
+        todo = self._todo[file]
+        todo.check = []
+        todo.fetch = [(0, chunk_count(todo.plan.size_bytes))]
+        self._back(file)
+
+    def park(self, file: int) -> None:
+        """Somebody else brings this file; hand nothing of it out (yet)."""
+        todo = self._todo[file]
+        todo.check, todo.fetch = [], []
+        self._with_work.discard(file)
+
+    def unpark(self, file: int) -> None:
+        """Nobody else brings it after all: as at the start."""
+        todo = _todo(self._todo[file].plan)
+        self._todo[file].check, self._todo[file].fetch = todo.check, todo.fetch
+        self._back(file)
+
+    def want(self, file: int, first: int, stop: int) -> None:
+        """A reader waits for these chunks: they go first."""
+        if file in self._todo and not self._todo[file].plan.whole:
+            self._wanted.append((file, first, stop))
+
+    def _back(self, file: int) -> None:
+        self._with_work.add(file)
+        if file not in self._order:
+            self._order.append(file)
+
+    def _take_wanted(self) -> Span | None:
+        while self._wanted:
+            file, first, stop = self._wanted[0]
+            todo = self._todo[file]
+            for runs, work in ((todo.check, Work.CHECK), (todo.fetch, Work.FETCH)):
+                got = _cut(runs, first, stop, SPAN_CHUNKS)
+                if got is not None:
+                    return self._out(file, got, work)
+            self._wanted.popleft()
+        return None
+
+    def _take_early(self) -> Span | None:
+        while self._early:
+            file = self._early.popleft()
+            todo = self._todo[file]
+            got = _cut(todo.fetch, 0, 1, 1)
+            if got is not None:
+                return self._out(file, got, Work.FETCH)
+        return None
+
+    def _take_body(self, window_files: int) -> Span | None:
+        best: int | None = None
+        seen = passed = 0
+        for file in self._order:
+            todo = self._todo[file]
+            if not todo.left and not todo.active:
+                passed += 1
+                continue
+            seen += 1
+            if todo.left and not (todo.plan.whole and todo.active) and (best is None or todo.active < self._todo[best].active):
+                best = file
+            if seen >= window_files:
+                break
+        if passed > PASSED_FILES:
+            self._order = deque(file for file in self._order if self._todo[file].left or self._todo[file].active)
+        return None if best is None else self._cut_body(best)
+
+    def _cut_body(self, file: int) -> Span:
+        todo = self._todo[file]
+        most = chunk_count(todo.plan.size_bytes) if todo.plan.whole else max(1, SPAN_CHUNKS // (todo.active + 1))
+        runs, work = (todo.check, Work.CHECK) if todo.check else (todo.fetch, Work.FETCH)
+        got = _cut(runs, 0, chunk_count(todo.plan.size_bytes), most)
+        assert got is not None
+        return self._out(file, got, work)
+
+    def _out(self, file: int, run: tuple[int, int], work: Work) -> Span:
+        self._todo[file].active += 1
+        if not self._todo[file].left:
+            self._with_work.discard(file)
+        return Span(file, run[0], run[1], work)
+
+
+def _todo(plan: PlannedFile) -> _Todo:
+    todo = _Todo(plan)
+    hinted = frozenset() if plan.whole else plan.hinted
+    for chunk in range(chunk_count(plan.size_bytes)):
+        _put(todo.check if chunk in hinted else todo.fetch, chunk, chunk + 1)
+    return todo
+
+
+def _put(runs: list[tuple[int, int]], first: int, stop: int) -> None:
+    """Add a run that overlaps none of `runs`, joining it with its neighbours."""
+    at = len(runs)
+    while at > 0 and runs[at - 1][0] >= stop:
+        at -= 1
+    runs.insert(at, (first, stop))
+    if at + 1 < len(runs) and runs[at + 1][0] == stop:
+        runs[at : at + 2] = [(first, runs[at + 1][1])]
+    if at > 0 and runs[at - 1][1] == first:
+        runs[at - 1 : at + 1] = [(runs[at - 1][0], runs[at][1])]
+
+
+def _cut(runs: list[tuple[int, int]], first: int, stop: int, most: int) -> tuple[int, int] | None:
+    """Take the first up to `most` chunks that `runs` has inside [first, stop)."""
+    for at, (run_first, run_stop) in enumerate(runs):
+        low = max(run_first, first)
+        high = min(run_stop, stop, low + most)
+        if low >= high:
+            continue
+        rest = [(a, b) for a, b in ((run_first, low), (high, run_stop)) if a < b]
+        runs[at : at + 1] = rest
+        return low, high
+    return None

@@ -1,0 +1,115 @@
+"""What a fetch says about itself while it runs."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from dataclasses import dataclass
+from enum import StrEnum
+
+RATE_WINDOW_S = 5.0
+"""Rate and time left are taken over the last seconds, so that they follow what happens now."""
+
+
+class Phase(StrEnum):
+    RESOLVING = "resolving"
+    RESERVING = "reserving"
+    FETCHING = "fetching"
+    PUBLISHING = "publishing"
+    DONE = "done"
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """One look at a fetch.
+
+    Attributes:
+        uri: canonical.
+        bytes_done: of `bytes_total`, those that are here: reused and fetched.
+        bytes_fetched: came over the network in this fetch; bytes that had to be fetched again count again.
+        bytes_reused: were here before: blobs of other models, and kept chunks of an earlier try.
+        rate_bytes_per_s: over the last seconds; of a finished fetch, over all of it.
+        eta_s: seconds left at that rate; None while unknown.
+        hit: the snapshot was here; nothing was fetched.
+    """
+
+    uri: str
+    phase: Phase
+    bytes_total: int = 0
+    bytes_done: int = 0
+    bytes_fetched: int = 0
+    bytes_reused: int = 0
+    files_total: int = 0
+    files_done: int = 0
+    rate_bytes_per_s: float = 0.0
+    eta_s: float | None = None
+    elapsed_s: float = 0.0
+    hit: bool = False
+
+
+class Meter:
+    """Counts bytes of one fetch from many threads and tells their rate."""
+
+    def __init__(self, bytes_total: int, files_total: int) -> None:
+        self._lock = threading.Lock()
+        self._started_s = time.monotonic()
+        self._samples: deque[tuple[float, int]] = deque([(self._started_s, 0)])
+        self._bytes_total = bytes_total
+        self._files_total = files_total
+        self._fetched = 0
+        self._done = 0
+        self._reused = 0
+        self._files_done = 0
+
+    def fetched(self, count: int) -> None:
+        """`count` bytes arrived and are in place."""
+        with self._lock:
+            self._fetched += count
+            self._done += count
+            now = time.monotonic()
+            if now - self._samples[-1][0] >= 0.1:
+                self._samples.append((now, self._fetched))
+            while now - self._samples[0][0] > RATE_WINDOW_S and len(self._samples) > 2:
+                self._samples.popleft()
+
+    def reused(self, count: int) -> None:
+        """`count` bytes were here already."""
+        with self._lock:
+            self._reused += count
+            self._done += count
+
+    def lost(self, count: int) -> None:
+        """`count` bytes counted as done were dropped and must come again."""
+        with self._lock:
+            self._done -= count
+
+    def file_done(self) -> None:
+        with self._lock:
+            self._files_done += 1
+
+    @property
+    def fetched_bytes(self) -> int:
+        return self._fetched
+
+    def look(self, uri: str, phase: Phase) -> Progress:
+        """The state now."""
+        with self._lock:
+            now = time.monotonic()
+            elapsed_s = now - self._started_s
+            since_s, since_bytes = (self._started_s, 0) if phase is Phase.DONE else self._samples[0]
+            rate = (self._fetched - since_bytes) / max(now - since_s, 1e-6)
+            left = self._bytes_total - self._done
+            return Progress(
+                uri=uri,
+                phase=phase,
+                bytes_total=self._bytes_total,
+                bytes_done=self._done,
+                bytes_fetched=self._fetched,
+                bytes_reused=self._reused,
+                files_total=self._files_total,
+                files_done=self._files_done,
+                rate_bytes_per_s=rate,
+                eta_s=left / rate if rate > 0 else None,
+                elapsed_s=elapsed_s,
+            )
