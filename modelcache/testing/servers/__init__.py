@@ -1,0 +1,11 @@
+"""Real servers for tests, the demo and the benches: loopback only, ephemeral ports, gone when their owner is.
+
+Stdlib and botocore only. `SeaweedFS` speaks S3 with signatures; `Nginx` serves a directory, or stands before another server.
+"""
+
+from modelcache.testing.servers.certificates import Certificate
+from modelcache.testing.servers.nginx import Nginx, NginxOptions, Request
+from modelcache.testing.servers.process import ServerFailed
+from modelcache.testing.servers.seaweedfs import Identity, Put, SeaweedFS
+
+__all__ = ["Certificate", "Identity", "Nginx", "NginxOptions", "Put", "Request", "SeaweedFS", "ServerFailed"]
