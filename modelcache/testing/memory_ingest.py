@@ -1,0 +1,205 @@
+"""The ingest of `MemoryStore`: a model on its way into a dict."""
+
+from __future__ import annotations
+
+import secrets
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from modelcache.abc.store import IngestFile, Ref, RefKey, Route, Snapshot
+from modelcache.chunks import ChunkTable, chunk_count, chunk_range
+from modelcache.digest import Digest
+from modelcache.errors import Cancelled, StoreFault
+from modelcache.manifest import Manifest
+from modelcache.patience import Cancellation, Deadline
+from modelcache.ranges import ByteRange, RangeSet
+
+
+@dataclass
+class MemoryBlob:
+    data: bytes
+    table: ChunkTable
+
+
+@dataclass
+class MemoryShelf:
+    """What ingests share with their store."""
+
+    add_snapshot: Callable[[Manifest, Ref], Snapshot]
+    blobs: dict[Digest, MemoryBlob] = field(default_factory=dict)
+    kept: dict[RefKey, MemoryIngest] = field(default_factory=dict)
+    open_ingests: dict[str, MemoryIngest] = field(default_factory=dict)
+
+
+class MemoryIncoming:
+    """One file of a `MemoryIngest`."""
+
+    def __init__(self, ingest: MemoryIngest, wanted: IngestFile, earlier: MemoryIncoming | None) -> None:
+        self._ingest = ingest
+        self.wanted = wanted
+        self._sha256: Digest | None = None
+        self._data: bytearray = bytearray(wanted.size_bytes) if earlier is None else earlier._data
+        self._hints: dict[int, bytes] = {} if earlier is None else earlier._hints | earlier._marks
+        self._marks: dict[int, bytes] = {}
+        self.room_bytes = wanted.size_bytes
+        if wanted.sha256 is not None:
+            self._link(wanted.sha256)
+
+    @property
+    def path(self) -> str:
+        return self.wanted.path
+
+    @property
+    def size_bytes(self) -> int:
+        return self.wanted.size_bytes
+
+    @property
+    def sha256(self) -> Digest | None:
+        return self._sha256
+
+    def hints(self) -> Mapping[int, bytes]:
+        return {} if self._sha256 is not None else dict(self._hints)
+
+    def write(self, offset: int, data: memoryview, route: Route) -> None:
+        self._require_open()
+        end = offset + data.nbytes
+        if end > self.size_bytes:
+            raise ValueError(f"[{offset}, {end}) is outside of `{self.path}` of {self.size_bytes} bytes")
+        self._data[offset:end] = data.cast("B")
+
+    def read(self, offset: int, buffer: memoryview) -> None:
+        data = self._data if self._sha256 is None else self._ingest.shelf.blobs[self._sha256].data
+        found = data[offset : offset + buffer.nbytes]
+        if len(found) < buffer.nbytes:
+            raise StoreFault(f"`{self.path}` ends before byte {offset + buffer.nbytes}")
+        buffer.cast("B")[:] = found
+
+    def mark(self, chunk: int, mark: bytes) -> None:
+        self._require_open()
+        if not 0 <= chunk < chunk_count(self.size_bytes):
+            raise ValueError(f"`{self.path}` has no chunk {chunk}")
+        with self._ingest.changed:
+            self._marks[chunk] = mark
+            self._ingest.changed.notify_all()
+
+    def ranges(self) -> RangeSet:
+        with self._ingest.changed:
+            if self._sha256 is not None:
+                return RangeSet([ByteRange(0, self.size_bytes)])
+            return RangeSet(chunk_range(chunk, self.size_bytes) for chunk in self._marks)
+
+    def wait(self, span: ByteRange, timeout_s: float, cancel: Cancellation) -> bool:
+        deadline = Deadline.after(timeout_s)
+        with cancel.on_cancel(self._ingest.wake), self._ingest.changed:
+            while not self.ranges().covers(span):
+                cancel.check()
+                if self._ingest.ended:
+                    raise Cancelled(f"the fetch ended before {span} of `{self.path}` was here")
+                if deadline.passed:
+                    return False
+                self._ingest.changed.wait(deadline.remaining_s())
+        return True
+
+    def complete(self, sha256: Digest, table: ChunkTable) -> None:
+        self._require_open()
+        if table.size_bytes != self.size_bytes:
+            raise ValueError(f"the chunk table of `{self.path}` is of {table.size_bytes} bytes, the file of {self.size_bytes}")
+        if self._sha256 is not None:
+            raise ValueError(f"`{self.path}` is complete already")
+        self._ingest.shelf.blobs.setdefault(sha256, MemoryBlob(bytes(self._data), table))
+        self._link(sha256)
+
+    def link(self, sha256: Digest) -> bool:
+        self._require_open()
+        return self._link(sha256)
+
+    def restart(self) -> None:
+        self._require_open()
+        with self._ingest.changed:
+            if self._sha256 is not None:
+                raise ValueError(f"`{self.path}` is complete already")
+            self._hints = {}
+            self._marks.clear()
+
+    def _link(self, sha256: Digest) -> bool:
+        found = self._ingest.shelf.blobs.get(sha256)
+        if found is None or len(found.data) != self.size_bytes:
+            return False
+        with self._ingest.changed:
+            self._sha256 = sha256
+            self._data = bytearray()
+            self.room_bytes = 0
+            self._ingest.changed.notify_all()
+        return True
+
+    def _require_open(self) -> None:
+        if self._ingest.ended:
+            raise Cancelled(f"the ingest of `{self.path}` has ended")
+
+
+class MemoryIngest:
+    """A model on its way into a `MemoryStore`."""
+
+    def __init__(self, shelf: MemoryShelf, key: RefKey, files: Sequence[IngestFile], earlier: MemoryIngest | None) -> None:
+        self.shelf = shelf
+        self.key = key
+        self._id = secrets.token_hex(8)
+        self.changed = threading.Condition()
+        self.ended = False
+        kept = {} if earlier is None else {(file.path, file.size_bytes, file.wanted.version): file for file in earlier.files}
+        self._files = [
+            MemoryIncoming(self, wanted, kept.get((wanted.path, wanted.size_bytes, wanted.version)) if wanted.version else None)
+            for wanted in files
+        ]
+        self._reserved_bytes = self.room_bytes
+
+    @property
+    def id(self) -> str:
+        return self._id
+
+    @property
+    def files(self) -> Sequence[MemoryIncoming]:
+        return self._files
+
+    @property
+    def reserved_bytes(self) -> int:
+        return self._reserved_bytes
+
+    @property
+    def room_bytes(self) -> int:
+        return sum(file.room_bytes for file in self._files)
+
+    def flush(self, files: Sequence[object]) -> None:
+        """Memory is as durable as it gets."""
+
+    def publish(self, manifest: Manifest, ref: Ref) -> Snapshot:
+        if self.ended:
+            raise Cancelled("the ingest has ended")
+        ours = {(file.path, file.size_bytes, file.sha256) for file in self._files}
+        if ours != {(item.path, item.size_bytes, item.sha256) for item in manifest.files}:
+            raise ValueError("the manifest does not name exactly the completed files of this ingest")
+        snapshot = self.shelf.add_snapshot(manifest, ref)
+        self._end()
+        return snapshot
+
+    def keep(self) -> None:
+        if not self.ended:
+            self._end()
+            self.shelf.kept[self.key] = self
+
+    def discard(self) -> None:
+        if not self.ended:
+            self._end()
+        elif self.shelf.kept.get(self.key) is self:
+            del self.shelf.kept[self.key]
+
+    def wake(self) -> None:
+        with self.changed:
+            self.changed.notify_all()
+
+    def _end(self) -> None:
+        with self.changed:
+            self.ended = True
+            self.changed.notify_all()
+        self.shelf.open_ingests.pop(self._id, None)

@@ -1,0 +1,356 @@
+"""A store whose disk is a dict: the same promises as `LocalStore` within one process, for tests of what stands above a store."""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import xxhash
+
+from modelcache.abc.store import (
+    CollectReport,
+    Damage,
+    Evicted,
+    IngestFile,
+    Lease,
+    LeaseKind,
+    Limits,
+    Ref,
+    RefKey,
+    Snapshot,
+    SnapshotInfo,
+    Usage,
+    VerifyReport,
+)
+from modelcache.chunks import chunk_range
+from modelcache.digest import Digest
+from modelcache.errors import InUse, NoSpace, NotCached
+from modelcache.manifest import Manifest
+from modelcache.paths import check_tree
+from modelcache.patience import Cancellation
+from modelcache.testing.memory_ingest import MemoryIngest, MemoryShelf
+
+UNLIMITED = Limits(max_bytes=None, high_watermark=1.0, low_watermark=1.0)
+
+
+class MemoryStore:
+    """`Store` in memory. Snapshot paths are names, not directories: read files with `file`."""
+
+    def __init__(self, limits: Limits = UNLIMITED, *, size_bytes: int = 1 << 40, clock: Callable[[], float] = time.time) -> None:
+        self.limits = limits
+        self.size_bytes = size_bytes
+        self.clock = clock
+        self.shelf = MemoryShelf(self._add_snapshot)
+        self._lock = threading.RLock()
+        self._refs: dict[RefKey, Ref] = {}
+        self._manifests: dict[Digest, Manifest] = {}
+        self._last_used: dict[Digest, float] = {}
+        self._leases: dict[str, Lease] = {}
+
+    def file(self, digest: Digest, path: str) -> bytes:
+        """The bytes of one file of a snapshot."""
+        return self.shelf.blobs[next(item.sha256 for item in self.manifest(digest).files if item.path == path)].data
+
+    def leftovers(self) -> list[str]:
+        """Names of everything that is neither a snapshot, its blobs, nor a ref."""
+        with self._lock:
+            found = [f"ingest {ingest.id}" for ingest in (*self.shelf.open_ingests.values(), *self.shelf.kept.values())]
+            found += [f"blob {digest}" for digest in self._unnamed()]
+            return found + [f"lease {lease.id}" for lease in self._leases.values()]
+
+    def damage(self, digest: Digest, offset: int) -> None:
+        """Flip the bits of one byte of a blob, as a dying disk would."""
+        blob = self.shelf.blobs[digest]
+        blob.data = blob.data[:offset] + bytes([blob.data[offset] ^ 0xFF]) + blob.data[offset + 1 :]
+
+    def close(self) -> None:
+        """Nothing to close."""
+
+    # -- refs -----------------------------------------------------------------------------------------------------
+
+    def ref(self, key: RefKey) -> Ref | None:
+        return self._refs.get(key)
+
+    def refs(self, uri: str | None = None) -> list[Ref]:
+        with self._lock:
+            return [ref for ref in self._refs.values() if uri in (None, ref.key.uri)]
+
+    def touch(self, ref: Ref, *, checked_at_s: float) -> Ref:
+        with self._lock:
+            renewed = replace(ref, checked_at_s=checked_at_s)
+            self._refs[ref.key] = renewed
+            return renewed
+
+    def attach(self, ref: Ref) -> Snapshot | None:
+        with self._lock:
+            if ref.manifest not in self._manifests:
+                return None
+            self._refs[ref.key] = ref
+            return self.snapshot(ref.manifest)
+
+    def forget(self, key: RefKey) -> bool:
+        return self._refs.pop(key, None) is not None
+
+    # -- snapshots ------------------------------------------------------------------------------------------------
+
+    def snapshot(self, manifest: Digest) -> Snapshot | None:
+        with self._lock:
+            if manifest not in self._manifests:
+                return None
+            self._last_used[manifest] = self.clock()
+            return self._snapshot(manifest)
+
+    def manifest(self, digest: Digest) -> Manifest:
+        found = self._manifests.get(digest)
+        if found is None:
+            raise NotCached(f"no snapshot `{digest}`")
+        return found
+
+    def has_blob(self, digest: Digest) -> bool:
+        return digest in self.shelf.blobs
+
+    def ingest(self, key: RefKey, files: Sequence[IngestFile]) -> MemoryIngest:
+        check_tree(file.path for file in files)
+        with self._lock:
+            earlier = self.shelf.kept.get(key)
+            ingest = MemoryIngest(self.shelf, key, files, earlier)
+            self._make_room(ingest, 0 if earlier is None else earlier.room_bytes)
+            self.shelf.kept.pop(key, None)
+            self.shelf.open_ingests[ingest.id] = ingest
+            return ingest
+
+    # -- holds ----------------------------------------------------------------------------------------------------
+
+    def lease(self, manifest: Digest, *, holder: str, ttl_s: float) -> Lease:
+        return self._add_lease(manifest, holder, LeaseKind.LEASE, self.clock() + ttl_s)
+
+    def renew(self, lease_id: str, *, ttl_s: float) -> Lease:
+        with self._lock:
+            found = self._leases.get(lease_id)
+            if found is None or found.kind is not LeaseKind.LEASE or not self._lives(found):
+                raise NotCached(f"no living lease `{lease_id}`")
+            self._leases[lease_id] = replace(found, expires_at_s=self.clock() + ttl_s)
+            return self._leases[lease_id]
+
+    def release(self, lease_id: str) -> bool:
+        with self._lock:
+            found = self._leases.get(lease_id)
+            if found is None or found.kind is not LeaseKind.LEASE:
+                return False
+            del self._leases[lease_id]
+            return True
+
+    @contextmanager
+    def hold(self, manifest: Digest, *, holder: str) -> Iterator[Snapshot]:
+        lease = self._add_lease(manifest, holder, LeaseKind.PROCESS, None)
+        try:
+            yield self._snapshot(manifest)
+        finally:
+            self._leases.pop(lease.id, None)
+
+    def pin(self, manifest: Digest, *, holder: str) -> Lease:
+        with self._lock:
+            for lease in self._leases.values():
+                if lease.kind is LeaseKind.PIN and (lease.manifest, lease.holder) == (manifest, holder):
+                    return lease
+            return self._add_lease(manifest, holder, LeaseKind.PIN, None)
+
+    def unpin(self, manifest: Digest, *, holder: str | None = None) -> int:
+        with self._lock:
+            pins = [lease for lease in self._leases.values() if lease.kind is LeaseKind.PIN and lease.manifest == manifest]
+            ended = [lease.id for lease in pins if holder in (None, lease.holder)]
+            for lease_id in ended:
+                del self._leases[lease_id]
+            return len(ended)
+
+    def leases(self) -> list[Lease]:
+        with self._lock:
+            return [lease for lease in self._leases.values() if self._lives(lease)]
+
+    # -- room -----------------------------------------------------------------------------------------------------
+
+    def usage(self) -> Usage:
+        with self._lock:
+            held = {lease.manifest for lease in self.leases()}
+            return Usage(
+                blobs_bytes=sum(len(blob.data) for blob in self.shelf.blobs.values()),
+                ingest_bytes=self._booked_bytes(),
+                trash_bytes=0,
+                quarantine_bytes=0,
+                leased_bytes=self._content_bytes(held),
+                pinned_bytes=self._content_bytes({lease.manifest for lease in self.leases() if lease.kind is LeaseKind.PIN}),
+                evictable_bytes=self._content_bytes(set(self._manifests)) - self._content_bytes(held),
+                file_system_bytes=self.size_bytes,
+                free_bytes=self.size_bytes - self._used_bytes(),
+                available_bytes=self._available_bytes(),
+                limits=self.limits,
+            )
+
+    def evict(self, manifest: Digest, *, dry_run: bool = False) -> Evicted:
+        with self._lock:
+            self.manifest(manifest)
+            holders = sorted({lease.holder for lease in self.leases() if lease.manifest == manifest})
+            if holders:
+                raise InUse(f"snapshot `{manifest}` is held by {', '.join(holders)}")
+            info = self._info(manifest)
+            if not dry_run:
+                self._remove(manifest)
+            return Evicted(manifest, tuple(ref.key.uri for ref in info.refs), info.own_bytes)
+
+    def collect(self, *, need_bytes: int = 0, dry_run: bool = False) -> CollectReport:
+        with self._lock:
+            unnamed = self._unnamed()
+            freed = sum(len(self.shelf.blobs[digest].data) for digest in unnamed)
+            lacking = need_bytes - self._available_bytes() - freed
+            evicted: list[Evicted] = []
+            held = {lease.manifest for lease in self.leases()}
+            for info in reversed(self.list()):
+                if sum(item.freed_bytes for item in evicted) < lacking and info.digest not in held:
+                    evicted.append(Evicted(info.digest, tuple(ref.key.uri for ref in info.refs), info.own_bytes))
+                    if not dry_run:
+                        self._remove(info.digest)
+            if not dry_run:
+                for digest in unnamed:
+                    self.shelf.blobs.pop(digest, None)
+            return CollectReport(tuple(evicted), 0, len(unnamed), freed + sum(item.freed_bytes for item in evicted), dry_run)
+
+    def verify(
+        self,
+        manifest: Digest | None,
+        cancel: Cancellation,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> VerifyReport:
+        with self._lock:
+            names = list(self._manifests) if manifest is None else [self.manifest(manifest).digest]
+            blobs = sorted({item.sha256 for name in names for item in self._manifests[name].files} & self.shelf.blobs.keys())
+            total = sum(len(self.shelf.blobs[digest].data) for digest in blobs)
+            done, damages = 0, []
+            for digest in blobs:
+                cancel.check()
+                data = self.shelf.blobs[digest].data
+                done += len(data)
+                if hashlib.sha256(data).hexdigest() != digest.hex:
+                    damages.append(self._withdraw(digest))
+                if progress is not None:
+                    progress(done, total)
+            return VerifyReport(len(names), len(blobs), total, tuple(damages))
+
+    # -- inside ---------------------------------------------------------------------------------------------------
+
+    @staticmethod
+    def _snapshot(digest: Digest) -> Snapshot:
+        return Snapshot(digest, Path("/memory/snapshots") / digest.hex)
+
+    def _add_snapshot(self, manifest: Manifest, ref: Ref) -> Snapshot:
+        if ref.manifest != manifest.digest:
+            raise ValueError("the ref names another manifest")
+        with self._lock:
+            self._manifests.setdefault(manifest.digest, manifest)
+            self._last_used[manifest.digest] = self.clock()
+            self._refs[ref.key] = ref
+        return self._snapshot(manifest.digest)
+
+    def _add_lease(self, manifest: Digest, holder: str, kind: LeaseKind, expires_at_s: float | None) -> Lease:
+        with self._lock:
+            self.manifest(manifest)
+            now = self.clock()
+            lease = Lease(secrets.token_hex(8), manifest, holder, kind, now, expires_at_s)
+            self._leases[lease.id] = lease
+            self._last_used[manifest] = now
+            return lease
+
+    def _lives(self, lease: Lease) -> bool:
+        return lease.expires_at_s is None or lease.expires_at_s > self.clock()
+
+    def _info(self, digest: Digest) -> SnapshotInfo:
+        manifest = self._manifests[digest]
+        refs = tuple(sorted((ref for ref in self._refs.values() if ref.manifest == digest), key=lambda ref: (ref.key.uri, ref.key.origin)))
+        leases = tuple(lease for lease in self.leases() if lease.manifest == digest)
+        others = {name for name in self._manifests if name != digest} | {None}
+        return SnapshotInfo(
+            digest=digest,
+            path=self._snapshot(digest).path,
+            size_bytes=manifest.size_bytes,
+            own_bytes=self._content_bytes({digest, *others}) - self._content_bytes(others),
+            file_count=len(manifest.files),
+            refs=refs,
+            leases=leases,
+            last_used_at_s=self._last_used[digest],
+        )
+
+    def _named(self, names: set[Digest | None] | set[Digest]) -> set[Digest]:
+        """Blobs of these snapshots; None stands for the ingests."""
+        found = {item.sha256 for name in names if name is not None for item in self._manifests[name].files}
+        if None in names:
+            ingests = (*self.shelf.open_ingests.values(), *self.shelf.kept.values())
+            found |= {file.sha256 for ingest in ingests for file in ingest.files if file.sha256 is not None}
+        return found
+
+    def _content_bytes(self, names: set[Digest | None] | set[Digest]) -> int:
+        return sum(len(self.shelf.blobs[digest].data) for digest in self._named(names) if digest in self.shelf.blobs)
+
+    def _unnamed(self) -> list[Digest]:
+        named = self._named({*self._manifests, None})
+        return [digest for digest in self.shelf.blobs if digest not in named]
+
+    def _booked_bytes(self) -> int:
+        return sum(ingest.room_bytes for ingest in (*self.shelf.open_ingests.values(), *self.shelf.kept.values()))
+
+    def _used_bytes(self) -> int:
+        return self._booked_bytes() + sum(len(blob.data) for blob in self.shelf.blobs.values())
+
+    def _available_bytes(self) -> int:
+        cap = int(self.size_bytes * self.limits.high_watermark)
+        return max(0, min(cap, self.limits.max_bytes if self.limits.max_bytes is not None else cap) - self._used_bytes())
+
+    def _make_room(self, ingest: MemoryIngest, returned_bytes: int) -> None:
+        """Evict what this ingest needs beyond `returned_bytes`, which its predecessor has booked."""
+        needed = ingest.room_bytes - returned_bytes
+        holding = {file.sha256 for file in ingest.files}
+        held = {lease.manifest for lease in self.leases()}
+        held |= {name for name, manifest in self._manifests.items() if any(item.sha256 in holding for item in manifest.files)}
+        available = self._available_bytes()
+        evictable = self._content_bytes(set(self._manifests)) - self._content_bytes(held)
+        if needed > available + evictable:
+            raise NoSpace(
+                f"{needed} bytes are needed, {available} are available and {evictable} could be freed",
+                needed_bytes=needed,
+                available_bytes=available,
+                evictable_bytes=evictable,
+                held_bytes=self._content_bytes(held),
+            )
+        for info in reversed(self.list()):
+            if self._available_bytes() < needed and info.digest not in held:
+                self._remove(info.digest)
+
+    def _remove(self, digest: Digest) -> None:
+        del self._manifests[digest]
+        self._last_used.pop(digest)
+        self._refs = {key: ref for key, ref in self._refs.items() if ref.manifest != digest}
+        for name in self._unnamed():
+            del self.shelf.blobs[name]
+
+    def _withdraw(self, digest: Digest) -> Damage:
+        blob = self.shelf.blobs.pop(digest)
+        showing = [name for name, manifest in self._manifests.items() if any(item.sha256 == digest for item in manifest.files)]
+        held = {lease.manifest for lease in self.leases()}
+        withdrawn = tuple(name for name in showing if name not in held)
+        for name in withdrawn:
+            del self._manifests[name]
+        bad = [
+            index
+            for index, mark in enumerate(blob.table.marks)
+            if xxhash.xxh3_128_digest(blob.data[chunk_range(index, len(blob.data)).start : chunk_range(index, len(blob.data)).stop]) != mark
+        ]
+        still_held = tuple(name for name in showing if name in held)
+        return Damage(Path("/memory/blobs") / digest.hex, digest, "other bytes than its digest names", tuple(bad), withdrawn, still_held)
+
+    def list(self) -> list[SnapshotInfo]:
+        with self._lock:
+            return sorted((self._info(digest) for digest in self._manifests), key=lambda info: -info.last_used_at_s)
