@@ -1,3 +1,42 @@
-"""Model weights, verified and shared, from any object store to every process of a machine."""
+"""Model weights, verified and shared, from any object store to every process of a machine.
+
+`ModelCache.ensure(uri)` returns a complete, verified, read-only directory. Names are imported when first used, so that
+`import modelcache` costs nothing.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from modelcache.abc.store import Snapshot as Snapshot
+    from modelcache.cache import ModelCache as ModelCache
+    from modelcache.cache import Refresh as Refresh
+    from modelcache.config import Config as Config
+    from modelcache.errors import ModelCacheError as ModelCacheError
+    from modelcache.fetch.plan import Priority as Priority
+    from modelcache.fetch.progress import Progress as Progress
+    from modelcache.patience import Cancellation as Cancellation
 
 __version__ = "0.1.0"
+
+_HOMES = {
+    "Cancellation": "modelcache.patience",
+    "Config": "modelcache.config",
+    "ModelCache": "modelcache.cache",
+    "ModelCacheError": "modelcache.errors",
+    "Priority": "modelcache.fetch.plan",
+    "Progress": "modelcache.fetch.progress",
+    "Refresh": "modelcache.cache",
+    "Snapshot": "modelcache.abc.store",
+}
+__all__ = [*sorted(_HOMES), "__version__"]  # noqa: PLE0604
+
+
+def __getattr__(name: str) -> Any:
+    home = _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(home), name)

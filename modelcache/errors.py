@@ -17,6 +17,7 @@ class ErrorCode(StrEnum):
     INVALID_URI = "invalid-uri"
     UNSAFE_PATH = "unsafe-path"
     UNKNOWN_SCHEME = "unknown-scheme"
+    AMBIGUOUS_NAME = "ambiguous-name"
     BAD_CONFIG = "bad-config"
     NOT_FOUND = "not-found"
     NOT_CACHED = "not-cached"
@@ -118,6 +119,13 @@ class UnknownScheme(BadInput):
     code = ErrorCode.UNKNOWN_SCHEME
 
 
+class AmbiguousName(BadInput):
+    """A short name that fits several snapshots; the message lists them."""
+
+    code = ErrorCode.AMBIGUOUS_NAME
+    default_hint = "give more digits of the digest"
+
+
 class BadConfig(BadInput):
     """A setting has a value that can't be used; the message names the setting and where it came from."""
 
@@ -169,6 +177,13 @@ class OriginUnreachable(Unavailable):
 
     code = ErrorCode.ORIGIN_UNREACHABLE
     default_hint = "check the endpoint, DNS, proxy and CA settings"
+
+
+class OriginUntrusted(OriginUnreachable):
+    """The origin's TLS certificate is not vouched for: trying again gives the same until somebody changes a CA or the certificate."""
+
+    retryable = False
+    default_hint = "name the CA that signed it (its PEM file) in the settings, or have the certificate replaced"
 
 
 class OriginBusy(Unavailable):

@@ -1,0 +1,244 @@
+"""`ModelCache`: from a URI to a verified snapshot on this machine."""
+
+from __future__ import annotations
+
+import re
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from enum import StrEnum
+from pathlib import Path
+from types import TracebackType
+
+from modelcache.abc.source import Source
+from modelcache.abc.store import CollectReport, Evicted, Lease, Ref, RefKey, Snapshot, SnapshotInfo, Store, Usage, VerifyReport
+from modelcache.config import Config
+from modelcache.ensure import Ensure, Ensured, ProgressCallback, expect_cached, hit
+from modelcache.errors import AmbiguousName, NotCached
+from modelcache.fetch.engine import FetchEngine
+from modelcache.fetch.flight import SingleFlight
+from modelcache.fetch.plan import Priority
+from modelcache.manifest import Manifest
+from modelcache.patience import Cancellation
+from modelcache.registry import Registry
+from modelcache.store.store import LocalStore
+from modelcache.uri import StorageUri, parse_uri
+
+HOLD_TRIES = 3
+"""A snapshot that is evicted between `ensure` and its hold is brought in again this often in all."""
+
+_HEX = re.compile(r"(?:sha256:)?([0-9a-f]{8,64})")
+
+
+class Refresh(StrEnum):
+    """When a ref that is here is resolved at its origin again."""
+
+    AUTO = "auto"
+    """When it is older than `Config.refresh_s`; never if its URI names an exact version."""
+    ALWAYS = "always"
+    NEVER = "never"
+    """Offline: what is here, or `NotCached`."""
+
+
+class ModelCache:
+    """A store and what fills it. A context manager; safe for many threads.
+
+    `ensure` is the whole of it: whatever state the store is in, it returns a complete, verified, read-only directory or raises
+    a `ModelCacheError`. Callers that ask for one model at the same time share one fetch.
+    """
+
+    def __init__(self, root: str | Path | None = None, *, config: Config | None = None) -> None:
+        """Open the store, creating it if the directory is new.
+
+        Args:
+            root: the store's directory; wins over `config.root`.
+            config: settings; by default from the environment (`docs/operations.md`).
+
+        Raises:
+            StoreError: the directory can't be used; the error says why.
+            BadConfig: a setting makes no sense.
+        """
+        self.config = config or Config.load()
+        self._store: Store = LocalStore.open(Path(root) if root is not None else self.config.root, limits=self.config.limits)
+        self._engine = FetchEngine(self.config.engine)
+        self._registry = Registry(self.config, on_throttle=self._engine.throttled)
+        self._flights: SingleFlight[RefKey, Ensured] = SingleFlight("ensure")
+        self._lock = threading.Lock()
+        self._ensures: dict[RefKey, Ensure] = {}
+
+    def __enter__(self) -> ModelCache:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Cancel what is in progress (chunks are kept) and give threads and connections back. Idempotent."""
+        self._flights.join()
+        self._engine.close()
+        self._registry.close()
+
+    # -- bringing models in -----------------------------------------------------------------------------------------
+
+    def ensure(
+        self,
+        uri: str,
+        *,
+        refresh: Refresh = Refresh.AUTO,
+        priority: Priority = Priority.WAITING,
+        progress: ProgressCallback | None = None,
+        cancel: Cancellation | None = None,
+    ) -> Snapshot:
+        """Have this model here: fetched if it is not, verified in any case, published whole.
+
+        The snapshot stays until it is evicted; `open` keeps it from that.
+
+        Args:
+            uri: a storage URI (`docs/uris.md`); userinfo and signing parameters in it are used and forgotten.
+            progress: called from this thread now and then, and once at the end with phase `done`.
+            cancel: ends the wait with `Cancelled`; what was fetched is kept for the next try.
+
+        Raises:
+            BadInput, Missing, AccessDenied, Unavailable, SourceChanged, ProtocolViolation, IntegrityError, NoSpace, StoreError.
+        """
+        parsed, secrets = parse_uri(uri)
+        with self._registry.source(parsed, secrets) as source:
+            ensured = self._hit(parsed, source, refresh)
+            if refresh is Refresh.NEVER:
+                ensured = expect_cached(ensured, parsed)
+            if ensured is None:
+                ensured = self._ask(parsed, source, priority, progress, cancel)
+        if progress is not None:
+            progress(ensured.progress)
+        return ensured.snapshot
+
+    @contextmanager
+    def open(
+        self,
+        uri: str,
+        *,
+        refresh: Refresh = Refresh.AUTO,
+        priority: Priority = Priority.WAITING,
+        progress: ProgressCallback | None = None,
+        cancel: Cancellation | None = None,
+    ) -> Iterator[Snapshot]:
+        """`ensure`, and hold the snapshot for the block (or until this process ends): it is not evicted meanwhile."""
+        with ExitStack() as held:
+            for _ in range(HOLD_TRIES):
+                snapshot = self.ensure(uri, refresh=refresh, priority=priority, progress=progress, cancel=cancel)
+                try:
+                    snapshot = held.enter_context(self._store.hold(snapshot.digest, holder="open"))
+                except NotCached:
+                    continue  # evicted between the two: start over (DESIGN §5, hold first, look second)
+                break
+            else:
+                raise NotCached(f"`{parse_uri(uri)[0]}` was evicted each time before it could be held", hint="make room: `modelcache df`")
+            yield snapshot
+
+    def _hit(self, uri: StorageUri, source: Source, refresh: Refresh) -> Ensured | None:
+        started_s = time.monotonic()
+        if refresh is Refresh.ALWAYS:
+            return None
+        ref = self._store.ref(RefKey(str(uri), str(source.origin)))
+        if ref is None or not (refresh is Refresh.NEVER or self._fresh(ref)):
+            return None
+        return hit(self._store, ref, started_s)
+
+    def _fresh(self, ref: Ref) -> bool:
+        return ref.immutable or 0 <= time.time() - ref.checked_at_s < self.config.refresh_s
+
+    def _ask(
+        self, uri: StorageUri, source: Source, priority: Priority, progress: ProgressCallback | None, cancel: Cancellation | None
+    ) -> Ensured:
+        key = RefKey(str(uri), str(source.origin))
+
+        def do(flight_cancel: Cancellation) -> Ensured:
+            ensure = Ensure(self._store, self._engine, source, uri, priority=priority, route=self.config.write_route)
+            with self._lock:
+                self._ensures[key] = ensure
+            try:
+                return ensure.run(flight_cancel)
+            finally:
+                with self._lock:
+                    del self._ensures[key]
+
+        def look() -> None:
+            ensure = self._ensures.get(key)
+            if progress is not None and ensure is not None:
+                progress(ensure.look())
+
+        return self._flights.run(key, do, cancel=cancel, look=look)
+
+    # -- looking at what is here ------------------------------------------------------------------------------------
+
+    def list(self) -> list[SnapshotInfo]:
+        """Every snapshot, most recently used first."""
+        return self._store.list()
+
+    def find(self, name: str) -> SnapshotInfo:
+        """The snapshot of a URI, a digest (`sha256:…` or hex) or its first 8 or more hex digits. Asks no origin.
+
+        Raises:
+            NotCached: nothing here has that name.
+            AmbiguousName: several have.
+        """
+        digits = _HEX.fullmatch(name)
+        uri = None if digits else str(parse_uri(name)[0])
+        found = [
+            info
+            for info in self._store.list()
+            if (digits and info.digest.hex.startswith(digits.group(1))) or any(ref.key.uri == uri for ref in info.refs)
+        ]
+        if not found:
+            raise NotCached(f"`{uri or name}` is not cached", address=uri)
+        if len(found) > 1:
+            shown = ", ".join(info.digest.hex[:16] for info in found)
+            raise AmbiguousName(f"`{uri or name}` names {len(found)} snapshots: {shown}", got=shown)
+        return found[0]
+
+    def manifest(self, name: str) -> Manifest:
+        """Paths, sizes and digests of a snapshot's files."""
+        return self._store.manifest(self.find(name).digest)
+
+    def usage(self) -> Usage:
+        """Where the room went."""
+        return self._store.usage()
+
+    # -- keeping and removing ---------------------------------------------------------------------------------------
+
+    def pin(self, name: str, *, holder: str = "user") -> Lease:
+        """Keep a snapshot until it is unpinned."""
+        return self._store.pin(self.find(name).digest, holder=holder)
+
+    def unpin(self, name: str, *, holder: str | None = None) -> int:
+        """End the pins of one holder, or all; how many there were."""
+        return self._store.unpin(self.find(name).digest, holder=holder)
+
+    def evict(self, name: str, *, dry_run: bool = False) -> Evicted:
+        """Remove a snapshot and what only it needs. A URI that shares its snapshot with other URIs: only its ref goes.
+
+        Raises:
+            InUse: a lease or pin holds it.
+            NotCached: it is not here.
+        """
+        info = self.find(name)
+        uri = None if _HEX.fullmatch(name) else str(parse_uri(name)[0])
+        refs = [ref for ref in info.refs if ref.key.uri == uri]
+        if refs and len(refs) < len(info.refs):
+            if not dry_run:
+                for ref in refs:
+                    self._store.forget(ref.key)
+            return Evicted(info.digest, tuple(ref.key.uri for ref in refs), 0)
+        return self._store.evict(info.digest, dry_run=dry_run)
+
+    def collect(self, *, need_bytes: int = 0, dry_run: bool = False) -> CollectReport:
+        """Remove what nobody needs, and make room for `need_bytes` by evicting the least recently used."""
+        return self._store.collect(need_bytes=need_bytes, dry_run=dry_run)
+
+    def verify(
+        self, name: str | None = None, *, progress: Callable[[int, int], None] | None = None, cancel: Cancellation | None = None
+    ) -> VerifyReport:
+        """Read every byte of a snapshot (or of all) from the disk and compare; damage is taken out of service and reported."""
+        digest = None if name is None else self.find(name).digest
+        return self._store.verify(digest, cancel or Cancellation(), progress)

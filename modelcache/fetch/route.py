@@ -1,0 +1,33 @@
+"""Through the page cache or around it: by who reads the bytes next."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from modelcache.abc.store import Route
+from modelcache.fetch.plan import Priority
+from modelcache.units import KIB
+
+MEMORY_SHARE = 0.5
+"""A model goes through the page cache only if it takes less than this share of the memory that is free for it: beyond that, its
+first bytes are gone before its last arrive, and a serving neighbour's pages with them."""
+
+
+def choose_route(priority: Priority, size_bytes: int, available_bytes: int) -> Route:
+    """BUFFERED when someone waits for these bytes and they fit in free memory; DIRECT otherwise."""
+    if priority is Priority.WAITING and size_bytes <= available_bytes * MEMORY_SHARE:
+        return Route.BUFFERED
+    return Route.DIRECT
+
+
+def available_memory_bytes(meminfo: Path = Path("/proc/meminfo")) -> int:
+    """The kernel's estimate of what can be used without swapping (`MemAvailable`, proc(5)); 0 where there is none to read."""
+    try:
+        lines = meminfo.read_text().splitlines()
+    except OSError:
+        return 0
+    for line in lines:
+        name, _, rest = line.partition(":")
+        if name == "MemAvailable":
+            return int(rest.split()[0]) * KIB
+    return 0
