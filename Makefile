@@ -1,0 +1,81 @@
+# Every target sets up what it needs by itself, in .venv, once. `make help` lists them.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DELETE_ON_ERROR:
+.ONESHELL:
+MAKEFLAGS += --no-builtin-rules --no-print-directory
+
+VENV := .venv
+RUN := $(VENV)/bin/python
+MADE := $(VENV)/made
+# the first Python here that modelcache runs on; else python3, which says why it can't
+SUITS := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))
+PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11; do \
+	"$$python" -c '$(SUITS)' 2>/dev/null && echo "$$python" && exit; done; echo python3)
+ENVIRONMENT = "$(PYTHON)" tools/environment.py --venv $(VENV)
+# TORCH=torch==2.9.1 takes another torch than the pinned one; empty: the one that your own environment has, else the pinned
+TORCH ?=
+export TORCH
+SEED := $(or $(SEED),$(shell od -An -N4 -tu4 /dev/urandom | tr -d ' '))
+
+.PHONY: help demo demo-store demo-model test lint soak bench clean
+
+help:  ## this list
+	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
+
+demo: demo-store demo-model  ## from an authenticated S3 server to a model that answers: both halves
+
+demo-store: $(MADE)/demo  ## first half: put a model on S3, pull it, verify it, pull it again, see it stored once
+	@$(RUN) -m demo.store
+
+demo-model: $(MADE)/demo-model  ## second half: pull SmolLM2-135M-Instruct, and ask it a question
+	@$(RUN) -m demo.model
+
+lint: $(MADE)/dev  ## ruff, mypy --strict, and the arrows between the floors
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+	$(RUN) -m mypy
+	$(VENV)/bin/lint-imports
+
+test: lint  ## lint, then every test; SEED=N repeats a run's random choices, PYTEST_ARGS='…' goes to pytest
+	@$(ENVIRONMENT) system
+	echo "random seed: $(SEED) (make test SEED=$(SEED) repeats it)"
+	$(RUN) -m pytest --hypothesis-seed=$(SEED) $(PYTEST_ARGS)
+
+soak: $(MADE)/dev  ## the tests that only show something in great numbers
+	@$(ENVIRONMENT) system
+	echo "random seed: $(SEED) (make soak SEED=$(SEED) repeats it)"
+	$(RUN) -m pytest -m soak --hypothesis-seed=$(SEED) $(PYTEST_ARGS)
+
+clean:  ## remove all that make made here
+	rm -rf $(VENV) .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache dist
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# -- what the targets need --------------------------------------------------------------------------------------------
+
+$(MADE)/venv: tools/environment.py
+	@$(ENVIRONMENT) venv
+	mkdir -p $(MADE)
+	touch $@
+
+$(MADE)/demo $(MADE)/dev: $(MADE)/venv pyproject.toml constraints.txt
+	@$(ENVIRONMENT) extra $(@F)
+	touch $@
+
+$(MADE)/torch: $(MADE)/venv $(MADE)/torch-named constraints.txt
+	@$(ENVIRONMENT) torch
+	touch $@
+
+# torch comes first: what the extra depends on is then here, in the build that suits this machine
+$(MADE)/demo-model: $(MADE)/torch pyproject.toml constraints.txt
+	@$(ENVIRONMENT) extra demo-model
+	$(ENVIRONMENT) weights
+	touch $@
+
+# changes only when TORCH does
+$(MADE)/torch-named: $(MADE)/venv .FORCE
+	@echo '$(TORCH)' | cmp -s - $@ || echo '$(TORCH)' > $@
+
+.PHONY: .FORCE
+.FORCE:

