@@ -3,6 +3,23 @@
 from modelcache.transport.client import RangeClient, Response
 from modelcache.transport.proxies import Proxies
 from modelcache.transport.signer import Precondition, SignedRequest, Signer, Unsigned
+from modelcache.transport.status import error_of_status, retry_after_s
+from modelcache.transport.target import Target, safe_address
 from modelcache.transport.timeouts import Timeouts
+from modelcache.transport.tls import ca_sha256
 
-__all__ = ["Precondition", "Proxies", "RangeClient", "Response", "SignedRequest", "Signer", "Timeouts", "Unsigned"]
+__all__ = [
+    "Precondition",
+    "Proxies",
+    "RangeClient",
+    "Response",
+    "SignedRequest",
+    "Signer",
+    "Target",
+    "Timeouts",
+    "Unsigned",
+    "ca_sha256",
+    "error_of_status",
+    "retry_after_s",
+    "safe_address",
+]

@@ -2,59 +2,239 @@
 
 from __future__ import annotations
 
+import logging
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from modelcache.abc.source import Body, RemoteFile
+from modelcache.errors import InvalidUri, ModelCacheError, ProtocolViolation, Unavailable
 from modelcache.patience import Cancellation
 from modelcache.ranges import ByteRange
+from modelcache.transport.body import RangeBody, read_small
+from modelcache.transport.checks import check_framing, check_version
+from modelcache.transport.exchange import Answer, Exchanger, Request
+from modelcache.transport.moved import MovedTargets
 from modelcache.transport.proxies import Proxies
-from modelcache.transport.signer import Precondition, Signer
+from modelcache.transport.signer import Precondition, SignedRequest, Signer
+from modelcache.transport.status import error_of_status, origin_code, wants_renewal
+from modelcache.transport.target import Target, safe_address
 from modelcache.transport.timeouts import Timeouts
+from modelcache.transport.tls import Trust
+
+MAX_REDIRECTS = 5
+RENEW_BEFORE_S = 30.0
+"""A request that expires sooner than this is signed anew: it may wait for a connection before the origin sees it."""
+SMALL_BODY_BYTES = 64 << 10
+"""Of an error or a probe: S3's XML errors are under 1 KiB, gateways' HTML pages a few. A larger one is not read."""
+
+_REDIRECTS = (301, 302, 303, 307, 308)
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class Response:
-    """A small answer, whole. `headers` has lower-case names; `url` (where redirects ended) may hold secrets."""
+    """A small answer, whole. Header names are looked up without regard to case.
+
+    Attributes:
+        url: where redirects ended; may hold secrets.
+        body: empty where it was too large to be read for its status' sake.
+    """
 
     status: int
     headers: Mapping[str, str] = field(repr=False)
     body: bytes = field(repr=False)
     url: str = field(repr=False)
 
+    @property
+    def code(self) -> str | None:
+        """The origin's own error code, where its body is S3's or GCS' XML."""
+        return origin_code(self.body)
+
+    def error(self, *, listed: bool) -> ModelCacheError:
+        """What this status means where success was hoped for. `listed`: the object was listed before, so its absence is a change."""
+        return error_of_status(self.status, self.headers, address=safe_address(self.url), listed=listed, code=self.code)
+
+
+@dataclass(frozen=True, slots=True)
+class _Call:
+    """One `open_range` or `probe`: what stays the same however often it is signed and redirected."""
+
+    method: str
+    locator: str
+    headers: Mapping[str, str] = field(repr=False)
+    cancel: Cancellation
+
 
 class RangeClient:
-    """HTTP/1.1 for one source (one credential), with a pool of kept connections. Safe for many threads."""
+    """HTTP/1.1 for one source (one credential), with a pool of kept connections. Safe for many threads.
 
-    def __init__(self, timeouts: Timeouts, *, ca_file: Path | None = None, proxies: Proxies | None = None) -> None:
-        raise NotImplementedError
+    https is always verified. Bodies arrive unencoded or not at all. Secrets stay in memory: errors and log records show URLs
+    without userinfo and query.
+    """
+
+    def __init__(
+        self, timeouts: Timeouts, *, ca_file: Path | None = None, proxies: Proxies | None = None, agent: str = "modelcache"
+    ) -> None:
+        """
+        Args:
+            ca_file: PEM file of the CAs that vouch for https origins, in place of the system's.
+            agent: the `User-Agent`.
+        """
+        self._timeouts = timeouts
+        self._exchanger = Exchanger(timeouts, Trust(ca_file), proxies or Proxies(), agent)
+        self._moved = MovedTargets()
 
     def open_range(self, signer: Signer, file: RemoteFile, span: ByteRange, precondition: Precondition, cancel: Cancellation) -> Body:
         """Start reading `span` of exactly the listed version of `file`.
 
-        A `Range` header is sent unless `file.ranged` is False. Redirects are followed (bounded, remembered per locator),
-        a refused credential is renewed once.
+        A `Range` header is sent unless `file.ranged` is False; then `span` has to be the whole file and the answer a 200.
+        Redirects are followed (five at most, remembered per locator), a refused credential is renewed once. `cancel` breaks every
+        wait, also those of the body.
 
         Raises: what `modelcache.abc.source.Source.open` promises.
         """
-        raise NotImplementedError
+        if span.size_bytes == 0 or (not file.ranged and span != ByteRange(0, file.size_bytes)):
+            raise ValueError(f"{span} of `{file.path}` can't be asked for")
+        headers = dict(precondition.headers)
+        if file.ranged:
+            headers["Range"] = span.http_header
+        answer = self._fetch(signer, _Call("GET", file.locator, headers, cancel))
+        if isinstance(answer, Response):
+            raise answer.error(listed=True)
+        try:
+            address = str(answer.request.target)
+            check_version(answer, precondition, address)
+            check_framing(answer, file, span, address)
+            return RangeBody(answer, span.size_bytes, address=address, stall_s=self._timeouts.stall_s, cancel=cancel)
+        except BaseException:
+            answer.release(reuse=False)
+            raise
+
+    def probe(self, signer: Signer, locator: str, headers: Mapping[str, str], cancel: Cancellation) -> Response:
+        """A GET for its head's sake: signed, redirected and renewed like `open_range`; any status is returned.
+
+        A body over 64 KiB, or of unknown length, is not read; its connection is closed.
+
+        Raises: Unavailable, ProtocolViolation, Cancelled.
+        """
+        answer = self._fetch(signer, _Call("GET", locator, headers, cancel))
+        return answer if isinstance(answer, Response) else self._over(answer, cancel)
 
     def request(
         self, method: str, url: str, headers: Mapping[str, str], cancel: Cancellation, max_body_bytes: int, *, follow: bool = True
     ) -> Response:
-        """One small control call; any status is returned, none raised (`error_of_status` makes an error of one).
+        """One small control call; any status is returned, none raised (`Response.error` makes an error of one).
 
         Args:
             headers: all are treated as credentials: not sent to another origin than `url`'s.
+            max_body_bytes: of a 2xx answer.
             follow: follow redirects; False returns the 3xx answer.
 
         Raises:
             Unavailable: unreachable, stalled or cut.
             ProtocolViolation: a broken answer, or a body over `max_body_bytes`.
         """
-        raise NotImplementedError
+        call = _Call(method, url, {}, cancel)
+        answer = self._follow(call, SignedRequest(url, headers), Target.parse(url), hops=MAX_REDIRECTS if follow else 0)
+        if isinstance(answer, Response):
+            return answer
+        return _response(answer, _read(answer, max_body_bytes, cancel))
 
     def close(self) -> None:
         """Close idle connections; open bodies stay usable."""
-        raise NotImplementedError
+        self._exchanger.close()
+
+    def _fetch(self, signer: Signer, call: _Call) -> Answer | Response:
+        """Sign and send; past a remembered redirect that no longer works, and once more with fresh credentials."""
+        signed = self._sign(signer, call)
+        moved = self._moved.of(call.locator)
+        if moved is not None:
+            answer = self._shortcut(call, signed, moved)
+            if answer is not None:
+                return answer
+            signed = self._sign(signer, call)
+        answer = self._follow(call, signed, Target.parse(signed.url))
+        if isinstance(answer, Response) and wants_renewal(answer.status, answer.code) and signer.renew():
+            signed = signer.sign(call.method, call.locator, call.headers)
+            answer = self._follow(call, signed, Target.parse(signed.url))
+        return answer
+
+    def _sign(self, signer: Signer, call: _Call) -> SignedRequest:
+        signed = signer.sign(call.method, call.locator, call.headers)
+        if signed.expires_at_s is not None and signed.expires_at_s - time.time() < RENEW_BEFORE_S and signer.renew():
+            signed = signer.sign(call.method, call.locator, call.headers)
+        return signed
+
+    def _shortcut(self, call: _Call, signed: SignedRequest, moved: Target) -> Answer | Response | None:
+        """Ask where the origin last redirected to; None if that is over (expired, gone, unreachable), so the origin has to be asked."""
+        try:
+            answer = self._follow(call, signed, moved)
+        except Unavailable:
+            self._moved.forget(call.locator)
+            return None
+        if isinstance(answer, Response) and (wants_renewal(answer.status, answer.code) or answer.status in (404, 410)):
+            self._moved.forget(call.locator)
+            return None
+        return answer
+
+    def _follow(self, call: _Call, signed: SignedRequest, start: Target, *, hops: int = MAX_REDIRECTS) -> Answer | Response:
+        """Send to `start` and wherever it redirects; an Answer is a success whose body is still to be read.
+
+        The signer's own headers go to the origin of the signed URL alone.
+        """
+        home = Target.parse(signed.url)
+        target = start
+        for hop in range(hops + 1):
+            request = Request(call.method, target, signed.headers if target.same_origin(home) else call.headers)
+            answer = self._exchanger.send(request, call.cancel)
+            status = answer.head.status
+            _log.debug("%s (%s) -> %d", request, call.headers.get("Range", "no range"), status)
+            if status < 300:
+                if target != start:
+                    self._moved.remember(call.locator, target)
+                return answer
+            location = answer.head.headers.get("location")
+            response = self._over(answer, call.cancel)
+            if status not in _REDIRECTS or location is None or hop == hops == 0:
+                return response
+            target = _redirected(target, location)
+        raise ProtocolViolation(f"over {hops} redirects", address=str(start))
+
+    def _over(self, answer: Answer, cancel: Cancellation) -> Response:
+        """End an answer whose body matters little: read if that is cheap, so that the connection can be kept."""
+        length_bytes = answer.length_bytes
+        if (length_bytes is None and not answer.head.chunked) or (length_bytes or 0) > SMALL_BODY_BYTES:
+            answer.release(reuse=False)
+            return _response(answer, b"")
+        try:
+            return _response(answer, _read(answer, SMALL_BODY_BYTES, cancel))
+        except (Unavailable, ProtocolViolation):
+            return _response(answer, b"")
+
+
+def _read(answer: Answer, max_bytes: int, cancel: Cancellation) -> bytes:
+    try:
+        with cancel.on_cancel(answer.abort):
+            body = read_small(answer, max_bytes, address=str(answer.request.target))
+    except ModelCacheError:
+        cancel.check()
+        raise
+    cancel.check()
+    return body
+
+
+def _response(answer: Answer, body: bytes) -> Response:
+    return Response(answer.head.status, answer.head.headers, body, answer.request.target.url)
+
+
+def _redirected(target: Target, location: str) -> Target:
+    """Where a redirect leads; userinfo in it is ignored. Raises ProtocolViolation if it can't be followed."""
+    try:
+        there = target.redirected(location)
+    except InvalidUri as error:
+        raise ProtocolViolation(f"a redirect that can't be followed: {error.message}", address=str(target)) from None
+    if target.scheme == "https" and there.scheme != "https":
+        raise ProtocolViolation("a redirect from https to http is refused", address=str(target), got=str(there))
+    return there

@@ -2,7 +2,43 @@
 
 from __future__ import annotations
 
+import base64
+import ipaddress
 from dataclasses import dataclass, field
+from urllib.parse import unquote
+
+from modelcache.errors import BadConfig, InvalidUri
+from modelcache.transport.target import Target, safe_address
+
+
+@dataclass(frozen=True, slots=True)
+class Proxy:
+    """One proxy. `authorization` is the value of `Proxy-Authorization`, a secret."""
+
+    host: str
+    port: int
+    authorization: str | None = field(default=None, repr=False)
+
+    @classmethod
+    def parse(cls, url: str) -> Proxy:
+        """`http://[user:password@]host:port`, the scheme optional.
+
+        Raises:
+            BadConfig: another scheme (TLS to a proxy is not served), or no URL.
+        """
+        try:
+            target = Target.parse(url if "://" in url else f"http://{url}")
+        except InvalidUri as error:
+            raise BadConfig(f"the proxy setting is unusable: {error.message}", got=safe_address(url)) from None
+        if target.scheme != "http":
+            raise BadConfig("only `http://` proxies are served", got=safe_address(url), hint="https origins are tunnelled through them")
+        secret = None
+        if target.userinfo is not None:
+            secret = "Basic " + base64.b64encode(unquote(target.userinfo).encode()).decode()
+        return cls(target.host, target.port, secret)
+
+    def __str__(self) -> str:
+        return f"proxy {self.host}:{self.port}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,3 +53,31 @@ class Proxies:
     http: str | None = field(default=None, repr=False)
     https: str | None = field(default=None, repr=False)
     no_proxy: tuple[str, ...] = ()
+
+    def for_target(self, target: Target) -> Proxy | None:
+        """The proxy for this origin. Raises BadConfig if the setting is unusable."""
+        url = self.https if target.scheme == "https" else self.http
+        if url is None or any(_names(entry.strip().lower(), target) for entry in self.no_proxy):
+            return None
+        return Proxy.parse(url)
+
+
+def _names(entry: str, target: Target) -> bool:
+    """Whether a `no_proxy` entry names this origin; follows what curl and Go read from the variable."""
+    if entry == "*":
+        return True
+    try:
+        address = ipaddress.ip_address(target.host)
+    except ValueError:
+        address = None
+    if address is not None and "/" in entry:
+        try:
+            return address in ipaddress.ip_network(entry, strict=False)
+        except ValueError:
+            return False
+    host, _, port = entry.rpartition(":") if entry.count(":") == 1 else (entry, "", "")
+    if port and port != str(target.port):
+        return False
+    domain = host.strip("[]").removeprefix("*").strip(".")
+    bare = target.host.rstrip(".")
+    return domain != "" and (bare == domain or (address is None and bare.endswith(f".{domain}")))

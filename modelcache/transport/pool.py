@@ -1,0 +1,80 @@
+"""Connections kept for the next request."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from dataclasses import dataclass
+
+from modelcache.transport.dial import Route
+from modelcache.transport.wire import After, Wire
+
+MAX_IDLE = 64
+"""Kept connections of one source, all routes together: as many as a fetch has requests in flight."""
+MAX_IDLE_AGE_S = 30.0
+"""Under the idle limit of common servers (nginx `keepalive_timeout` 75 s), so that a kept connection is rarely a closed one."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Idle:
+    route: Route
+    wire: Wire
+    since_s: float
+
+
+class Pool:
+    """Idle connections, newest used first. Safe for many threads."""
+
+    def __init__(self, *, max_idle: int = MAX_IDLE, max_age_s: float = MAX_IDLE_AGE_S) -> None:
+        self._max_idle = max_idle
+        self._max_age_s = max_age_s
+        self._lock = threading.Lock()
+        self._idle: deque[_Idle] = deque()
+        self._closed = False
+
+    def take(self, route: Route) -> Wire | None:
+        """A connection of this route that its peer has left open and silent, or None."""
+        while True:
+            with self._lock:
+                stale = self._expired()
+                kept = next((entry for entry in reversed(self._idle) if entry.route == route), None)
+                if kept is not None:
+                    self._idle.remove(kept)
+            for entry in stale:
+                entry.wire.close()
+            if kept is None:
+                return None
+            if kept.wire.after(0) is After.SILENT:
+                return kept.wire
+            kept.wire.close()
+
+    def give(self, route: Route, wire: Wire) -> None:
+        """Keep a connection whose last answer was read to its end; the oldest gives way if there are too many."""
+        with self._lock:
+            stale = self._expired()
+            if self._closed:
+                stale.append(_Idle(route, wire, 0))
+            else:
+                self._idle.append(_Idle(route, wire, time.monotonic()))
+            while len(self._idle) > self._max_idle:
+                stale.append(self._idle.popleft())
+        for entry in stale:
+            entry.wire.close()
+
+    def close(self) -> None:
+        """Close what is idle; connections given back later are closed at once."""
+        with self._lock:
+            self._closed = True
+            idle = list(self._idle)
+            self._idle.clear()
+        for entry in idle:
+            entry.wire.close()
+
+    def _expired(self) -> list[_Idle]:
+        """Take out those that were idle for too long; the deque is in order of age."""
+        limit_s = time.monotonic() - self._max_age_s
+        stale = []
+        while self._idle and self._idle[0].since_s < limit_s:
+            stale.append(self._idle.popleft())
+        return stale
