@@ -33,6 +33,7 @@ class NginxOptions:
         user, password: ask for basic authentication.
         workers: processes; with more than one, `requests` counts but doesn't order.
         log_requests: keep an access log for `requests`; off for measurements.
+        more: further directives of the server block, verbatim.
     """
 
     upstream: str | None = None
@@ -41,6 +42,7 @@ class NginxOptions:
     password: str = field(default="", repr=False)
     workers: int = 1
     log_requests: bool = True
+    more: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,6 +177,7 @@ http {{
     listen {LOOPBACK}:{port}{" ssl" if options.certificate is not None else ""};
     {tls}
     location /.marker- {{ auth_basic off; return 204; }}
+    {options.more}
     location / {{ {password} {place} }}
   }}
 }}
