@@ -15,6 +15,7 @@ from modelcache.ranges import ByteRange
 from modelcache.transport.body import RangeBody, read_small
 from modelcache.transport.checks import check_framing, check_version
 from modelcache.transport.exchange import Answer, Exchanger, Request
+from modelcache.transport.head import Headers
 from modelcache.transport.moved import MovedTargets
 from modelcache.transport.proxies import Proxies
 from modelcache.transport.signer import Precondition, SignedRequest, Signer
@@ -40,12 +41,14 @@ class Response:
     Attributes:
         url: where redirects ended; may hold secrets.
         body: empty where it was too large to be read for its status' sake.
+        redirects: headers of the redirects on the way, in order.
     """
 
     status: int
     headers: Mapping[str, str] = field(repr=False)
     body: bytes = field(repr=False)
     url: str = field(repr=False)
+    redirects: tuple[Mapping[str, str], ...] = field(default=(), repr=False)
 
     @property
     def code(self) -> str | None:
@@ -115,10 +118,12 @@ class RangeClient:
     def probe(self, signer: Signer, locator: str, headers: Mapping[str, str], cancel: Cancellation) -> Response:
         """A GET for its head's sake: signed, redirected and renewed like `open_range`; any status is returned.
 
-        A body over 64 KiB, or of unknown length, is not read; its connection is closed.
+        A redirect is asked for again, and then remembered for `open_range`. A body over 64 KiB, or of unknown length, is not
+        read; its connection is closed.
 
         Raises: Unavailable, ProtocolViolation, Cancelled.
         """
+        self._moved.forget(locator)
         answer = self._fetch(signer, _Call("GET", locator, headers, cancel))
         return answer if isinstance(answer, Response) else self._over(answer, cancel)
 
@@ -186,19 +191,22 @@ class RangeClient:
         """
         home = Target.parse(signed.url)
         target = start
-        for hop in range(hops + 1):
+        passed: list[Headers] = []
+        for _ in range(hops + 1):
             request = Request(call.method, target, signed.headers if target.same_origin(home) else call.headers)
             answer = self._exchanger.send(request, call.cancel)
             status = answer.head.status
             _log.debug("%s (%s) -> %d", request, call.headers.get("Range", "no range"), status)
+            answer.redirects = tuple(passed)
             if status < 300:
                 if target != start:
                     self._moved.remember(call.locator, target)
                 return answer
             location = answer.head.headers.get("location")
             response = self._over(answer, call.cancel)
-            if status not in _REDIRECTS or location is None or hop == hops == 0:
+            if status not in _REDIRECTS or location is None or hops == 0:
                 return response
+            passed.append(answer.head.headers)
             target = _redirected(target, location)
         raise ProtocolViolation(f"over {hops} redirects", address=str(start))
 
@@ -226,7 +234,7 @@ def _read(answer: Answer, max_bytes: int, cancel: Cancellation) -> bytes:
 
 
 def _response(answer: Answer, body: bytes) -> Response:
-    return Response(answer.head.status, answer.head.headers, body, answer.request.target.url)
+    return Response(answer.head.status, answer.head.headers, body, answer.request.target.url, answer.redirects)
 
 
 def _redirected(target: Target, location: str) -> Target:

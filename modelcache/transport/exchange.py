@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from modelcache.errors import BodyCut, ModelCacheError, OriginStalled, OriginUnreachable, ProtocolViolation
 from modelcache.patience import Cancellation
 from modelcache.transport.dial import Route, dial
-from modelcache.transport.head import HEAD_END, MAX_HEAD_BYTES, ResponseHead, encode_request, parse_response
+from modelcache.transport.head import HEAD_END, MAX_HEAD_BYTES, Headers, ResponseHead, encode_request, parse_response
 from modelcache.transport.pool import Pool
 from modelcache.transport.proxies import Proxies
 from modelcache.transport.target import Target
@@ -42,11 +42,15 @@ class Answer:
     """The head of an answer and the connection that its body comes over. Used by one thread, except `abort`.
 
     Whoever holds one calls `release`, once or more.
+
+    Attributes:
+        redirects: headers of the redirects that led here, in order.
     """
 
     def __init__(self, request: Request, head: ResponseHead, rest: bytes, wire: Wire, kept: tuple[Pool, Route]) -> None:
         self.request = request
         self.head = head
+        self.redirects: tuple[Headers, ...] = ()
         self._rest = memoryview(rest)
         self._wire = wire
         self._pool, self._route = kept

@@ -119,7 +119,7 @@ class ContentRange:
     total_bytes: int | None
 
 
-def parse_content_range(headers: Headers, *, address: str) -> ContentRange | None:
+def parse_content_range(headers: Mapping[str, str], *, address: str) -> ContentRange | None:
     """The `Content-Range` of an answer (RFC 9110 §14.4), None if it has none.
 
     Raises:

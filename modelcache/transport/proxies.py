@@ -47,17 +47,18 @@ class Proxies:
 
     Attributes:
         http, https: proxy URL (`http://[user:password@]host:port`) for origins of that scheme; None: spoken to directly.
-        no_proxy: hosts spoken to directly: `*`, a domain (with its subdomains), `host:port`, an address or a CIDR block.
+        no_proxy: hosts spoken to directly, separated by commas: `*`, a domain (with its subdomains), `host:port`, an address or
+            a CIDR block.
     """
 
     http: str | None = field(default=None, repr=False)
     https: str | None = field(default=None, repr=False)
-    no_proxy: tuple[str, ...] = ()
+    no_proxy: str = ""
 
     def for_target(self, target: Target) -> Proxy | None:
         """The proxy for this origin. Raises BadConfig if the setting is unusable."""
         url = self.https if target.scheme == "https" else self.http
-        if url is None or any(_names(entry.strip().lower(), target) for entry in self.no_proxy):
+        if url is None or any(_names(entry.strip().lower(), target) for entry in self.no_proxy.split(",")):
             return None
         return Proxy.parse(url)
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from urllib.parse import urljoin, urlsplit
 
 from modelcache.errors import InvalidUri
+from modelcache.uri import redact_url
 
 DEFAULT_PORTS = {"http": 80, "https": 443}
 _PRINTABLE = re.compile(r"[!-~]+")
@@ -90,12 +91,8 @@ class Target:
 
 
 def safe_address(url: str) -> str:
-    """A URL as errors and logs may show it: no userinfo, no query, no fragment, nothing unprintable, at most 500 characters."""
-    bare = re.split(r"[?#]", url, maxsplit=1)[0]
-    scheme, separator, rest = bare.rpartition("://")
-    authority, slash, path = rest.partition("/")
-    shown = f"{scheme}{separator}{authority.rpartition('@')[2]}{slash}{path}"
-    return shown.encode("ascii", "backslashreplace").decode().translate(dict.fromkeys((*range(32), 127), "?"))[:500]
+    """A URL as errors and logs may show it: no userinfo, no query, no fragment, at most 500 characters."""
+    return redact_url(url)[:500]
 
 
 def _checked_host(host: str) -> str:

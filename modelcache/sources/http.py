@@ -1,0 +1,174 @@
+"""`http://` and `https://`: one file of a web server."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from email.utils import parsedate_to_datetime
+from pathlib import Path
+from urllib.parse import unquote
+
+from modelcache.abc.source import Body, Listing, Origin, RemoteFile, fingerprint
+from modelcache.errors import InvalidUri, NotFound, ProtocolViolation, UnsafePath
+from modelcache.paths import checked_path
+from modelcache.patience import Cancellation
+from modelcache.ranges import ByteRange
+from modelcache.sources.http_digests import stated_digests
+from modelcache.transport import Precondition, Proxies, RangeClient, Response, SignedRequest, Target, Timeouts, ca_sha256
+from modelcache.transport.head import parse_content_range
+from modelcache.uri import StorageUri, UriSecrets
+
+SETTLED_S = 60.0
+"""A `Last-Modified` counts as naming one version once it is this much older than the answer's `Date`: the file can't have been
+written twice within the second that it names. Source: RFC 7232 §2.2.2 (RFC 9110 §8.8.2.2 asks for one second)."""
+
+
+@dataclass(frozen=True, slots=True)
+class HttpOptions:
+    """Settings of `http(s)` origins.
+
+    Attributes:
+        ca_file: PEM file of the CAs that vouch for https origins, in place of the system's.
+        headers: `host` or `host:port` → headers sent to it and to no other (KServe's `https-host` and `headers`). Secrets.
+    """
+
+    ca_file: Path | None = None
+    headers: Mapping[str, Mapping[str, str]] = field(default_factory=dict, repr=False)
+
+
+class HttpSource:
+    """Single files of one `scheme://host:port`, with one credential. Safe for many threads.
+
+    A file's version is its strong ETag, else a `Last-Modified` that is settled, else nothing: then it is read in one request.
+    Every answer has to repeat it. The name in the snapshot is the last part of the URL's path. Redirects are followed; what was
+    found behind them is kept in memory only.
+    """
+
+    def __init__(
+        self, uri: StorageUri, secrets: UriSecrets, options: HttpOptions, timeouts: Timeouts, *, proxies: Proxies | None = None
+    ) -> None:
+        """
+        Args:
+            uri: any URI at the origin; other files of it can be listed, too.
+            secrets: what `parse_uri` took out of `uri`; sent with every request.
+        """
+        home = Target.parse(f"{uri.scheme}://{uri.authority}/")
+        ca = ca_sha256(options.ca_file) if uri.scheme == "https" else None
+        self._origin = Origin(home.endpoint, ca)
+        self._signer = _Credential(home, _own_headers(home, secrets, options), secrets.query)
+        self._client = RangeClient(timeouts, ca_file=options.ca_file, proxies=proxies)
+
+    @property
+    def origin(self) -> Origin:
+        return self._origin
+
+    def list(self, uri: StorageUri, cancel: Cancellation) -> Listing:
+        """As `Source.list`; one ranged GET of the first byte."""
+        address = str(uri)
+        name = _file_name(uri, address)
+        locator = f"{uri.scheme}://{uri.authority}/{uri.path}" + (f"?{uri.query}" if uri.query else "")
+        answer = self._client.probe(self._signer, locator, {"Range": "bytes=0-0"}, cancel)
+        size_bytes, ranged = _size(answer, address)
+        if not uri.selects(name):
+            raise NotFound("the patterns leave out the only file there", address=address)
+        digests = stated_digests(answer.status, answer.headers, answer.redirects) if answer.status < 300 else ()
+        files = (RemoteFile(name, size_bytes, locator, _validator(answer.headers), digests, ranged),)
+        return Listing(uri, self._origin, files[0].validator or fingerprint(files), immutable=False, files=files)
+
+    def open(self, file: RemoteFile, span: ByteRange, cancel: Cancellation) -> Body:
+        """As `Source.open`."""
+        return self._client.open_range(self._signer, file, span, _precondition(file.validator), cancel)
+
+    def close(self) -> None:
+        """As `Source.close`."""
+        self._client.close()
+
+
+@dataclass(frozen=True, slots=True)
+class _Credential:
+    """The signer of one origin: its own headers and signing parameters, for its own URLs only."""
+
+    home: Target
+    headers: Mapping[str, str] = field(repr=False)
+    query: str = field(repr=False)
+
+    def sign(self, method: str, locator: str, headers: Mapping[str, str]) -> SignedRequest:
+        if not Target.parse(locator).same_origin(self.home):
+            return SignedRequest(locator, headers)
+        if not self.query:
+            return SignedRequest(locator, {**self.headers, **headers})
+        return SignedRequest(f"{locator}{'&' if '?' in locator else '?'}{self.query}", {**self.headers, **headers})
+
+    def renew(self) -> bool:
+        return False
+
+
+def _own_headers(home: Target, secrets: UriSecrets, options: HttpOptions) -> dict[str, str]:
+    """What the settings say about this host; userinfo in the URI wins over a configured Authorization."""
+    own: dict[str, str] = {}
+    for key, headers in options.headers.items():
+        if key.lower() in (home.host, home.host_header, home.authority):
+            own.update(headers)
+    if secrets.userinfo is not None:
+        own = {name: value for name, value in own.items() if name.lower() != "authorization"}
+        own["Authorization"] = "Basic " + base64.b64encode(unquote(secrets.userinfo).encode()).decode()
+    return own
+
+
+def _file_name(uri: StorageUri, address: str) -> str:
+    name = unquote(uri.path.rpartition("/")[2], errors="surrogateescape")
+    if not name:
+        raise InvalidUri("the URL names no file", address=address, hint="an `http(s)` URI names one file: `https://host/path/file`")
+    if "/" in name:
+        raise UnsafePath("the file's name holds a slash", address=address, got=ascii(name[:300]))
+    return checked_path(name, address=address)
+
+
+def _size(answer: Response, address: str) -> tuple[int, bool]:
+    """Size of the file, and whether ranges of it are served."""
+    coding = answer.headers.get("content-encoding", "identity").strip().lower()
+    if answer.status in (200, 206) and coding not in ("", "identity"):
+        raise ProtocolViolation("the file is only served encoded", address=address, expected="identity", got=coding[:40])
+    stated = parse_content_range(answer.headers, address=address)
+    total_bytes = None if stated is None else stated.total_bytes
+    if answer.status == 416 and total_bytes == 0:
+        return 0, True
+    if answer.status == 206:
+        if stated is None or (stated.start, stated.stop) != (0, 1):
+            raise ProtocolViolation("another range than the asked one", address=address, expected="[0, 1)")
+        if total_bytes is None:
+            raise _sizeless(address)
+        return total_bytes, True
+    if answer.status == 200:
+        text = answer.headers.get("content-length")
+        if text is None:
+            raise _sizeless(address)
+        return int(text.partition(",")[0]), False
+    raise answer.error(listed=False) if answer.status != 416 else ProtocolViolation("no first byte, but not empty either", address=address)
+
+
+def _sizeless(address: str) -> ProtocolViolation:
+    hint = "without a size its end can't be told from a broken connection; serve it with Content-Length"
+    return ProtocolViolation("the origin does not state the file's size", address=address, hint=hint)
+
+
+def _validator(headers: Mapping[str, str]) -> str:
+    """A strong ETag with its quotes, else a settled Last-Modified, else empty."""
+    etag = headers.get("etag", "")
+    if len(etag) >= 2 and etag.startswith('"') and etag.endswith('"'):
+        return etag
+    modified, date = headers.get("last-modified", ""), headers.get("date", "")
+    try:
+        age_s = (parsedate_to_datetime(date) - parsedate_to_datetime(modified)).total_seconds()
+    except (ValueError, TypeError):
+        return ""
+    return modified if age_s >= SETTLED_S else ""
+
+
+def _precondition(validator: str) -> Precondition:
+    if not validator:
+        return Precondition()
+    if validator.startswith('"'):
+        return Precondition({"If-Match": validator}, {"ETag": validator})
+    return Precondition({"If-Unmodified-Since": validator}, {"Last-Modified": validator})

@@ -1,0 +1,203 @@
+"""`file://`: files and directories of this machine."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from modelcache.abc.source import Body, Listing, Origin, RemoteFile, fingerprint
+from modelcache.errors import AccessDenied, BodyCut, Cancelled, ModelCacheError, NotFound, OriginUnreachable, SourceChanged, UnsafePath
+from modelcache.paths import check_tree, checked_path
+from modelcache.patience import Cancellation
+from modelcache.ranges import ByteRange
+from modelcache.uri import StorageUri
+
+READ_BYTES = 1 << 20
+"""Most bytes of one read: what was read is still in the CPU's cache when the caller hashes it."""
+_MISSING = (errno.ENOENT, errno.ENOTDIR)
+_REFUSED = (errno.EACCES, errno.EPERM)
+
+
+class LocalSource:
+    """Regular files of this machine, by absolute path. Safe for many threads.
+
+    A directory is listed with everything below it. Links to files and directories are followed, also out of the directory
+    (snapshots of the Hub's cache and volumes of Kubernetes are made of them); a loop of links, a dangling one and whatever is no
+    regular file is refused, unless the URI's patterns leave it out.
+
+    A version is named by mtime, size, inode and ctime. It is checked before the first byte of a range and after every read, so no
+    byte of a file that was written to in between is handed out, within the clock's resolution in the kernel. A read from a file
+    system that hangs (NFS) can't be interrupted.
+    """
+
+    @property
+    def origin(self) -> Origin:
+        return Origin("file://")
+
+    def list(self, uri: StorageUri, cancel: Cancellation) -> Listing:
+        """As `Source.list`."""
+        address = str(uri)
+        try:
+            found = _walk(uri.path, cancel)
+            files = tuple(sorted((_described(entry, address) for entry in found if uri.selects(entry.path)), key=lambda file: file.path))
+        except OSError as error:
+            raise _listing_error(error, address) from None
+        if not files:
+            raise NotFound("no file there that the patterns select", address=address)
+        check_tree((file.path for file in files), address=address)
+        return Listing(uri, self.origin, fingerprint(files), immutable=False, files=files)
+
+    def open(self, file: RemoteFile, span: ByteRange, cancel: Cancellation) -> Body:
+        """As `Source.open`."""
+        cancel.check()
+        address = f"file://{file.locator}"
+        try:
+            # O_NONBLOCK: a FIFO that has taken the file's place must not make the open wait for a writer.
+            descriptor = os.open(file.locator, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        except OSError as error:
+            raise _reading_error(error, address) from None
+        try:
+            body = LocalBody(descriptor, file, span, cancel)
+            body.check()
+            os.posix_fadvise(descriptor, span.start, span.size_bytes, os.POSIX_FADV_SEQUENTIAL)
+        except BaseException:
+            os.close(descriptor)
+            raise
+        return body
+
+    def close(self) -> None:
+        """Nothing is kept open."""
+
+
+class LocalBody:
+    """The bytes of one range of a file; a `modelcache.abc.source.Body`."""
+
+    def __init__(self, descriptor: int, file: RemoteFile, span: ByteRange, cancel: Cancellation) -> None:
+        self._descriptor = descriptor
+        self._file = file
+        self._at = span.start
+        self._stop = span.stop
+        self._cancel = cancel
+        self._aborted = False
+        self._address = f"file://{file.locator}"
+
+    def readinto(self, buffer: memoryview) -> int:
+        """As `Body.readinto`."""
+        if self._aborted or self._cancel.requested:
+            raise Cancelled("cancelled", address=self._address)
+        want = min(buffer.nbytes, self._stop - self._at, READ_BYTES)
+        if want == 0:
+            return 0
+        try:
+            count = os.preadv(self._descriptor, [buffer[:want]], self._at)
+        except OSError as error:
+            raise _reading_error(error, self._address) from None
+        self.check()
+        if count == 0:
+            raise BodyCut("the file ends before its size", address=self._address, expected=f"{self._stop} bytes", got=f"{self._at} bytes")
+        self._at += count
+        return count
+
+    def check(self) -> None:
+        """Raises SourceChanged if the open file is not the listed version."""
+        try:
+            status = os.fstat(self._descriptor)
+        except OSError as error:
+            raise _reading_error(error, self._address) from None
+        got = _validator(status)
+        if not stat.S_ISREG(status.st_mode) or got != self._file.validator:
+            raise SourceChanged("the file is no longer the listed version", address=self._address, expected=self._file.validator, got=got)
+
+    def close(self) -> None:
+        """As `Body.close`."""
+        if self._descriptor >= 0:
+            descriptor, self._descriptor = self._descriptor, -1
+            os.close(descriptor)
+
+    def abort(self) -> None:
+        """The next `readinto` raises Cancelled; a read in progress ends by itself."""
+        self._aborted = True
+
+
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    """Something found: where it is, and its path relative to what was asked for. `loops`: a link to a directory above it."""
+
+    place: str
+    path: str
+    loops: bool = False
+
+
+def _walk(start: str, cancel: Cancellation) -> Iterator[_Entry]:
+    """Everything under a path that is no directory, links to directories followed. Raises OSError."""
+    status = os.stat(start)
+    if not stat.S_ISDIR(status.st_mode):
+        yield _Entry(start, os.path.basename(start))
+        return
+    waiting = [(start, "", frozenset({(status.st_dev, status.st_ino)}))]
+    while waiting:
+        place, path, above = waiting.pop()
+        cancel.check()
+        with os.scandir(place) as entries:
+            for entry in entries:
+                below = f"{path}/{entry.name}" if path else entry.name
+                if not _is_directory(entry):
+                    yield _Entry(entry.path, below)
+                    continue
+                inner = entry.stat()
+                key = (inner.st_dev, inner.st_ino)
+                if key in above:
+                    yield _Entry(entry.path, below, loops=True)
+                else:
+                    waiting.append((entry.path, below, above | {key}))
+
+
+def _is_directory(entry: os.DirEntry[str]) -> bool:
+    """Whether it is one, or a link to one; False of a loop of links."""
+    try:
+        return entry.is_dir()
+    except OSError as error:
+        if error.errno != errno.ELOOP:
+            raise
+        return False
+
+
+def _described(entry: _Entry, address: str) -> RemoteFile:
+    """Raises UnsafePath for what is no regular file."""
+    checked_path(entry.path, address=address)
+    try:
+        status = os.stat(entry.place)
+    except OSError as error:
+        if error.errno not in (errno.ENOENT, errno.ELOOP):
+            raise
+        problem = "a link to nothing" if error.errno == errno.ENOENT else "a loop of links"
+    else:
+        if stat.S_ISREG(status.st_mode):
+            return RemoteFile(entry.path, status.st_size, entry.place, _validator(status))
+        problem = "a link to a directory above it" if entry.loops else "no regular file"
+    raise UnsafePath(f"{entry.path!a} is {problem}", address=address, got=ascii(entry.path))
+
+
+def _validator(status: os.stat_result) -> str:
+    return f"{status.st_mtime_ns}-{status.st_size}-{status.st_ino}-{status.st_ctime_ns}"
+
+
+def _listing_error(error: OSError, address: str) -> ModelCacheError:
+    if error.errno in _MISSING:
+        return NotFound("no such file or directory", address=address)
+    return _failure(error, address)
+
+
+def _reading_error(error: OSError, address: str) -> ModelCacheError:
+    if error.errno in _MISSING:
+        return SourceChanged("the file is gone", address=address)
+    return _failure(error, address)
+
+
+def _failure(error: OSError, address: str) -> ModelCacheError:
+    if error.errno in _REFUSED:
+        return AccessDenied("this process may not read it", address=address, hint="check owner and mode of the file and its directories")
+    return OriginUnreachable(f"reading failed ({error.strerror})", address=address, hint="check the disk or mount that it is on")
