@@ -79,7 +79,7 @@ class Schedule:
     """Hands out the spans of one fetch: wanted ranges, then small files and heads, then file order. Not thread-safe.
 
     Every chunk is handed out once, unless it is given back. Several spans of one file are out at a time only when there are
-    fewer files than workers; they shrink as they get more, so that what is ahead of the hash stays small.
+    fewer files than workers; then they are short, so that all of them together stay within what is held in memory for the hash.
     """
 
     def __init__(self, files: Sequence[PlannedFile | None]) -> None:
@@ -178,11 +178,14 @@ class Schedule:
                 break
         if passed > PASSED_FILES:
             self._order = deque(file for file in self._order if self._todo[file].left or self._todo[file].active)
-        return None if best is None else self._cut_body(best)
+        if best is None:
+            return None
+        return self._cut_body(best, SPAN_CHUNKS if seen >= window_files else max(1, SPAN_CHUNKS // window_files))
 
-    def _cut_body(self, file: int) -> Span:
+    def _cut_body(self, file: int, most: int) -> Span:
         todo = self._todo[file]
-        most = chunk_count(todo.plan.size_bytes) if todo.plan.whole else max(1, SPAN_CHUNKS // (todo.active + 1))
+        if todo.plan.whole:
+            most = chunk_count(todo.plan.size_bytes)
         runs, work = (todo.check, Work.CHECK) if todo.check else (todo.fetch, Work.FETCH)
         got = _cut(runs, 0, chunk_count(todo.plan.size_bytes), most)
         assert got is not None
