@@ -110,8 +110,8 @@ def parse_uri(text: str, *, cwd: Path | None = None) -> tuple[StorageUri, UriSec
     # Raised out here so that the Fault, which may hold a secret, is not its context.
     address = redact_url(text)
     part = fault.part[:80] if fault.part and (fault.shown or fault.part in address) else None
-    said = f"`{part}`: {fault.problem}" if part else fault.problem
-    raise InvalidUri(f"not a storage URI, {said}", address=address, got=part, hint=fault.hint)
+    said = f"{fault.problem}: `{part}`" if part else fault.problem
+    raise InvalidUri(f"not a storage URI ({said})", address=address, got=part, hint=fault.hint)
 
 
 def _parse(text: str, cwd: Path | None) -> tuple[StorageUri, UriSecrets]:
@@ -147,8 +147,8 @@ def _plain_path(text: str) -> str:
     scheme = ALIASES.get(name.lower(), name.lower())
     if colon and scheme == "file" and rest.startswith("/"):
         return rest
-    if colon and scheme in KNOWN_SCHEMES:
-        raise Fault(f"`{name}:` lacks its `//`", hint=f"write `{scheme}://…`, or `./{name}:…` for a local file")
+    if colon and (scheme in KNOWN_SCHEMES or (rest.startswith("/") and _SCHEME.match(f"{name}://"))):
+        raise Fault("its scheme lacks the `//`", f"{name}:", hint=f"write `{scheme}://…`, or `./{name}:…` for a local file")
     return text
 
 

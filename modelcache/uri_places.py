@@ -25,11 +25,11 @@ _BAD_REVISION = re.compile(r"[\x00-\x20\x7f~^:?*\[\\]|\.\.|//|@\{|^[/.-]|[/.]$|\
 _CLAIM = re.compile(r"[a-z0-9](?:[a-z0-9.-]{0,251}[a-z0-9])?")
 """RFC 1123 subdomain, the name of a Kubernetes object."""
 _HOST = re.compile(r"[a-z0-9_][a-z0-9._-]{0,253}")
-_AUTHORITY = re.compile(r"[^\s:@\\\[\]]*(?::\d{1,5})?|\[[0-9A-Fa-f:.]+\](?::\d{1,5})?")
+_AUTHORITY = re.compile(r"[^\s:@?#\\\[\]]*(?::\d{1,5})?|\[[0-9A-Fa-f:.]+\](?::\d{1,5})?")
 _AT_PLACES = {
     "github": re.compile(r"[^\s:@]+:[^\s:@]+@[^\s:@]*"),
     "git": re.compile(r"[^\s@]*(?:@[^\s@]*)?"),
-} | dict.fromkeys(("abfs", "abfss", "adl", "az", "wasb", "wasbs"), re.compile(r"(?:[^\s:@]+@)?[^\s:@]*(?::\d{1,5})?"))
+} | dict.fromkeys(("abfs", "abfss", "adl", "az", "wasb", "wasbs", "ocilake"), re.compile(r"(?:[^\s:@]+@)?[^\s:@]*(?::\d{1,5})?"))
 """Schemes in which what stands before the `@` is a part of the place: `container@account`, `org:repo@ref`."""
 _OCI_NAME = r"[a-z0-9]+(?:(?:\.|_{1,2}|-+)[a-z0-9]+)*"
 _OCI_PATH = re.compile(rf"{_OCI_NAME}(?:/{_OCI_NAME})*")
@@ -88,7 +88,7 @@ def check_characters(text: str) -> None:
 
 
 def decoded(text: str) -> str:
-    """Percent-decoded, strictly."""
+    """Percent-decoded, strictly: malformed escapes, bytes that are not UTF-8 and control characters are refused."""
     _check_escapes(text)
     try:
         value = unquote(text, errors="strict")
@@ -122,7 +122,7 @@ def _bucket(scheme: str, body: str, query: str) -> Place:
     authority, _, key = body.partition("/")
     bucket, userinfo = _userinfo(authority)
     if not _BUCKET.fullmatch(bucket):
-        raise Fault("its bucket name is missing or not one", bucket)
+        raise Fault("its bucket name is missing or not one", bucket, hint=f"write `{scheme}://BUCKET[/PREFIX]`")
     key = _plain_segments(key)
     if key.startswith("/"):
         raise Fault("an empty segment follows the bucket", f"{bucket}//", hint="write a single `/`")
@@ -143,7 +143,7 @@ def _repository(scheme: str, body: str, query: str) -> Place:
     match = _REPO.fullmatch(owner + slash + rest)
     hint = f"write `{scheme}://OWNER/MODEL[:REVISION][/SUBPATH]`"
     if match is None:
-        raise Fault("it lacks an owner and a model", hint=hint)
+        raise Fault("it is not an owner and a model", owner + slash + rest, hint=hint)
     for name in (match["owner"], match["model"]):
         if not _REPO_NAME.fullmatch(name):
             raise Fault("its owner or model is not a name", name, hint=hint)
@@ -174,16 +174,23 @@ def _oci(scheme: str, body: str, query: str) -> Place:
         body, digest = match["name"], match["digest"]
     first, slash, rest = body.partition("/")
     host, userinfo = _userinfo(first)
-    if userinfo is None and not (slash and (set(".:") & set(host) or host == "localhost")):
+    if userinfo is None and not (slash and _is_registry(host)):
         host, rest = "docker.io", host + slash + rest
     host = _host("https", host)
-    host = "docker.io" if host == "index.docker.io" else host
+    if not _is_registry(host):
+        host = f"{host}:443"
+    elif host == "index.docker.io":
+        host = "docker.io"
     name, colon, tag = rest.partition(":")
     if host == "docker.io" and "/" not in name:
         name = f"library/{name}"
     if not _OCI_PATH.fullmatch(name) or (colon and not _OCI_TAG.fullmatch(tag)):
         raise Fault("it is not an image reference", rest, hint="write `oci://REGISTRY/REPOSITORY[:TAG][@sha256:HEX]`")
     return Place(host, name, "", digest or tag or DEFAULT_REVISIONS["oci"], userinfo)
+
+
+def _is_registry(name: str) -> bool:
+    return "." in name or ":" in name or name.lower() == "localhost"
 
 
 def _hdfs(scheme: str, body: str, query: str) -> Place:
@@ -199,6 +206,8 @@ def _any_fsspec(scheme: str, body: str, query: str) -> Place:
         authority, userinfo = _userinfo(authority)
     if not _AT_PLACES.get(scheme, _AUTHORITY).fullmatch(authority):
         raise Fault("what follows `//` is not a bucket or host", authority)
+    if not authority and not path.strip("/"):
+        raise Fault("it names nothing")
     if "::" in path:
         raise Fault("chained URLs (`::`) are reserved", "::")
     if scheme in DEFAULT_PORTS:

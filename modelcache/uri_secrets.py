@@ -74,9 +74,12 @@ def _redact_link(text: str) -> str:
     head = _HEAD.match(text)
     at = head.end() if head else 0
     rest = text[at:]
-    authority = re.split(r"[/?#]", rest, maxsplit=1)[0]
-    if "@" in authority:
+    if "@" in (authority := _authority(rest)):
         rest = rest[authority.rindex("@") + 1 :]
-    elif "@" in rest and not authority.startswith("[") and _NOT_A_PORT.search(authority):
+    if "@" in rest and not rest.startswith("[") and _NOT_A_PORT.search(_authority(rest)):
         rest = rest[rest.rindex("@") + 1 :]
     return text[:at] + re.split(r"[?#]", rest, maxsplit=1)[0]
+
+
+def _authority(rest: str) -> str:
+    return re.split(r"[/?#]", rest, maxsplit=1)[0]
