@@ -1,0 +1,94 @@
+"""What the headers of a HeadObject answer say about an object. Pure."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from modelcache.digest import Algorithm, Digest
+from modelcache.errors import AccessDenied, InvalidUri, ProtocolViolation
+from modelcache.sources.s3.locator import NULL_VERSION, ObjectName
+
+CHECKSUMS = {
+    "x-amz-checksum-sha256": Algorithm.SHA256,
+    "x-amz-checksum-sha1": Algorithm.SHA1,
+    "x-amz-checksum-crc32": Algorithm.CRC32,
+    "x-amz-checksum-crc32c": Algorithm.CRC32C,
+    "x-amz-checksum-crc64nvme": Algorithm.CRC64NVME,
+}
+ARCHIVED_CLASSES = frozenset({"GLACIER", "DEEP_ARCHIVE"})
+"""Storage classes whose objects must be restored before a GET (GLACIER_IR needs no restore). S3 API, HeadObject."""
+DIRECTORY_TYPE = "application/x-directory"
+
+_STRONG_ETAG = re.compile(r'"[\x21\x23-\x7e\x80-\xff]*"')  # RFC 9110 §8.8.3, without obsolete characters outside latin-1
+_COMPOSITE = re.compile(r"-[0-9]+$")
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectHead:
+    """One version of an object.
+
+    Attributes:
+        etag: strong, with its quotes; empty if the store gives none. It names the version and nothing else: it is an md5 of the
+            bytes only for some ways of uploading and encrypting, so it is never compared with one.
+        version_id: None where there is none or it doesn't last (`null`).
+        digests: checksums over the whole object. A composite one (a checksum of the parts' checksums, `…-N`) says nothing
+            about the bytes without the sizes of the parts and is left out.
+        directory_marker: an empty object that some tools put for a folder.
+    """
+
+    size_bytes: int
+    etag: str
+    version_id: str | None
+    digests: tuple[Digest, ...]
+    directory_marker: bool
+
+
+def object_head(headers: Mapping[str, str], name: ObjectName) -> ObjectHead:
+    """Read an answer's headers (lower-case names).
+
+    Raises:
+        AccessDenied: the object is archived and has to be restored first.
+        ProtocolViolation: no size.
+    """
+    _check_restored(headers, name)
+    size = headers.get("content-length", "")
+    if not (size.isascii() and size.isdecimal()):
+        raise ProtocolViolation("the store states no size of an object", address=name.address, got=ascii(size[:40]))
+    etag = headers.get("etag", "")
+    version_id = headers.get("x-amz-version-id")
+    return ObjectHead(
+        size_bytes=int(size),
+        etag=etag if _STRONG_ETAG.fullmatch(etag) else "",
+        version_id=None if version_id in (None, "", NULL_VERSION) else version_id,
+        digests=_digests(headers, name),
+        directory_marker=size == "0" and headers.get("content-type", "").startswith(DIRECTORY_TYPE),
+    )
+
+
+def _digests(headers: Mapping[str, str], name: ObjectName) -> tuple[Digest, ...]:
+    if headers.get("x-amz-checksum-type", "").upper() == "COMPOSITE":
+        return ()
+    found = []
+    for header, algorithm in CHECKSUMS.items():
+        value = headers.get(header)
+        if value is None or _COMPOSITE.search(value):
+            continue
+        try:
+            found.append(Digest.of_base64(algorithm, value))
+        except InvalidUri as error:
+            raise ProtocolViolation(f"the store's checksum can't be read: {error.message}", address=name.address) from None
+    return tuple(found)
+
+
+def _check_restored(headers: Mapping[str, str], name: ObjectName) -> None:
+    archived = headers.get("x-amz-storage-class") in ARCHIVED_CLASSES or "x-amz-archive-status" in headers
+    restore = headers.get("x-amz-restore", "")
+    if archived and 'ongoing-request="false"' not in restore:
+        under_way = 'ongoing-request="true"' in restore
+        raise AccessDenied(
+            f"the object is archived and {'still being restored' if under_way else 'not restored'} (InvalidObjectState)",
+            address=name.address,
+            hint="pull again when the restore is done" if under_way else "restore it first: `aws s3api restore-object --help`",
+        )

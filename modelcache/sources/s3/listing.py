@@ -1,0 +1,203 @@
+"""From a URI to exact versions: one object, or everything under a prefix."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from typing import Any
+
+from modelcache.abc.source import RemoteFile
+from modelcache.errors import AccessDenied, InvalidUri, ModelCacheError, NotFound, ProtocolViolation
+from modelcache.paths import check_tree
+from modelcache.patience import Cancellation
+from modelcache.sources.s3.attempts import attempted
+from modelcache.sources.s3.heads import ObjectHead, object_head
+from modelcache.sources.s3.locator import ObjectName
+from modelcache.sources.s3.sdk import Sdk
+from modelcache.sources.s3.signing import S3Signer
+from modelcache.transport import RangeClient, Response
+from modelcache.uri import StorageUri
+
+MAX_OBJECTS = 100_000
+"""Under one URI. The largest model repositories have some thousand files."""
+MAX_PAGES = 2 * MAX_OBJECTS // 1000
+"""S3 gives 1,000 keys a page; half of them may be folders or unselected."""
+HEAD_THREADS = 16
+CHECKSUMS_ASKED = {"x-amz-checksum-mode": "ENABLED"}
+
+
+@dataclass(frozen=True, slots=True)
+class FoundObject:
+    """An object, where it goes in the snapshot, and what its HeadObject said."""
+
+    path: str
+    name: ObjectName
+    head: ObjectHead
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What a URI stands for. `version_id`: of its only object, if that was named by the URI and has one."""
+
+    files: tuple[RemoteFile, ...]
+    version_id: str | None
+
+
+class Lister:
+    """One listing of one URI."""
+
+    def __init__(self, sdk: Sdk, transport: RangeClient, uri: StorageUri, cancel: Cancellation) -> None:
+        self._sdk = sdk
+        self._signer = S3Signer(sdk)
+        self._transport = transport
+        self._uri = uri
+        self._cancel = cancel
+        self._bucket = uri.authority
+
+    def found(self) -> Found:
+        """The selected objects, each as HeadObject saw it (its answer is newer than the listing's).
+
+        An object whose key is the URI's path is the only file; else the files are everything below that path.
+
+        Raises: what `Source.list` promises; SourceChanged: an object went away between the listing and its HeadObject.
+        """
+        doubt: ModelCacheError | None = None
+        if self._uri.path:
+            try:
+                exact = self._exact()
+                if exact is not None:
+                    [single] = self._with_versions([exact])
+                    return Found(_as_files([single]), single.name.version_id)
+            except (AccessDenied, ProtocolViolation) as error:
+                # To a credential that may not list, S3 denies keys that don't exist; and an answer to HEAD has no body
+                # to say more. Listing tells.
+                doubt = error
+        keys = self._selected_keys(doubt)
+        with ThreadPoolExecutor(HEAD_THREADS, thread_name_prefix="s3-head") as threads:
+            try:
+                objects = list(threads.map(self._object, keys))
+            except BaseException:
+                threads.shutdown(wait=True, cancel_futures=True)
+                raise
+        return Found(_as_files(self._with_versions(objects)), None)
+
+    # -- one object -------------------------------------------------------------------------------------------------
+
+    def _exact(self) -> FoundObject | None:
+        """The object whose key is the URI's path; None: there is none, or it only stands for a folder."""
+        name = ObjectName(self._bucket, self._uri.path, self._uri.revision)
+        version = {} if name.version_id is None else {"VersionId": name.version_id}
+        try:
+            answer = self._call("head_object", name.address, Key=name.key, ChecksumMode="ENABLED", **version)
+        except NotFound:
+            if name.version_id is not None:
+                raise
+            return None
+        self._sdk.place(self._bucket, again=True)
+        headers = {key.lower(): value for key, value in answer["ResponseMetadata"]["HTTPHeaders"].items()}
+        head = object_head(headers, name)
+        if head.directory_marker:
+            return None
+        path = name.key.rpartition("/")[2]
+        check_tree([path], address=name.address)
+        if not self._uri.selects(path):
+            raise self._nothing("no object that the patterns select")
+        return FoundObject(path, name, head)
+
+    # -- a prefix ---------------------------------------------------------------------------------------------------
+
+    def _selected_keys(self, doubt: ModelCacheError | None) -> list[tuple[str, ObjectName]]:
+        prefix = f"{self._uri.path}/" if self._uri.path else ""
+        selected = []
+        seen_any = False
+        for key, size_bytes in self._keys(prefix):
+            seen_any = True
+            path = key.removeprefix(prefix)
+            if size_bytes == 0 and key.endswith("/"):
+                continue  # stands for a folder
+            if self._uri.selects(path):
+                selected.append((path, ObjectName(self._bucket, key)))
+            if len(selected) > MAX_OBJECTS:
+                hint = "name a folder further down, or add an include pattern"
+                raise InvalidUri(f"over {MAX_OBJECTS:,} objects are under one URI", address=str(self._uri), hint=hint)
+        if not seen_any and doubt is not None:
+            raise doubt
+        if not selected:
+            raise self._nothing("no object that the patterns select" if seen_any else "no object of this name, and none below it")
+        self._sdk.place(self._bucket, again=True)
+        check_tree((path for path, _ in selected), address=str(self._uri))
+        return selected
+
+    def _keys(self, prefix: str) -> Iterator[tuple[str, int]]:
+        """Key and size of every object under a prefix, page by page."""
+        page: dict[str, Any] = {}
+        for _ in range(MAX_PAGES):
+            token = {"ContinuationToken": page["NextContinuationToken"]} if page else {}
+            page = self._call("list_objects_v2", str(self._uri), Prefix=prefix, **token)
+            for each in page.get("Contents", ()):
+                if not each["Key"].startswith(prefix):
+                    raise ProtocolViolation(
+                        "the store lists an object outside of the prefix", address=str(self._uri), got=ascii(each["Key"])
+                    )
+                yield each["Key"], int(each["Size"])
+            if not page.get("IsTruncated"):
+                return
+            if page.get("NextContinuationToken", "") in ("", token.get("ContinuationToken")):
+                raise ProtocolViolation("the store's listing does not go on", address=str(self._uri))
+        raise InvalidUri(f"over {MAX_PAGES * 1000:,} objects are under one URI", address=str(self._uri), hint="name a folder further down")
+
+    def _object(self, key: tuple[str, ObjectName]) -> FoundObject:
+        path, name = key
+        answer = self._ask_head(name)
+        if answer.status != 200:
+            raise answer.error(listed=True)
+        return FoundObject(path, name, object_head(answer.headers, name))
+
+    # -- versions ---------------------------------------------------------------------------------------------------
+
+    def _with_versions(self, found: Sequence[FoundObject]) -> Sequence[FoundObject]:
+        """Name the objects' versions, where they have some and this credential may read by version.
+
+        Reading by version id is a right of its own (s3:GetObjectVersion) that many readers don't have: one is tried. Without it
+        the ETag alone guards against a replaced object.
+        """
+        if self._uri.revision is not None:
+            return found
+        named = [replace(each, name=replace(each.name, version_id=each.head.version_id)) for each in found]
+        first = next((each.name for each in named if each.name.version_id is not None), None)
+        return named if first is not None and self._may_read(first) else found
+
+    def _may_read(self, name: ObjectName) -> bool:
+        try:
+            return self._ask_head(name).status == 200
+        except AccessDenied:
+            return False
+
+    # -- asking -----------------------------------------------------------------------------------------------------
+
+    def _ask_head(self, name: ObjectName) -> Response:
+        """HeadObject without the SDK, for a fraction of its cost. Raises Unavailable, AccessDenied; other answers are returned."""
+
+        def ask() -> Response:
+            signed = self._signer.sign("HEAD", name.locator, CHECKSUMS_ASKED)
+            answer = self._transport.request("HEAD", signed.url, signed.headers, self._cancel, 0, follow=False)
+            if answer.status in (401, 403, 429) or answer.status >= 500:
+                raise answer.error(listed=True)
+            return answer
+
+        return attempted(ask, self._sdk.renew, self._cancel)
+
+    def _call(self, operation: str, address: str, **parameters: object) -> dict[str, Any]:
+        def call() -> dict[str, Any]:
+            return self._sdk.call(operation, self._cancel, address=address, Bucket=self._bucket, **parameters)
+
+        return attempted(call, self._sdk.renew, self._cancel)
+
+    def _nothing(self, what: str) -> NotFound:
+        return NotFound(f"the bucket has {what}", address=str(self._uri))
+
+
+def _as_files(found: Sequence[FoundObject]) -> tuple[RemoteFile, ...]:
+    files = (RemoteFile(each.path, each.head.size_bytes, each.name.locator, each.head.etag, each.head.digests) for each in found)
+    return tuple(sorted(files, key=lambda file: file.path))

@@ -1,0 +1,61 @@
+"""How to reach S3 and as whom."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from modelcache.errors import BadConfig, InvalidUri
+from modelcache.transport import Target, safe_address
+
+
+@dataclass(frozen=True, slots=True)
+class S3Options:
+    """Settings of one S3 source. What is None is the SDK's to find, the way every AWS tool does.
+
+    Attributes:
+        endpoint: `http(s)://host[:port]` of a store that isn't Amazon's, or of a gateway to it.
+        region: of the bucket; a wrong one is corrected once, from what the store answers.
+        profile: section of the SDK's configuration and credentials files.
+        anonymous: send no credential at all.
+        path_style: `endpoint/bucket/key` (True) or `bucket.endpoint/key` (False). None: path style where an endpoint is set,
+            else what Amazon prefers.
+        ca_file: PEM file with the CAs that vouch for https; None: the system's.
+        access_key, secret_key, session_token: one fixed credential. None: the SDK's chain (environment, profile, web
+            identity (IRSA), container, instance metadata), asked again when a credential is refused or expires.
+    """
+
+    endpoint: str | None = None
+    region: str | None = None
+    profile: str | None = None
+    anonymous: bool = False
+    path_style: bool | None = None
+    ca_file: Path | None = None
+    access_key: str | None = field(default=None, repr=False)
+    secret_key: str | None = field(default=None, repr=False)
+    session_token: str | None = field(default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        """Raises BadConfig: settings that contradict each other or can't be used."""
+        if (self.access_key is None) != (self.secret_key is None):
+            raise BadConfig("an S3 access key needs its secret key, and the other way round")
+        if self.session_token is not None and self.access_key is None:
+            raise BadConfig("an S3 session token needs its access key and secret key")
+        if self.anonymous and self.access_key is not None:
+            raise BadConfig("S3 access is either anonymous or with an access key")
+        if self.endpoint is not None:
+            _check_endpoint(self.endpoint)
+
+    @property
+    def secrets(self) -> tuple[str, ...]:
+        """What must not be seen anywhere."""
+        return tuple(value for value in (self.access_key, self.secret_key, self.session_token) if value)
+
+
+def _check_endpoint(endpoint: str) -> None:
+    try:
+        target = Target.parse(endpoint)
+    except InvalidUri as error:
+        raise BadConfig(f"the S3 endpoint can't be used: {error.message}", got=safe_address(endpoint)) from None
+    if target.userinfo is not None or "?" in endpoint or "#" in endpoint:
+        raise BadConfig("the S3 endpoint holds more than scheme, host, port and path", got=safe_address(endpoint))

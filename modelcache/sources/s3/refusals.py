@@ -1,0 +1,114 @@
+"""botocore's errors as ours: what was refused, where, and what to do; no key, signature or token in them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING
+
+from modelcache.errors import (
+    AccessDenied,
+    BadConfig,
+    InvalidUri,
+    ModelCacheError,
+    NotFound,
+    OriginBusy,
+    OriginUnreachable,
+)
+from modelcache.transport import error_of_status
+
+if TYPE_CHECKING:
+    from botocore.exceptions import BotoCoreError, ClientError
+
+MISSING = {
+    "NoSuchBucket": "the bucket does not exist",
+    "NoSuchKey": "the object does not exist",
+    "NoSuchVersion": "this version of the object does not exist",
+    "MethodNotAllowed": "this version is a delete marker",
+}
+DENIED = {
+    "AccessDenied": ("the store denies access", "check the credential's right to list the bucket and to read its objects"),
+    "SignatureDoesNotMatch": ("the signature is wrong", "check the secret key; else a proxy alters requests on their way"),
+    "InvalidAccessKeyId": ("the access key is unknown at this endpoint", "check the access key and the endpoint"),
+    "ExpiredToken": ("the session token has expired", "get a new one: sign in again, or renew the role's session"),
+    "InvalidToken": ("the session token is invalid", "check the session token; it belongs to one access key"),
+    "RequestTimeTooSkewed": ("the clocks of this machine and of the store differ by too much", "set this machine's clock: `timedatectl`"),
+    "AuthorizationHeaderMalformed": ("the request is signed for another region", "set the region of the bucket"),
+    "IllegalLocationConstraintException": ("the bucket is in another region", "set the region of the bucket"),
+    "PermanentRedirect": ("the bucket is in another region", "set the region or the endpoint of the bucket"),
+    "InvalidObjectState": ("the object is archived and not restored", "restore it first: `aws s3api restore-object --help`"),
+}
+BUSY = frozenset(
+    {"SlowDown", "ServiceUnavailable", "InternalError", "RequestTimeout", "Throttling", "ThrottlingException", "RequestLimitExceeded"}
+)
+SAID_BYTES = 400
+
+_SIGNATURE = re.compile(r"\b[0-9A-Fa-f]{40,}\b|\b(?:AKIA|ASIA)[A-Z0-9]{12,}\b")
+
+
+def error_of_client(error: ClientError, *, address: str, secrets: Iterable[str]) -> ModelCacheError:
+    """What an error answer of the store (or of STS) means."""
+    answer: Mapping[str, object] = error.response
+    code, said = _code_and_message(answer)
+    status, headers = _status(answer)
+    text = f"{error.operation_name}: {status or 'no status'}, {code}"
+    if code in MISSING:
+        return NotFound(f"{MISSING[code]} ({text})", address=address)
+    if code in DENIED:
+        sentence, hint = DENIED[code]
+        detail = f": {redacted(said, secrets)}" if code == "AccessDenied" and said else ""
+        return AccessDenied(f"{sentence} ({text}){detail}", address=address, hint=hint)
+    if error.operation_name.startswith(("AssumeRole", "GetRoleCredentials", "GetSessionToken")) and status < 500:
+        return AccessDenied(
+            f"no credential was given ({text})", address=address, hint="check the role, its trust policy and the identity token"
+        )
+    if code in BUSY:
+        return OriginBusy(f"the store is busy ({text})", address=address)
+    return error_of_status(status or 400, headers, address=address, listed=False, code=None if code == str(status) else code)
+
+
+def error_of_sdk(error: BotoCoreError, *, address: str) -> ModelCacheError:
+    """What a failure inside botocore means; a failure of the credential chain for the most part."""
+    from botocore import exceptions as sdk
+
+    kind = type(error).__name__
+    if isinstance(error, (sdk.NoCredentialsError, sdk.PartialCredentialsError)):
+        hint = "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY or a profile, or ask for anonymous access"
+        return AccessDenied(f"no S3 credential was found ({kind})", address=address, hint=hint)
+    if isinstance(error, (sdk.CredentialRetrievalError, sdk.TokenRetrievalError, sdk.MetadataRetrievalError, sdk.SSOError, sdk.LoginError)):
+        hint = "sign in again, or check the role: `aws sts get-caller-identity`"
+        return AccessDenied(f"the S3 credential could not be had ({kind})", address=address, hint=hint)
+    if isinstance(error, (sdk.HTTPClientError, sdk.ConnectionError)):
+        return OriginUnreachable(f"the service that gives out S3 credentials could not be reached ({kind})", address=address)
+    if isinstance(error, sdk.ParamValidationError):
+        return InvalidUri(f"the store's rules forbid such a name ({kind})", address=address)
+    return unusable_settings(error, address=address)
+
+
+def unusable_settings(error: Exception, *, address: str) -> BadConfig:
+    """What the SDK can't work with. Its own text can quote the files it read, so only its kind is told."""
+    hint = "check `~/.aws/config`, the AWS_* variables, region, profile and endpoint"
+    return BadConfig(f"the AWS SDK can't work with its settings ({type(error).__name__})", address=address, hint=hint)
+
+
+def redacted(text: str, secrets: Iterable[str]) -> str:
+    """A store's own words without our secrets and without anything that looks like a key or a signature; one line, bounded."""
+    for secret in secrets:
+        text = text.replace(secret, "***")
+    text = _SIGNATURE.sub("***", " ".join(text.split()))
+    return text.encode("ascii", "backslashreplace").decode()[:SAID_BYTES]
+
+
+def _code_and_message(answer: Mapping[str, object]) -> tuple[str, str]:
+    fields = answer.get("Error")
+    if not isinstance(fields, Mapping):
+        return "no code", ""
+    code = re.sub(r"[^A-Za-z0-9._-]", "?", str(fields.get("Code", "no code")))[:64]
+    return code, str(fields.get("Message", ""))
+
+
+def _status(answer: Mapping[str, object]) -> tuple[int, Mapping[str, str]]:
+    fields = answer.get("ResponseMetadata")
+    if not isinstance(fields, Mapping):
+        return 0, {}
+    return int(fields.get("HTTPStatusCode", 0)), fields.get("HTTPHeaders", {})

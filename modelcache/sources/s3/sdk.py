@@ -1,0 +1,257 @@
+"""botocore, the only part of S3 that is not ours: credentials, endpoints, regions, requests and answers of the control plane.
+
+Its requests go through `RangeClient`, as the bytes do: one set of proxies, CAs and deadlines, and calls that can be cancelled.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from io import BytesIO
+from typing import TYPE_CHECKING, Any, TypeVar
+from urllib.parse import parse_qs, quote, urlsplit
+
+from modelcache.errors import AccessDenied, ModelCacheError, UnknownScheme
+from modelcache.patience import Cancellation
+from modelcache.sources.s3.locator import KEY_SAFE, ObjectName
+from modelcache.sources.s3.options import S3Options
+from modelcache.sources.s3.refusals import error_of_client, error_of_sdk, unusable_settings
+from modelcache.transport import RangeClient
+from modelcache.units import MIB
+
+if TYPE_CHECKING:
+    from botocore.awsrequest import AWSPreparedRequest, AWSResponse
+    from botocore.credentials import ReadOnlyCredentials
+    from botocore.session import Session
+
+T = TypeVar("T")
+MAX_ANSWER_BYTES = 16 * MIB
+"""A page of 1,000 keys of 1,024 bytes, percent-encoded, with their other fields, is under 4 MiB."""
+RENEW_EVERY_S = 10.0
+"""Refused requests of many threads make the credential chain run once in this time."""
+_TRANSPORTS_OWN = frozenset({"host", "user-agent", "connection", "accept-encoding", "content-length"})
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where the objects of a bucket are and for which region a request is signed. Holds no secret."""
+
+    base_url: str
+    region: str
+
+    def url(self, name: ObjectName) -> str:
+        return f"{self.base_url}{quote(name.key, safe=KEY_SAFE)}{name.query}"
+
+
+@dataclass(frozen=True)
+class Connection:
+    """A session of the SDK with the credential that its chain found.
+
+    Attributes:
+        client: botocore makes its clients' methods at run time; no type of its own has them.
+    """
+
+    session: Session = field(repr=False)
+    client: Any = field(repr=False)
+    anonymous: bool
+
+    def credentials(self) -> ReadOnlyCredentials | None:
+        """The credential of this moment: the SDK renews one that is about to expire. None: anonymous.
+
+        Raises NoCredentialsError and whatever the chain raises.
+        """
+        if self.anonymous:
+            return None
+        found = self.session.get_credentials()
+        if found is None:
+            from botocore.exceptions import NoCredentialsError
+
+            raise NoCredentialsError
+        return found.get_frozen_credentials()
+
+
+class Sdk:
+    """One S3 endpoint as one identity. botocore is imported at the first call. Safe for many threads."""
+
+    def __init__(self, options: S3Options, transport: RangeClient) -> None:
+        self._options = options
+        self._transport = transport
+        self._lock = threading.Lock()
+        self._connection: Connection | None = None
+        self._renewed_at_s = float("-inf")
+        self._renewed = False
+        self._places: dict[str, Place] = {}
+        self._calls = threading.local()
+
+    # -- calls ------------------------------------------------------------------------------------------------------
+
+    def call(self, operation: str, cancel: Cancellation, *, address: str, **parameters: object) -> dict[str, Any]:
+        """One operation of the S3 API; its parsed answer, with the headers as sent under `ResponseMetadata.HTTPHeaders`.
+
+        A bucket in another region is asked there, once.
+
+        Raises: what `Source.list` promises, and BadConfig for settings that the SDK can't work with.
+        """
+        self._calls.cancel = cancel
+        try:
+            method: Callable[..., dict[str, Any]] = getattr(self.connection(address).client, operation)
+            return self._translated(lambda: method(**parameters), address)
+        finally:
+            del self._calls.cancel
+
+    def credentials(self, address: str) -> ReadOnlyCredentials | None:
+        """The credential to sign with now; None: anonymous. Raises AccessDenied, Unavailable, BadConfig."""
+        return self._translated(self.connection(address).credentials, address)
+
+    def place(self, bucket: str, *, again: bool = False) -> Place:
+        """Where a bucket's objects are, as the SDK resolves it (style of address, region learnt from the store).
+
+        Args:
+            again: look again, because a call has just succeeded and may have learnt the region.
+        """
+        place = self._places.get(bucket)
+        if place is None or again:
+            place = self._translated(lambda: self._resolve(bucket), f"s3://{bucket}")
+            self._places[bucket] = place
+        return place
+
+    @property
+    def endpoint(self) -> str:
+        """The service's URL, before a bucket is put into it."""
+        return str(self.connection("s3://").client.meta.endpoint_url)
+
+    def renew(self) -> bool:
+        """Run the credential chain again; whether it gave another credential. At most once in RENEW_EVERY_S."""
+        if self._options.anonymous or self._options.access_key is not None:
+            return False
+        with self._lock:
+            if time.monotonic() - self._renewed_at_s < RENEW_EVERY_S:
+                return self._renewed
+            old = self._connection
+            fresh = self._connect("s3://")
+            self._renewed = old is None or self._differ(old, fresh)
+            self._connection = fresh
+            self._renewed_at_s = time.monotonic()
+            return self._renewed
+
+    def secrets(self) -> tuple[str, ...]:
+        """Values that no message may hold: the options' own, and those of the chain once it has run."""
+        if self._connection is None or self._connection.anonymous:
+            return self._options.secrets
+        found = self._connection.session.get_credentials()
+        chain = () if found is None else (found.access_key, found.secret_key, found.token)
+        return (*self._options.secrets, *(value for value in chain if value))
+
+    def close(self) -> None:
+        """Drop the connection; a later call makes a new one."""
+        with self._lock:
+            if self._connection is not None:
+                self._connection.client.close()
+            self._connection = None
+
+    # -- inside -----------------------------------------------------------------------------------------------------
+
+    def connection(self, address: str) -> Connection:
+        with self._lock:
+            if self._connection is None:
+                self._connection = self._connect(address)
+            return self._connection
+
+    def _connect(self, address: str) -> Connection:
+        try:
+            import botocore.session
+            from botocore import UNSIGNED
+            from botocore.config import Config
+        except ImportError:
+            raise UnknownScheme("`s3://` needs botocore", address=address, hint="pip install 'modelcache[s3]'") from None
+        _quieten()
+        options = self._options
+        style: Any = {True: "path", False: "virtual", None: "auto"}[options.path_style]
+        config = Config(
+            signature_version=UNSIGNED if options.anonymous else "s3v4",
+            retries={"total_max_attempts": 1},  # ours, which can be cancelled: `attempts.py`
+            s3={"addressing_style": style},
+            request_checksum_calculation="when_required",
+            response_checksum_validation="when_required",
+        )
+        return self._translated(lambda: self._new_connection(botocore.session.Session(profile=options.profile), config), address)
+
+    def _new_connection(self, session: Session, config: Any) -> Connection:
+        options = self._options
+        if options.access_key is not None and options.secret_key is not None:
+            session.set_credentials(options.access_key, options.secret_key, options.session_token)
+        client = session.create_client("s3", region_name=options.region, endpoint_url=options.endpoint, config=config)
+        events: Any = client.meta.events  # its stubs know no handler that returns something
+        events.register_first("before-send.s3", self._send)
+        return Connection(session, client, options.anonymous)
+
+    def _send(self, request: AWSPreparedRequest, **_: object) -> AWSResponse:
+        """Carry a request of botocore's over our transport (its `before-send` hook takes an answer instead of sending)."""
+        from botocore.awsrequest import AWSResponse, HeadersDict
+
+        headers = {name: _text(value) for name, value in request.headers.items() if name.lower() not in _TRANSPORTS_OWN}
+        url = str(request.url)
+        answer = self._transport.request(str(request.method), url, headers, self._calls.cancel, MAX_ANSWER_BYTES, follow=False)
+        headers_of_answer: Any = HeadersDict(dict(answer.headers))
+        return AWSResponse(url, answer.status, headers_of_answer, _Raw(answer.body))
+
+    def _resolve(self, bucket: str) -> Place:
+        # A presigned URL is the one public place where the SDK tells URL and signing region of a bucket.
+        client = self.connection(f"s3://{bucket}").client
+        url = urlsplit(client.generate_presigned_url("get_object", Params={"Bucket": bucket, "Key": "k"}))
+        scope = parse_qs(url.query).get("X-Amz-Credential", [""])[0].split("/")
+        region = scope[2] if len(scope) == 5 else str(client.meta.region_name)
+        return Place(f"{url.scheme}://{url.netloc}{url.path.removesuffix('k')}", region)
+
+    def _differ(self, old: Connection, fresh: Connection) -> bool:
+        from botocore.exceptions import BotoCoreError, ClientError
+
+        try:
+            return fresh.credentials() != old.credentials()
+        except (BotoCoreError, ClientError, OSError):
+            return True  # the next request says what is wrong with it
+
+    def _translated(self, action: Callable[[], T], address: str) -> T:
+        """Run something of botocore's; its errors become ours, without a trace of its own, which quotes requests and answers."""
+        from botocore.exceptions import BotoCoreError, ClientError
+
+        try:
+            return action()
+        except ModelCacheError:
+            raise
+        except ClientError as error:
+            raise error_of_client(error, address=address, secrets=self.secrets()) from None
+        except BotoCoreError as error:
+            raise error_of_sdk(error, address=address) from None
+        except OSError as error:  # the chain reads files: a web identity token, a configuration
+            reason = f"{error.strerror or type(error).__name__}: {error.filename or 'no file'}"
+            raise AccessDenied(f"the S3 credential could not be read ({reason})", address=address) from None
+        except (ValueError, KeyError) as error:  # botocore's for endpoints and regions that it can't read
+            raise unusable_settings(error, address=address) from None
+
+
+class _Raw:
+    """A body in the form that AWSResponse reads."""
+
+    def __init__(self, body: bytes) -> None:
+        self._body = BytesIO(body)
+
+    def stream(self, **_: object) -> Iterator[bytes]:
+        yield self._body.read()
+
+    def read(self, size: int = -1) -> bytes:
+        return self._body.read(size)
+
+
+def _text(value: str | bytes) -> str:
+    return value.decode("latin-1") if isinstance(value, bytes) else value
+
+
+def _quieten() -> None:
+    """Keep botocore's debug records, which quote signatures and answers, out of logs unless somebody chose a level for it."""
+    logger = logging.getLogger("botocore")
+    if logger.level == logging.NOTSET:
+        logger.setLevel(logging.WARNING)
