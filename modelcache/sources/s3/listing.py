@@ -112,10 +112,10 @@ class Lister:
         selected = []
         seen_any = False
         for key, size_bytes in self._keys(prefix):
-            seen_any = True
-            path = key.removeprefix(prefix)
             if size_bytes == 0 and key.endswith("/"):
                 continue  # stands for a folder
+            seen_any = True
+            path = key.removeprefix(prefix)
             if self._uri.selects(path):
                 selected.append((path, ObjectName(self._bucket, key)))
             if len(selected) > MAX_OBJECTS:

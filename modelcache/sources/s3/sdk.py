@@ -14,7 +14,7 @@ from io import BytesIO
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import parse_qs, quote, urlsplit
 
-from modelcache.errors import AccessDenied, ModelCacheError, UnknownScheme
+from modelcache.errors import AccessDenied, ModelCacheError, ProtocolViolation, UnknownScheme
 from modelcache.patience import Cancellation
 from modelcache.sources.s3.locator import KEY_SAFE, ObjectName
 from modelcache.sources.s3.options import S3Options
@@ -217,6 +217,7 @@ class Sdk:
     def _translated(self, action: Callable[[], T], address: str) -> T:
         """Run something of botocore's; its errors become ours, without a trace of its own, which quotes requests and answers."""
         from botocore.exceptions import BotoCoreError, ClientError
+        from botocore.parsers import ResponseParserError
 
         try:
             return action()
@@ -226,6 +227,8 @@ class Sdk:
             raise error_of_client(error, address=address, secrets=self.secrets()) from None
         except BotoCoreError as error:
             raise error_of_sdk(error, address=address) from None
+        except ResponseParserError:
+            raise ProtocolViolation("the store's answer is no S3 answer", address=address) from None
         except OSError as error:  # the chain reads files: a web identity token, a configuration
             reason = f"{error.strerror or type(error).__name__}: {error.filename or 'no file'}"
             raise AccessDenied(f"the S3 credential could not be read ({reason})", address=address) from None

@@ -28,7 +28,7 @@ class S3Source:
     read them, ranges also name the version id, so that an object that was overwritten can still be fetched to its end.
     """
 
-    def __init__(self, options: S3Options, *, timeouts: Timeouts | None = None, proxies: Proxies | None = None) -> None:
+    def __init__(self, options: S3Options, timeouts: Timeouts | None = None, *, proxies: Proxies | None = None) -> None:
         self._options = options
         self._transport = RangeClient(timeouts or Timeouts(), ca_file=options.ca_file, proxies=proxies)
         self._sdk = Sdk(options, self._transport)
