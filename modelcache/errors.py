@@ -23,6 +23,7 @@ class ErrorCode(StrEnum):
     NOT_CACHED = "not-cached"
     ACCESS_DENIED = "access-denied"
     ORIGIN_UNREACHABLE = "origin-unreachable"
+    ORIGIN_UNTRUSTED = "origin-untrusted"
     ORIGIN_BUSY = "origin-busy"
     ORIGIN_STALLED = "origin-stalled"
     BODY_CUT = "body-cut"
@@ -182,6 +183,7 @@ class OriginUnreachable(Unavailable):
 class OriginUntrusted(OriginUnreachable):
     """The origin's TLS certificate is not vouched for: trying again gives the same until somebody changes a CA or the certificate."""
 
+    code = ErrorCode.ORIGIN_UNTRUSTED
     retryable = False
     default_hint = "name the CA that signed it (its PEM file) in the settings, or have the certificate replaced"
 

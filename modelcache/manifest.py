@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 
-from modelcache.digest import Digest, sha256
+from modelcache.digest import Algorithm, Digest, sha256
 from modelcache.errors import DamagedRecord, ModelCacheError
 from modelcache.paths import check_tree
 
@@ -22,6 +22,10 @@ class ManifestFile:
     path: str
     size_bytes: int
     sha256: Digest
+
+    def __post_init__(self) -> None:
+        if self.size_bytes < 0 or self.sha256.algorithm is not Algorithm.SHA256:
+            raise ValueError(f"not a file of a manifest: {self.size_bytes} bytes, {self.sha256.algorithm}")
 
 
 @dataclass(frozen=True)
@@ -37,9 +41,9 @@ class Manifest:
         Raises:
             UnsafePath: the paths can't form one tree.
         """
-        ordered = tuple(sorted(files, key=lambda item: item.path.encode("utf-8")))
-        check_tree(item.path for item in ordered)
-        return cls(ordered)
+        unordered = list(files)
+        check_tree(item.path for item in unordered)
+        return cls(tuple(sorted(unordered, key=lambda item: item.path.encode("utf-8"))))
 
     @property
     def size_bytes(self) -> int:
@@ -72,7 +76,7 @@ class Manifest:
             manifest = cls.of(ManifestFile(str(item["path"]), int(item["size_bytes"]), sha256(item["sha256"])) for item in record["files"])
         except DamagedRecord:
             raise
-        except (ValueError, KeyError, TypeError, ModelCacheError) as error:
+        except (ValueError, KeyError, TypeError, OverflowError, RecursionError, ModelCacheError) as error:
             raise DamagedRecord(f"not a manifest ({error})", address=address) from error
         if manifest.encode() != data or (expect is not None and manifest.digest != expect):
             raise DamagedRecord(

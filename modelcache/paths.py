@@ -56,7 +56,7 @@ def _problem(text: str) -> str | None:
         return "it is not UTF-8"
     if len(encoded) > MAX_PATH_BYTES:
         return f"{len(encoded)} bytes are over the limit of {MAX_PATH_BYTES}"
-    if any(ord(char) < 32 or ord(char) == 127 for char in text):
+    if any(ord(char) < 0x20 or 0x7F <= ord(char) < 0xA0 for char in text):
         return "it holds a control character"
     for part in text.split("/"):
         if part in ("", ".", ".."):

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import queue
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 
 from modelcache.errors import Cancelled
 
@@ -37,22 +39,25 @@ class Cancellation:
     """
 
     def __init__(self) -> None:
-        self._event = threading.Event()
+        self._requested = False
+        # Not an Event: its lock is not reentrant, so `set` in a signal handler can wait for ever for the thread that it interrupted.
         self._lock = threading.RLock()
         self._callbacks: dict[int, Callable[[], None]] = {}
         self._next = 0
 
     @property
     def requested(self) -> bool:
-        return self._event.is_set()
+        return self._requested
 
     def cancel(self) -> None:
-        """Ask for the stop; runs the callbacks of waits in progress. Doing so twice changes nothing."""
-        self._event.set()
-        with self._lock:
-            callbacks = list(self._callbacks.values())
-            self._callbacks.clear()
-        for callback in callbacks:
+        """Ask for the stop; runs the callbacks of waits in progress, each once. Doing so twice changes nothing."""
+        self._requested = True
+        while True:
+            try:
+                with self._lock:
+                    _, callback = self._callbacks.popitem()
+            except KeyError:
+                return
             callback()
 
     def check(self) -> None:
@@ -62,12 +67,17 @@ class Cancellation:
 
     def wait(self, seconds: float) -> None:
         """Pause; ends early with `Cancelled` when the stop is asked for."""
-        if self._event.wait(seconds):
-            self.check()
+        bell: queue.SimpleQueue[None] = queue.SimpleQueue()
+        with self.on_cancel(partial(bell.put, None)), suppress(queue.Empty):
+            bell.get(timeout=max(0.0, seconds))
+        self.check()
 
     @contextmanager
     def on_cancel(self, callback: Callable[[], None]) -> Iterator[None]:
-        """Have `callback` run if the stop is asked for inside the block (at once if it already was)."""
+        """Have `callback` run if the stop is asked for inside the block (at once if it already was).
+
+        One that was asked for as the block ended may still run just after it; then `requested` is true when it has ended.
+        """
         with self._lock:
             key = self._next
             self._next += 1

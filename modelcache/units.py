@@ -10,6 +10,7 @@ KIB = 1 << 10
 MIB = 1 << 20
 GIB = 1 << 30
 TIB = 1 << 40
+PIB = 1 << 50
 
 _FACTORS = {
     "": 1, "b": 1,
@@ -17,18 +18,21 @@ _FACTORS = {
     "m": 1000**2, "mb": 1000**2, "mi": MIB, "mib": MIB,
     "g": 1000**3, "gb": 1000**3, "gi": GIB, "gib": GIB,
     "t": 1000**4, "tb": 1000**4, "ti": TIB, "tib": TIB,
+    "p": 1000**5, "pb": 1000**5, "pi": PIB, "pib": PIB,
 }  # fmt: skip
-_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([a-zA-Z]*)")
+_SIZE = re.compile(r"([0-9]{1,30})(?:\.([0-9]{1,30}))?\s*([a-zA-Z]*)")
 
 
 def format_bytes(count: int | float) -> str:
-    """`1536` → `1.5 KiB`: three significant digits at least, binary units."""
+    """`1536` → `1.5 KiB`: binary units, one decimal beyond bytes."""
     value = float(count)
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if abs(value) < 1024:
-            return f"{int(value)} B" if unit == "B" else f"{value:.1f} {unit}"
+    if abs(value) < 1024:
+        return f"{int(value)} B"
+    for unit in ("KiB", "MiB", "GiB"):
         value /= 1024
-    return f"{value:.1f} TiB"
+        if abs(round(value, 1)) < 1024:
+            return f"{value:.1f} {unit}"
+    return f"{value / 1024:.1f} TiB"
 
 
 def format_rate(bytes_per_second: float) -> str:
@@ -38,11 +42,11 @@ def format_rate(bytes_per_second: float) -> str:
 
 def format_duration(seconds: float) -> str:
     """`0.0123` → `12 ms`, `75` → `1m15s`, `4000` → `1h06m`."""
-    if seconds < 1:
+    if round(seconds, 3) < 1:
         return f"{seconds * 1000:.0f} ms"
-    if seconds < 60:
+    if round(seconds, 1) < 60:
         return f"{seconds:.1f} s"
-    minutes, rest = divmod(int(seconds), 60)
+    minutes, rest = divmod(round(seconds), 60)
     if minutes < 60:
         return f"{minutes}m{rest:02d}s"
     hours, minutes = divmod(minutes, 60)
@@ -50,13 +54,15 @@ def format_duration(seconds: float) -> str:
 
 
 def parse_bytes(text: str) -> int:
-    """`10GiB`, `10Gi` (Kubernetes' spelling), `1.5 MB`, `4096` → bytes.
+    """`10GiB`, `10Gi` (Kubernetes' spelling), `1.5 MB`, `4096` → bytes, rounded down; letter case doesn't count.
 
     Raises:
         BadConfig: not a size; `got` is the text.
     """
     match = _SIZE.fullmatch(text.strip())
-    factor = _FACTORS.get(match.group(2).lower()) if match else None
+    factor = _FACTORS.get(match.group(3).lower()) if match else None
     if match is None or factor is None:
         raise BadConfig(f"`{text}` is not a size", got=text, hint="write a number and a unit, such as `200GiB`")
-    return int(float(match.group(1)) * factor)
+    whole, fraction = match.group(1), match.group(2) or "0"
+    scale: int = 10 ** len(fraction)
+    return int(whole) * factor + int(fraction) * factor // scale
