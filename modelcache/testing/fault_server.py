@@ -6,6 +6,7 @@ Threads and sockets of the standard library; 127.0.0.1 on a free port; gone at t
 from __future__ import annotations
 
 import re
+import select
 import socket
 import ssl
 import threading
@@ -77,6 +78,15 @@ class Call:
 
     def reply(self, reply: Reply) -> None:
         self.send(reply.head() + (b"" if self.received.method == "HEAD" else reply.body))
+
+    def relay(self, onward: socket.socket) -> None:
+        """Pass bytes between the client and another socket until either ends."""
+        while not self.ended.is_set():
+            for ready in select.select([self._socket, onward], [], [], 0.1)[0]:
+                data = ready.recv(1 << 16)
+                if not data:
+                    return
+                (onward if ready is self._socket else self._socket).sendall(data)
 
     def hang_up(self) -> None:
         """End the connection after what was sent."""
@@ -229,7 +239,7 @@ def _receive(sock: socket.socket) -> Received | None:
     data = b""
     while not data.endswith(b"\r\n\r\n"):
         more = sock.recv(1 << 16)
-        if not more:
+        if not more or not more[:1].isascii() or more[:1] < b" ":  # the end, or a TLS handshake
             return None
         data += more
     first, *lines = data.decode("latin-1").removesuffix("\r\n\r\n").split("\r\n")

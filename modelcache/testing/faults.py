@@ -35,8 +35,8 @@ def reset(sent_bytes: int) -> Fault:
     return fault
 
 
-def overlong(extra: bytes, *, close: bool) -> Fault:
-    """More bytes than the head promised; with `close`, announced by `Connection: close` and ended so."""
+def overlong(extra: bytes, *, close: bool, sent: threading.Event) -> Fault:
+    """More bytes than the head promised; with `close`, announced by `Connection: close` and ended so. `sent`: all are on the way."""
 
     def fault(call: Call) -> None:
         reply = call.proper
@@ -44,6 +44,7 @@ def overlong(extra: bytes, *, close: bool) -> Fault:
             reply = replace(reply, headers={**reply.headers, "Connection": "close"})
             call.hang_up()
         call.send(reply.head() + reply.body + extra)
+        sent.set()
 
     return fault
 
@@ -54,7 +55,11 @@ def with_headers(changes: Mapping[str, str | None], *, body: bytes | None = None
     def fault(call: Call) -> None:
         headers = {**call.proper.headers, **changes}
         call.reply(
-            Reply(call.proper.status, {name: value for name, value in headers.items() if value is not None}, call.proper.body if body is None else body)
+            Reply(
+                call.proper.status,
+                {name: value for name, value in headers.items() if value is not None},
+                call.proper.body if body is None else body,
+            )
         )
 
     return fault
@@ -121,6 +126,13 @@ def stalled(sent_bytes: int | None) -> Fault:
         call.hang_up()
 
     return fault
+
+
+def stalled_head(call: Call) -> None:
+    """Half a status line, then silence until the server is closed."""
+    call.send(b"HTTP/1.1 206 ")
+    call.ended.wait()
+    call.hang_up()
 
 
 def dripping(taken: threading.Semaphore) -> Fault:

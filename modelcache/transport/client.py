@@ -108,6 +108,8 @@ class RangeClient:
             raise answer.error(listed=True)
         try:
             address = str(answer.request.target)
+            if answer.head.status not in (200, 206):
+                raise error_of_status(answer.head.status, answer.head.headers, address=address, listed=True)
             check_version(answer, precondition, address)
             check_framing(answer, file, span, address)
             return RangeBody(answer, span.size_bytes, address=address, stall_s=self._timeouts.stall_s, cancel=cancel)

@@ -80,7 +80,11 @@ class Target:
 
     def redirected(self, location: str) -> Target:
         """Where a `Location` header leads from here. Raises InvalidUri."""
-        return Target.parse(urljoin(self.url, location))
+        try:
+            joined = urljoin(self.url, location)
+        except ValueError as error:
+            raise InvalidUri(f"not a usable URL ({error})", address=safe_address(location)) from None
+        return Target.parse(joined)
 
     @property
     def _bracketed(self) -> str:

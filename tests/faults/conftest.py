@@ -43,6 +43,7 @@ def reader_of() -> Iterator[MakeReader]:
             url: str,
             *,
             stall_s: float = 20.0,
+            connect_s: float = 20.0,
             certificate: Certificate | None = None,
             proxies: Proxies | None = None,
             ca: Path | None = None,
@@ -50,7 +51,7 @@ def reader_of() -> Iterator[MakeReader]:
             uri, secrets = parse_uri(url)
             headers = {uri.authority: {"X-Api-Key": HEADER_TOKEN}}
             options = HttpOptions(ca_file=ca if certificate is None else certificate.ca, headers=headers)
-            source = HttpSource(uri, secrets, options, Timeouts(connect_s=20.0, stall_s=stall_s), proxies=proxies)
+            source = HttpSource(uri, secrets, options, Timeouts(connect_s=connect_s, stall_s=stall_s), proxies=proxies)
             stack.callback(source.close)
             return Reader(source, url)
 

@@ -64,6 +64,21 @@ class Reader:
             body.close()
         return bytes(received)
 
+    def read_but_the_end(
+        self, file: RemoteFile, span: ByteRange, *, before_end: Callable[[], object], ends_with: type[ModelCacheError]
+    ) -> bytes:
+        """All bytes of a span; then `before_end()`; then the read that should return 0 has to raise `ends_with`."""
+        data = bytearray(span.size_bytes)
+        body = self.source.open(file, span, Cancellation())
+        at = 0
+        while at < len(data):
+            at += body.readinto(memoryview(data)[at:])
+        before_end()
+        with fails(ends_with):
+            body.readinto(memoryview(bytearray(100)))
+        body.close()
+        return bytes(data)
+
 
 MakeReader = Callable[..., Reader]
 

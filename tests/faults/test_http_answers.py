@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+
 import pytest
 
 from modelcache.errors import BodyCut, ModelCacheError, OriginUnreachable, ProtocolViolation, SourceChanged
@@ -93,17 +95,15 @@ def test_a_reset_body_hands_out_no_wrong_byte(server: FaultServer, reader: Reade
 @pytest.mark.parametrize("extra", [b"x", DATA[SPAN.stop : SPAN.stop + 50_000], b"HTTP/1.1 206 x\r\nContent-Length: 5\r\n\r\nwrong"])
 def test_bytes_beyond_the_promised_ones_are_never_handed_out(server: FaultServer, reader: Reader, extra: bytes, close: bool) -> None:
     file = reader.list()
-    server.fail(PATH, faults.overlong(extra, close=close), times=1)
-    received = bytearray()
-    with fails(ProtocolViolation):
-        reader.read(file, SPAN, into=received)
-    assert received == DATA[SPAN.start : SPAN.stop]
+    sent = threading.Event()
+    server.fail(PATH, faults.overlong(extra, close=close, sent=sent), times=1)
+    assert reader.read_but_the_end(file, SPAN, before_end=sent.wait, ends_with=ProtocolViolation) == DATA[SPAN.start : SPAN.stop]
     assert reader.read(file, SPAN) == DATA[SPAN.start : SPAN.stop]
 
 
 def test_bytes_beyond_a_body_that_came_along_with_the_head_are_a_violation(server: FaultServer, reader: Reader) -> None:
     file = reader.list()
-    server.fail(PATH, faults.overlong(b"more", close=True))
+    server.fail(PATH, faults.overlong(b"more", close=True, sent=threading.Event()))
     received = bytearray()
     with fails(ProtocolViolation) as caught:
         reader.read(file, ByteRange(0, 10), into=received)
