@@ -1,0 +1,51 @@
+"""`modelcache df`: where the room went."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from modelcache.cli import documents
+from modelcache.cli.exit_codes import ExitCode
+from modelcache.cli.session import Session
+from modelcache.cli.tables import Column, Table, counted
+from modelcache.units import format_bytes
+
+if TYPE_CHECKING:
+    from modelcache.abc.store import SnapshotInfo, Usage
+
+COLUMNS = (Column("what"), Column("bytes", right=True), Column("meaning", folds=True))
+
+
+def df(session: Session) -> ExitCode:
+    """Show how much room the store takes, who holds it, and what is left under the limits."""
+    session.expect_store()
+    with session.open_cache() as cache:
+        usage, infos, root = cache.usage(), cache.list(), cache.config.root
+    session.finish(**documents.of_usage(usage, infos, root))
+    session.output.line(f"store: {root}")
+    session.output.line("")
+    session.output.table(Table(COLUMNS, tuple(_rows(usage, infos))))
+    return ExitCode.OK
+
+
+def _rows(usage: Usage, infos: list[SnapshotInfo]) -> list[tuple[str, str, str]]:
+    own_bytes = sum(info.own_bytes for info in infos)
+    apart = format_bytes(sum(info.size_bytes for info in infos))
+    limits = usage.limits
+    cap = "no cap over the store" if limits.max_bytes is None else f"cap over the store: {format_bytes(limits.max_bytes)}"
+    shares = f"{limits.high_watermark:.0%} may be used, by anyone; eviction goes down to {limits.low_watermark:.0%}"
+    rows = [
+        ("models", usage.blobs_bytes, f"{counted(len(infos), 'model')}; apart from each other {apart}"),
+        ("  own", own_bytes, "of one model alone"),
+        ("  shared", max(0, usage.blobs_bytes - own_bytes), "of several models, stored once"),
+        ("  leased", usage.leased_bytes, "held by running users"),
+        ("  pinned", usage.pinned_bytes, "held until unpinned"),
+        ("  evictable", usage.evictable_bytes, "goes when room is needed"),
+        ("arriving", usage.ingest_bytes, "fetches in progress, and interrupted ones"),
+        ("trash", usage.trash_bytes, "on its way out"),
+        ("quarantine", usage.quarantine_bytes, "damaged, kept aside"),
+        ("file system", usage.file_system_bytes, shares),
+        ("  free", usage.free_bytes, cap),
+        ("available", usage.available_bytes, "for the next fetch, without evicting"),
+    ]
+    return [(what, format_bytes(count), meaning) for what, count, meaning in rows]

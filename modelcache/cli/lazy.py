@@ -1,0 +1,75 @@
+"""What the command line imports late, and the only place where it does.
+
+The floors below take longer to import (tens of milliseconds) than `--help` may take, and only terminals need rich. So
+commands name them in annotations alone and get them here, inside the call that needs them. Everywhere else in modelcache
+an import inside a function is an optional third-party package.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, TextIO
+
+if TYPE_CHECKING:
+    from modelcache.cache import ModelCache, Refresh
+    from modelcache.cli.findings import Finding
+    from modelcache.cli.progress_view import ProgressView
+    from modelcache.cli.tables import Table
+    from modelcache.config import Config
+    from modelcache.uri import StorageUri, UriSecrets
+
+
+def load_config(environ: Mapping[str, str], overrides: Mapping[str, object]) -> Config:
+    """`Config.load`. Raises BadConfig."""
+    from modelcache.config import Config
+
+    return Config.load(environ, **overrides)
+
+
+def cache_of(config: Config) -> ModelCache:
+    """An open `ModelCache`. Raises StoreError."""
+    from modelcache.cache import ModelCache
+
+    return ModelCache(config=config)
+
+
+def refresh_of(word: str) -> Refresh:
+    """`Refresh(word)`."""
+    from modelcache.cache import Refresh
+
+    return Refresh(word)
+
+
+def read_uri(text: str) -> tuple[StorageUri, UriSecrets]:
+    """`parse_uri`. Raises InvalidUri."""
+    from modelcache.uri import parse_uri
+
+    return parse_uri(text)
+
+
+def redact_url(text: str) -> str:
+    """`modelcache.uri.redact_url`."""
+    from modelcache.uri_secrets import redact_url
+
+    return redact_url(text)
+
+
+def draw_table(table: Table, stream: TextIO, *, color: bool) -> None:
+    """A table on a terminal, by rich."""
+    from modelcache.cli.screen import draw_table
+
+    draw_table(table, stream, color=color)
+
+
+def bars(stream: TextIO, *, color: bool) -> ProgressView:
+    """Progress on a terminal, by rich."""
+    from modelcache.cli.screen import BarView
+
+    return BarView(stream, color=color)
+
+
+def examine(environ: Mapping[str, str], config: Config) -> Sequence[Finding]:
+    """What `doctor` finds."""
+    from modelcache.cli.examination import examine
+
+    return examine(environ, config)

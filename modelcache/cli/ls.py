@@ -1,0 +1,50 @@
+"""`modelcache ls`: what is here."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from modelcache.cli import documents
+from modelcache.cli.exit_codes import ExitCode
+from modelcache.cli.session import Session
+from modelcache.cli.tables import Column, Table, format_age
+from modelcache.units import format_bytes
+
+if TYPE_CHECKING:
+    from modelcache.abc.store import SnapshotInfo
+
+SHORT_DIGITS = 12
+COLUMNS = (
+    Column("digest"), Column("size", right=True), Column("own", right=True), Column("files", right=True), Column("used", right=True),
+    Column("held by"), Column("uri", folds=True),
+)  # fmt: skip
+
+
+def ls(session: Session) -> ExitCode:
+    """List the models that are here, most recently used first.
+
+    OWN is what removing the model alone would free: the rest of SIZE is shared with others. USED is how long ago.
+    """
+    config = session.config()
+    infos: list[SnapshotInfo] = []
+    if session.has_store():
+        with session.open_cache(config) as cache:
+            infos = cache.list()
+    session.finish(root=str(config.root), snapshots=[documents.of_snapshot(info) for info in infos])
+    if infos:
+        session.output.table(Table(COLUMNS, tuple(_row(info) for info in infos)))
+    else:
+        session.output.note(f"nothing is cached in {config.root}")
+    return ExitCode.OK
+
+
+def _row(info: SnapshotInfo) -> tuple[str, ...]:
+    return (
+        info.digest.hex[:SHORT_DIGITS],
+        format_bytes(info.size_bytes),
+        format_bytes(info.own_bytes),
+        f"{info.file_count:,}",
+        format_age(info.last_used_at_s),
+        "\n".join(f"{lease.kind} {lease.holder}" for lease in info.leases),
+        "\n".join(ref.key.uri for ref in info.refs),
+    )

@@ -1,0 +1,60 @@
+"""The entry point of the `modelcache` executable."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+
+import typer
+
+from modelcache.cli.app import Start, build
+from modelcache.cli.completion import COMPLETE_VARIABLE, complete_in_bash
+from modelcache.cli.exit_codes import ExitCode
+from modelcache.cli.failures import report, report_usage
+from modelcache.cli.interrupts import raise_on_sigterm
+from modelcache.cli.options import CommonOptions
+from modelcache.cli.session import Session
+
+NAME = "modelcache"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Args:
+        arguments: without the program's name; by default the process's.
+
+    Returns: the exit code.
+    """
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    raise_on_sigterm()
+    if "--no-color" in given:
+        os.environ["NO_COLOR"] = "1"  # what draws the help knows this alone
+    if os.environ.get(COMPLETE_VARIABLE) == "complete_bash" and "COMP_WORDS" in os.environ:
+        complete_in_bash(os.environ, lambda: _run(given))
+    return _run(given)
+
+
+def _run(given: list[str]) -> int:
+    command = typer.main.get_command(build())
+    try:
+        code = command.main(args=given, prog_name=NAME, complete_var=COMPLETE_VARIABLE, standalone_mode=False, obj=Start(os.environ))
+        return int(code or ExitCode.OK)
+    except SystemExit as leaving:
+        if isinstance(leaving.__context__, BrokenPipeError):  # rich, while it draws the help
+            return ExitCode.READER_GONE
+        raise
+    except Exception as error:
+        return _outside_of_commands(error, given)
+
+
+def _outside_of_commands(error: Exception, given: Sequence[str]) -> int:
+    """What typer raises about the arguments (its class differs between versions of typer, its methods don't), and defects."""
+    session = Session.of(CommonOptions(as_json="--json" in given, verbose="-v" in given or "--verbose" in given), os.environ)
+    say = getattr(error, "format_message", None)
+    if say is None:
+        return report(session, error)
+    context = getattr(error, "ctx", None)
+    path = context.command_path if context is not None else NAME
+    return report_usage(session.output, say(), hint=f"`{path} --help` lists what it takes", environ=os.environ)

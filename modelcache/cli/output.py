@@ -1,0 +1,171 @@
+"""Where a command's words go: the result to stdout, everything said along the way to stderr."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from io import TextIOWrapper
+from pathlib import Path
+from typing import TextIO
+
+from modelcache.cli import lazy
+from modelcache.cli.tables import Table, plain_lines, printable
+
+BOLD_RED, GREEN, YELLOW, DIM, PLAIN = "\x1b[1;31m", "\x1b[32m", "\x1b[33m", "\x1b[2m", "\x1b[0m"
+
+
+class ReaderGone(Exception):
+    """stdout's reader closed it; there is nobody to tell."""
+
+
+@dataclass(frozen=True, slots=True)
+class Style:
+    """How the user wants to be spoken to."""
+
+    as_json: bool = False
+    quiet: bool = False
+    verbose: bool = False
+    color: bool = True
+    draws: bool = True
+    """The terminal understands cursor movements (`TERM` is not `dumb`)."""
+
+
+class Output:
+    """stdout and stderr in one of two styles: for people, or `--json`.
+
+    With `--json` stdout gets exactly one document, on success (`document`) and on failure (`failure`); stderr gets JSON lines,
+    each with an `event`. For people a result is lines and tables on stdout; notes, warnings and errors go to stderr.
+    """
+
+    def __init__(self, style: Style, *, out: TextIO, err: TextIO) -> None:
+        self.style = style
+        self._out = out
+        self._err = err
+
+    @property
+    def err_is_terminal(self) -> bool:
+        """Whether progress can be drawn."""
+        return self.style.draws and self._err.isatty()
+
+    @property
+    def err(self) -> TextIO:
+        return self._err
+
+    # -- the result -------------------------------------------------------------------------------------------------
+
+    def document(self, fields: Mapping[str, object]) -> None:
+        """The result with `--json`; nothing otherwise. Indented on a terminal, else one line."""
+        if self.style.as_json:
+            self._write_out(json.dumps(fields, indent=2 if self._out.isatty() else None) + "\n")
+
+    def line(self, text: str, *, label: str = "", color: str = "") -> None:
+        """One line of the result, for people; `label` stands before it, on a terminal in a color."""
+        if self.style.as_json:
+            return
+        if label:
+            shown = f"{color}{label}{PLAIN}" if color and self.style.color and self._out.isatty() else label
+            self._write_out(f"{shown}  {printable(text)}\n")
+        else:
+            self._write_out(printable(text) + "\n")
+
+    def path(self, path: Path) -> None:
+        """One line that is a path, byte for byte, for people and for `$(…)`."""
+        if not self.style.as_json:
+            self._flushed(lambda: self._out.buffer.write(os.fsencode(path) + b"\n"))
+
+    def table(self, table: Table) -> None:
+        """A table, for people: drawn on a terminal, else in aligned columns that nothing is cut from."""
+        if self.style.as_json:
+            return
+        if self.style.draws and self._out.isatty():
+            self._flushed(lambda: lazy.draw_table(table, self._out, color=self.style.color))
+        else:
+            self._write_out("".join(printable(line) + "\n" for line in plain_lines(table)))
+
+    # -- along the way ----------------------------------------------------------------------------------------------
+
+    def note(self, text: str) -> None:
+        """Something good to know; silent with `--quiet` and `--json`."""
+        if not self.style.quiet and not self.style.as_json:
+            self._write_err(printable(text))
+
+    def event(self, name: str, fields: Mapping[str, object]) -> None:
+        """A JSON line on stderr; silent without `--json` and with `--quiet`."""
+        if self.style.as_json and not self.style.quiet:
+            self._write_err(json.dumps({"event": name, **fields}))
+
+    def warn(self, message: str, *, hint: str) -> None:
+        """Something that should be changed; said even with `--quiet`."""
+        if self.style.as_json:
+            self._write_err(json.dumps({"event": "warning", "message": message, "hint": hint}))
+            return
+        self._write_err(f"{self._colored('warning:', YELLOW)} {printable(message)}")
+        self._write_err(f"{self._colored('hint:', DIM)} {printable(hint)}")
+
+    def failure(self, fields: Mapping[str, object], *, result: Mapping[str, object], details: str = "") -> None:
+        """Why the command failed: `error: …` and `hint: …` on stderr, or the document `{…, "error": {…}}` with `--json`.
+
+        Args:
+            fields: `message`, and `hint` where there is one; with `--json` all of them are shown.
+            result: what was done before the failure, in the keys of the command's own document.
+            details: more lines for people, shown as they are (`--verbose`).
+        """
+        if self.style.as_json:
+            self.document({**result, "error": dict(fields)})
+            return
+        if details:
+            self._write_err(printable(details.rstrip()))
+        self._write_err(f"{self._colored('error:', BOLD_RED)} {printable(str(fields['message']))}")
+        if fields.get("hint"):
+            self._write_err(f"{self._colored('hint:', DIM)} {printable(str(fields['hint']))}")
+
+    # -- streams ----------------------------------------------------------------------------------------------------
+
+    def _colored(self, text: str, code: str) -> str:
+        return f"{code}{text}{PLAIN}" if self.style.color and self.err_is_terminal else text
+
+    def _write_out(self, text: str) -> None:
+        self._flushed(lambda: self._out.write(text))
+
+    def _flushed(self, write: Callable[[], object]) -> None:
+        try:
+            self._out.flush()
+            write()
+            self._out.flush()
+        except OSError as error:
+            _discard(self._out)
+            if isinstance(error, BrokenPipeError):
+                raise ReaderGone from error
+            raise
+
+    def _write_err(self, line: str) -> None:
+        try:
+            self._err.write(line + "\n")
+            self._err.flush()
+        except OSError:
+            _discard(self._err)  # the terminal is gone; the work goes on
+
+
+def streams() -> tuple[TextIO, TextIO]:
+    """This process's stdout and stderr, or nowhere for one that it was started without.
+
+    Characters that their encoding lacks are written as escapes instead of failing.
+    """
+    found = []
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+        found.append(stream if stream is not None else open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115  lives as long as the process
+    return found[0], found[1]
+
+
+def _discard(stream: TextIO) -> None:
+    """Let the stream lead nowhere, so that the flush at exit can't fail again."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, stream.fileno())
+    finally:
+        os.close(nowhere)

@@ -1,0 +1,137 @@
+"""`modelcache pull`: have models here."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Annotated
+from urllib.parse import quote
+
+import typer
+
+from modelcache.cli import documents, lazy
+from modelcache.cli.completion import complete_name
+from modelcache.cli.exit_codes import ExitCode
+from modelcache.cli.interrupts import cancelled_by_signals
+from modelcache.cli.options import OriginOptions, SelectionOptions
+from modelcache.cli.progress_view import look_of_fetch, progress_view
+from modelcache.cli.session import Session
+from modelcache.cli.tables import counted
+from modelcache.errors import BadConfig, Cancelled, InvalidUri
+from modelcache.patience import Cancellation
+from modelcache.units import format_bytes, format_duration, format_rate
+
+if TYPE_CHECKING:
+    from modelcache.abc.store import Snapshot
+    from modelcache.cache import ModelCache, Refresh
+    from modelcache.fetch.progress import Progress
+
+MAX_STDIN_URIS = 100_000
+
+Uris = Annotated[
+    list[str],
+    typer.Argument(metavar="URI", help="Storage URIs or paths; - reads them from stdin, one a line.", autocompletion=complete_name),
+]
+
+
+def pull(session: Session, uris: Uris, origin: OriginOptions, selection: SelectionOptions) -> ExitCode:
+    """Fetch models, verify them and print where they are.
+
+    Several URIs are pulled one after the other; the first failure ends the command. Credentials come from the environment, a
+    profile, or a URI on stdin; never from arguments, which every user of the machine can read.
+    """
+    refresh = _refresh(selection)
+    wanted = [_wanted(session, text, selection) for text in _texts(session, uris)]
+    config = session.config(origin, max_bytes=selection.max_bytes)
+    done: list[dict[str, object]] = []
+    session.result["snapshots"] = done
+    cancel = Cancellation()
+    with cancelled_by_signals(cancel, session.output), session.open_cache(config) as cache:
+        for uri in wanted:
+            snapshot, last = _pull(session, cache, uri, refresh, cancel)
+            done.append(documents.pulled(snapshot, last))
+            session.output.note(_summary(last))
+            session.output.path(snapshot.path)
+    session.finish()
+    return ExitCode.OK
+
+
+def _pull(session: Session, cache: ModelCache, uri: str, refresh: Refresh, cancel: Cancellation) -> tuple[Snapshot, Progress]:
+    looks: list[Progress] = []
+
+    def show(progress: Progress) -> None:
+        looks[:] = [progress]
+        view.show(look_of_fetch(progress))
+
+    with progress_view(session.output) as view:
+        try:
+            snapshot = cache.ensure(uri, refresh=refresh, progress=show, cancel=cancel)
+        except Cancelled as error:
+            raise _cancelled(error, looks) from error
+    return snapshot, looks[0]
+
+
+def _cancelled(error: Cancelled, looks: Sequence[Progress]) -> Cancelled:
+    """The same with what was reached."""
+    if not looks or not looks[0].bytes_done:
+        return Cancelled("cancelled", address=error.address, hint="the same command starts over")
+    last = looks[0]
+    return Cancelled(
+        f"cancelled; {format_bytes(last.bytes_done)} of {format_bytes(last.bytes_total)} are here",
+        address=last.uri,
+        hint="whole chunks are kept: the same command goes on from there",
+    )
+
+
+def _summary(last: Progress) -> str:
+    extent = f"{format_bytes(last.bytes_total)}, {counted(last.files_total, 'file')}"
+    if last.hit:
+        return f"{last.uri}: hit: nothing fetched ({extent}, {format_duration(last.elapsed_s)})"
+    words = [f"fetched {format_bytes(last.bytes_fetched)}", f"reused {format_bytes(last.bytes_reused)}", counted(last.files_total, "file")]
+    rate = f" ({format_rate(documents.rate_of(last))})" if last.bytes_fetched else ""
+    return f"{last.uri}: {', '.join(words)} in {format_duration(last.elapsed_s)}{rate}"
+
+
+def _refresh(selection: SelectionOptions) -> Refresh:
+    if selection.offline and selection.refresh == "auto":
+        raise BadConfig("--offline and --refresh auto contradict each other")
+    return lazy.refresh_of("never" if selection.offline else selection.refresh)
+
+
+def _texts(session: Session, uris: Sequence[str]) -> Iterable[str]:
+    """The URIs as given, `-` replaced by the lines of stdin."""
+    for text in uris:
+        if text != "-":
+            _warn_of_secrets(session, text)
+            yield text
+            continue
+        for number, line in enumerate(sys.stdin):
+            if number >= MAX_STDIN_URIS:
+                raise InvalidUri(f"more than {MAX_STDIN_URIS:,} URIs on stdin")
+            if line.strip():
+                yield line.strip()
+
+
+def _warn_of_secrets(session: Session, text: str) -> None:
+    uri, secrets = lazy.read_uri(text)
+    if secrets:
+        session.output.warn(
+            f"the URI of `{uri}` holds a credential, and every user of this machine can read arguments",
+            hint="write it to the stdin of `modelcache pull -`, or use a profile or the environment",
+        )
+
+
+def _wanted(session: Session, text: str, selection: SelectionOptions) -> str:
+    """The URI with the patterns of the options among its own."""
+    include, exclude = tuple(selection.include or ()), tuple(selection.exclude or ())
+    uri, secrets = lazy.read_uri(text)
+    if not include and not exclude:
+        return text
+    if not secrets:
+        return str(replace(uri, include=(*uri.include, *include), exclude=(*uri.exclude, *exclude)))
+    if uri.scheme not in ("http", "https"):
+        said = "--include and --exclude don't go with a credential in this URI"
+        raise InvalidUri(said, address=str(uri), hint="write the patterns into the URI, after a `#`")
+    patterns = [f"include={quote(one, safe='')}" for one in include] + [f"exclude={quote(one, safe='')}" for one in exclude]
+    return f"{text}{'&' if '#' in text else '#'}{'&'.join(patterns)}"

@@ -1,0 +1,30 @@
+"""The last line of defence before a text of unknown origin is shown: an unexpected exception, a traceback, a usage error.
+
+Errors of modelcache never hold a secret in the first place; what a library raises may.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+from modelcache.cli import lazy
+
+HIDDEN = "[hidden]"
+
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[^\s'\"<>`]+")
+_HEADER = re.compile(r"(?i)\b((?:proxy-)?authorization|x-amz-security-token|(?:set-)?cookie|x-api-key)(['\"]?\s*[:=]\s*['\"]?)[^\r\n'\"]+")
+_PAIR = re.compile(r"(?i)\b([\w-]*(?:password|passwd|secret|token|access_?key|signature)[\w-]*)(['\"]?\s*[:=]\s*['\"]?)[^\s'\",;&]+")
+_SECRET_NAME = re.compile(r"(?i)secret|token|password|passwd|credential|access_?key")
+LEAST_SECRET_CHARACTERS = 8
+"""Values of variables shorter than this are words such as `true` or `default`, not secrets."""
+
+
+def redact(text: str, environ: Mapping[str, str]) -> str:
+    """`text` without userinfo, queries, credential headers, `secret=…` pairs, and values of variables that are named like one."""
+    for name, value in environ.items():
+        if len(value) >= LEAST_SECRET_CHARACTERS and _SECRET_NAME.search(name) and "/" not in value[:1]:
+            text = text.replace(value, HIDDEN)
+    text = _URL.sub(lambda match: lazy.redact_url(match.group()), text)
+    text = _HEADER.sub(rf"\1\2{HIDDEN}", text)
+    return _PAIR.sub(rf"\1\2{HIDDEN}", text)

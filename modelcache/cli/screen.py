@@ -1,0 +1,90 @@
+"""What is drawn on a terminal, with rich. Imported by `lazy` alone."""
+
+from __future__ import annotations
+
+import threading
+from contextlib import suppress
+from typing import TextIO
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table as RichTable
+from rich.text import Text
+
+from modelcache.cli.progress_view import Look
+from modelcache.cli.tables import Table, printable
+
+BAR_CELLS = 40
+
+
+def draw_table(table: Table, stream: TextIO, *, color: bool) -> None:
+    """The table in the width of the terminal; columns that fold give way, nothing is cut off."""
+    drawn = RichTable(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold", title=table.title or None, title_justify="left")
+    for column in table.columns:
+        drawn.add_column(
+            column.title,
+            justify="right" if column.right else "left",
+            overflow="fold",
+            no_wrap=not column.folds,
+            min_width=24 if column.folds else None,
+        )
+    for row in table.rows:
+        drawn.add_row(*(Text(printable(cell)) for cell in row))
+    _console(stream, color=color).print(drawn)
+
+
+class BarView:
+    """A bar and a line of words under the name of what is worked on, redrawn in place and cleared at the end."""
+
+    def __init__(self, stream: TextIO, *, color: bool) -> None:
+        self._lock = threading.RLock()
+        self._live: Live | None = Live(
+            console=_console(stream, color=color), auto_refresh=False, transient=True, redirect_stdout=False, redirect_stderr=False
+        )
+        self._started = False
+
+    def show(self, look: Look) -> None:
+        with self._lock:
+            live = self._live
+            if live is None:
+                return
+            try:
+                if not self._started:
+                    live.start()
+                    self._started = True
+                live.update(_drawn(look, live.console.width), refresh=True)
+            except OSError:
+                self._live = None  # the terminal is gone; the work goes on
+
+    def close(self) -> None:
+        with self._lock:
+            live, self._live = self._live, None
+            if live is None or not self._started:
+                return
+            with suppress(OSError):  # as in show
+                live.stop()
+
+
+def _drawn(look: Look, width: int) -> RenderableType:
+    title = Text(printable(look.title), style="bold", no_wrap=True, overflow="ellipsis")
+    if not look.bytes_total:
+        return Group(title, Text(f"{look.phase} …", style="dim"))
+    cells = max(10, min(BAR_CELLS, width - 20))
+    head = RichTable.grid(padding=(0, 1))
+    head.add_row(Text(f"{look.phase:<10}"), ProgressBar(total=1.0, completed=look.share, width=cells), Text(f"{look.share:4.0%}"))
+    return Group(title, head, Text(_fitting(look.words(), width), no_wrap=True, overflow="ellipsis"))
+
+
+def _fitting(words: list[str], width: int) -> str:
+    """As many of the words, from the first on, as fit into one line."""
+    line = words[0]
+    for word in words[1:]:
+        if len(line) + 2 + len(word) > width:
+            break
+        line = f"{line}, {word}"
+    return line
+
+
+def _console(stream: TextIO, *, color: bool) -> Console:
+    return Console(file=stream, no_color=not color, highlight=False, markup=False, emoji=False)
