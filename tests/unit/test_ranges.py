@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from modelcache.ranges import ByteRange, RangeSet
 
-TOP = 40
+TOP = 12
 SPANS = st.tuples(st.integers(0, TOP), st.integers(0, TOP)).map(lambda ends: ByteRange(min(ends), max(ends)))
 
 

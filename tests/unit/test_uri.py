@@ -341,6 +341,14 @@ def test_signing_parameters_are_never_shown(target: str, name: str, hidden: str,
     assert MARKER not in redact_url(text)
 
 
+@pytest.mark.parametrize(
+    "text", [f"https://to#{MARKER}=1@host/x", f"s3://to#{MARKER}@b/k", f"hf://o/m#token={MARKER}", f"s3://b/k?x{MARKER}"]
+)
+def test_what_may_be_a_secret_is_not_shown(text: str) -> None:
+    assert isinstance(parsed(text), InvalidUri)
+    assert MARKER not in shown(text)
+
+
 @PATIENT
 @given(st.text())
 @example("https://u:p@h/x?y=1#z")
