@@ -11,12 +11,17 @@ from pathlib import Path
 from typing import Protocol
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from modelcache.testing.servers import Certificate, Nginx, SeaweedFS
 from modelcache.testing.small_filesystem import Kind, small_filesystem
 
 FOREIGN = ("AWS_", "S3_", "HF_", "HUGGING_FACE_", "MODELCACHE_", "BOTO_", "SSL_CERT_")
 FOREIGN_ENDS = ("_PROXY", "_CA_BUNDLE")
+
+# No test of elapsed time: a busy machine must not fail an example.
+settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("patient")
 
 
 @pytest.fixture(scope="session", autouse=True)

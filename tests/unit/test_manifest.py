@@ -6,7 +6,7 @@ import hashlib
 import json
 
 import pytest
-from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from modelcache.digest import Algorithm, Digest, sha256
@@ -111,7 +111,6 @@ def test_what_is_not_canonical_is_refused(data: bytes) -> None:
         Manifest.decode(data)
 
 
-@settings(suppress_health_check=[HealthCheck.too_slow], deadline=None)
 @given(st.binary(max_size=60) | st.recursive(st.none() | st.integers() | st.text(), st.lists).map(lambda value: json.dumps(value).encode()))
 def test_any_bytes_are_read_or_refused(data: bytes) -> None:
     with pytest.raises(DamagedRecord):

@@ -6,7 +6,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, assume, example, given, settings
+from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
 from modelcache.errors import UnsafePath
@@ -14,7 +14,6 @@ from modelcache.paths import MAX_COMPONENT_BYTES, MAX_PATH_BYTES, check_tree, ch
 
 NAMES = st.text(min_size=1, max_size=5) | st.sampled_from(["..", ".", "...", "-rf", "~", "*", "\\", "\ud800", "a" * 255, "é" * 127])
 PATHS = st.lists(NAMES, min_size=1, max_size=4).map("/".join)
-ON_DISK = settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 
 
 @pytest.fixture(scope="module")
@@ -22,7 +21,6 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("trees")
 
 
-@ON_DISK
 @given(st.lists(PATHS, min_size=1, max_size=5))
 @example(["a" * MAX_COMPONENT_BYTES + "/" + "é" * 127])
 @example(["/".join(["a" * 255] * 4)])

@@ -8,7 +8,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, assume, example, given, settings
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 from modelcache.digest import sha256
@@ -20,7 +20,6 @@ EXAMPLES, REFUSED = DOCS.partition("## Examples")[2].split("What is refused")
 ROW = r"^\| `(.+?)` \|(?: `(.+?)`)? \|$"
 CWD = Path("/data")
 MARKER = "sEcReT"
-PATIENT = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 
 def uri_of(text: str) -> StorageUri:
@@ -173,7 +172,6 @@ def values(draw: st.DrawFn) -> StorageUri:
     return StorageUri(scheme, authority, path, query, revision, include, exclude, draw(st.none() | HEX.map(sha256)))
 
 
-@PATIENT
 @given(values())
 @example(StorageUri("s3", "b", "a#b?c"))
 @example(StorageUri("gs", "b", "a#1", revision="2"))
@@ -209,7 +207,7 @@ HOSTILE = st.tuples(
 ).map("".join)
 
 
-@settings(PATIENT, max_examples=2000)
+@settings(max_examples=2000)
 @given(HOSTILE)
 def test_any_text_is_refused_or_has_a_fixed_canonical_form(text: str) -> None:
     result = parsed(text)
@@ -222,7 +220,6 @@ def test_any_text_is_refused_or_has_a_fixed_canonical_form(text: str) -> None:
     assert str(uri) == str(parse_uri(str(uri))[0])
 
 
-@PATIENT
 @given(values(), st.data())
 def test_equal_places_print_alike(uri: StorageUri, data: st.DataObject) -> None:
     head, slashes, rest = str(uri).partition("://")
@@ -244,7 +241,6 @@ def _last(text: str, mark: str) -> tuple[str, str, str]:
     return (before, found, after) if found else (text, "", "")
 
 
-@PATIENT
 @given(st.text("abcXYZ019-._~/", max_size=12), st.data())
 def test_percent_encoded_spellings_of_one_url_print_alike(path: str, data: st.DataObject) -> None:
     assume(not {".", ".."} & set(path.split("/")))
@@ -314,7 +310,6 @@ def shown(text: str) -> str:
     return f"{uri} {uri!r} {secrets} {secrets!r} {redact_url(str(uri))}"
 
 
-@PATIENT
 @given(TARGET, HIDDEN, st.booleans(), BREAKAGE)
 def test_userinfo_is_never_shown(target: str, hidden: str, with_user: bool, breakage: str) -> None:
     text = target.format(f"{'user:' if with_user else ''}{hidden}@") + breakage
@@ -322,7 +317,6 @@ def test_userinfo_is_never_shown(target: str, hidden: str, with_user: bool, brea
     assert MARKER not in redact_url(text)
 
 
-@PATIENT
 @given(TARGET, RAW_PASSWORD, BREAKAGE)
 @example("https://{}host/a", f"x?{MARKER}", "")
 @example("s3://{}bucket/a/b", f"x#{MARKER}=1", "")
@@ -332,7 +326,6 @@ def test_a_password_with_raw_separators_is_never_shown(target: str, password: st
     assert MARKER not in shown(text)
 
 
-@PATIENT
 @given(TARGET.filter(lambda target: not target.startswith("file")), PARAMETER, HIDDEN, BREAKAGE)
 def test_signing_parameters_are_never_shown(target: str, name: str, hidden: str, breakage: str) -> None:
     text = target.format("")
@@ -349,7 +342,6 @@ def test_what_may_be_a_secret_is_not_shown(text: str) -> None:
     assert MARKER not in shown(text)
 
 
-@PATIENT
 @given(st.text())
 @example("https://u:p@h/x?y=1#z")
 @example("//u:p@h")
@@ -378,7 +370,6 @@ def test_redact_url_keeps_the_rest(text: str, expected: str) -> None:
 # -- patterns -------------------------------------------------------------------------------------------------------
 
 
-@PATIENT
 @given(st.lists(PATTERN, max_size=3), st.lists(PATTERN, max_size=3), st.text("ab/. é&#", min_size=1, max_size=8))
 def test_patterns_select_as_written(include: list[str], exclude: list[str], path: str) -> None:
     def encoded(text: str) -> str:
