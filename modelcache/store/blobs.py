@@ -1,0 +1,295 @@
+"""Blobs: immutable verified bytes under the name of their sha256, each an inode that snapshots and ingests link to."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import itertools
+import os
+import stat
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from modelcache.chunks import ChunkTable
+from modelcache.digest import Digest, sha256
+from modelcache.errors import DamagedRecord
+from modelcache.store import durable
+from modelcache.store.layout import Layout, is_hex
+from modelcache.store.records import read, remove
+from modelcache.store.root import Root
+from modelcache.store.trash import Trash
+
+EMPTY = sha256("e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855")
+"""sha256 of no bytes; empty files are created, never linked, so this blob is on no disk and always here."""
+SWEEP_BATCH = 512
+"""Blobs removed under one hold of the store lock: about 10 ms."""
+
+
+@dataclass(frozen=True, slots=True)
+class BlobFact:
+    """What the directory says about one content, its further inodes counted in.
+
+    Attributes:
+        size_bytes: of the content, once.
+        allocated_bytes: blocks of all its inodes.
+        names: links that are not the blob's own names: files of snapshots and ingests.
+    """
+
+    size_bytes: int
+    allocated_bytes: int
+    names: int
+
+
+class Blobs:
+    """The blobs and chunk tables of a store."""
+
+    def __init__(self, root: Root, trash: Trash) -> None:
+        self._root = root
+        self._layout = root.layout
+        self._trash = trash
+
+    # -- looking --------------------------------------------------------------------------------------------------
+
+    def has(self, digest: Digest) -> bool:
+        return digest == EMPTY or next(self.inodes(digest), None) is not None
+
+    def inodes(self, digest: Digest) -> Iterator[tuple[Path, os.stat_result]]:
+        """Every inode of this content. Numbers have no gaps, except one where a crash came between two steps of a quarantine."""
+        gaps = 0
+        for number in itertools.count():
+            path = self._layout.blob(digest, number)
+            try:
+                yield path, os.lstat(path)
+            except FileNotFoundError:
+                gaps += 1
+                if gaps == 2:
+                    return
+
+    def every(self) -> Iterator[tuple[Path, Digest, os.stat_result]]:
+        """Every blob inode of the store; names that are none of ours are left out."""
+        for path, name, found in _scan(self._layout.blobs):
+            hexdigits, dot, number = name.partition(".")
+            if is_hex(hexdigits, 64) and (not dot or number.isdecimal()) and stat.S_ISREG(found.st_mode):
+                yield path, sha256(hexdigits), found
+
+    def facts(self, doomed: Mapping[int, int] | None = None, only: Iterable[Digest] | None = None) -> dict[str, BlobFact]:
+        """Hex digits → fact, of all blobs or of some. Names in `doomed` (inode → count) count as gone already."""
+        gone = doomed or {}
+        found: dict[str, BlobFact] = {}
+        rows = self.every() if only is None else ((path, digest, row) for digest in only for path, row in self.inodes(digest))
+        for _, digest, row in rows:
+            names = row.st_nlink - 1 - gone.get(row.st_ino, 0)
+            before = found.get(digest.hex)
+            if before is None:
+                found[digest.hex] = BlobFact(row.st_size, row.st_blocks * 512, names)
+            else:
+                found[digest.hex] = BlobFact(row.st_size, before.allocated_bytes + row.st_blocks * 512, before.names + names)
+        return found
+
+    def table(self, digest: Digest) -> ChunkTable | None:
+        """The chunk table of a blob; None if there is none (blobs of one chunk need none). Raises DamagedRecord."""
+        path = self._layout.table(digest)
+        try:
+            return ChunkTable.decode(read(path), address=str(path))
+        except FileNotFoundError:
+            return None
+
+    # -- making; `publish` takes the store lock, the others are called under it -----------------------------------
+
+    def link(self, digest: Digest, size_bytes: int, target: Path, temporary: Path) -> bool:
+        """Make `target` a name of this blob, in place of what is there; False if the blob is not here.
+
+        A blob of another size is damaged, and one whose inodes all have as many names as the file system allows can't be
+        linked: both count as not here.
+        """
+        for path, found in self.inodes(digest):
+            if found.st_size != size_bytes or not stat.S_ISREG(found.st_mode):
+                continue
+            try:
+                self._link_over(path, target, temporary)
+            except OSError as error:
+                if error.errno not in (errno.EMLINK, errno.ENOENT):
+                    raise
+            else:
+                return True
+        return False
+
+    def publish(self, digest: Digest, source: Path, temporary: Path) -> None:
+        """Make the complete, verified, durable file `source` the blob of this digest; takes the store lock.
+
+        If somebody else was first, `source` becomes a link to theirs and its own bytes are given back. The blob's name is durable
+        after `fsync_names`.
+        """
+        while True:
+            with self._root.lock.shared():
+                if self._publish(digest, source, temporary):
+                    return
+            self._clear(digest, os.lstat(source).st_size)
+
+    def publish_table(self, digest: Digest, table: ChunkTable, temporary: Path) -> None:
+        """Keep the chunk table of a blob that is about to be published; durable when this returns."""
+        target = self._layout.table(digest)
+        durable.write_new(temporary, table.encode(), sync=True, mode=0o444)
+        try:
+            self._make_parent(target)
+            with contextlib.suppress(FileExistsError):
+                durable.link(temporary, target)
+            durable.fsync_directory(target.parent)
+        finally:
+            remove(temporary)
+
+    def replace_table(self, digest: Digest, table: ChunkTable) -> None:
+        """Write the table of a verified blob anew, in place of a missing or damaged one."""
+        target = self._layout.table(digest)
+        self._make_parent(target)
+        temporary = Layout.temporary(target.parent)
+        durable.write_new(temporary, table.encode(), sync=True, mode=0o444)
+        durable.rename(temporary, target)
+        durable.fsync_directory(target.parent)
+
+    def adopt(self, digest: Digest, source: Path) -> None:
+        """Give a verified file of a snapshot its blob's name back."""
+        target = self._layout.blob(digest)
+        self._publish_as(target, source)
+        durable.fsync_directory(target.parent)
+
+    def fsync_names(self, digests: Iterable[Digest]) -> None:
+        """Make the names of these blobs durable, whoever made them."""
+        for directory in sorted({self._layout.blob(digest).parent for digest in digests if digest != EMPTY}):
+            durable.fsync_directory(directory)
+
+    def quarantine(self, path: Path, digest: Digest) -> Path | None:
+        """Take a damaged inode out of service; where it is now, None if it was gone. Under the exclusive store lock."""
+        number = next(number for number in itertools.count() if not (self._layout.quarantine / f"{digest.hex}.{number}").exists())
+        target = self._layout.quarantine / f"{digest.hex}.{number}"
+        last = [other for other, _ in self.inodes(digest)][-1:]
+        try:
+            durable.rename(path, target)
+        except FileNotFoundError:
+            return None
+        if last and last[0] != path:
+            durable.rename(last[0], path)
+        durable.fsync_directory(path.parent)
+        return target
+
+    # -- removing; takes the exclusive store lock -----------------------------------------------------------------
+
+    def unnamed(self, doomed: Mapping[int, int] | None = None) -> dict[Digest, BlobFact]:
+        """Blobs that no snapshot and no ingest names. A look: `drop_unnamed` looks again."""
+        facts = self.facts(doomed)
+        return {sha256(digits): fact for digits, fact in facts.items() if fact.names <= 0}
+
+    def drop_unnamed(self, digests: Iterable[Digest]) -> int:
+        """Move those of these blobs that nothing else names to the trash; how many."""
+        dropped = 0
+        todo = iter(sorted(set(digests)))
+        while batch := list(itertools.islice(todo, SWEEP_BATCH)):
+            with self._root.lock.exclusive():
+                dropped += sum(self._drop(digest) for digest in batch)
+        return dropped
+
+    def drop_tables(self) -> int:
+        """Remove chunk tables and temporary files that a crash left without a blob; how many."""
+        dropped = 0
+        with self._root.lock.exclusive():
+            for path, name, _ in _scan(self._layout.tables):
+                if not is_hex(name, 64) or next(self.inodes(sha256(name)), None) is None:
+                    dropped += remove(path)
+        return dropped
+
+    def _drop(self, digest: Digest) -> bool:
+        found = list(self.inodes(digest))
+        before = len(found)
+        while found and found[-1][1].st_nlink == 1:  # From the last, so that the numbers keep no gap.
+            self._trash.take(found.pop()[0])
+        if not found:
+            remove(self._layout.table(digest))
+        return len(found) < before
+
+    def _publish(self, digest: Digest, source: Path, temporary: Path) -> bool:
+        """False if a blob of another size stands in the way."""
+        ours = os.lstat(source)
+        for number in itertools.count():
+            target = self._layout.blob(digest, number)
+            if self._publish_as(target, source):
+                return True
+            theirs = os.lstat(target)
+            if theirs.st_ino == ours.st_ino:
+                return True
+            if theirs.st_size != ours.st_size:
+                return False
+            try:
+                self._link_over(target, source, temporary)
+            except OSError as error:
+                if error.errno != errno.EMLINK:
+                    raise
+            else:
+                return True
+        return False
+
+    def _clear(self, digest: Digest, size_bytes: int) -> None:
+        """Quarantine blobs of another size than a verified file of this digest has."""
+        with self._root.lock.exclusive():
+            for path, found in list(self.inodes(digest)):
+                if found.st_size != size_bytes:
+                    self.quarantine(path, digest)
+
+    def _publish_as(self, target: Path, source: Path) -> bool:
+        """Whether `source` got this name; False if it was taken."""
+        try:
+            durable.link(source, target)
+        except FileExistsError:
+            return False
+        except FileNotFoundError:
+            self._make_parent(target)
+            try:
+                durable.link(source, target)
+            except FileExistsError:
+                return False
+        return True
+
+    @staticmethod
+    def _link_over(blob: Path, target: Path, temporary: Path) -> None:
+        try:
+            durable.link(blob, target)
+        except FileExistsError:
+            durable.link(blob, temporary)
+            durable.rename(temporary, target)
+            remove(temporary)  # A rename onto another name of the same inode does nothing and leaves both.
+
+    @staticmethod
+    def _make_parent(path: Path) -> None:
+        with contextlib.suppress(FileExistsError):
+            durable.mkdir(path.parent, 0o700)
+            durable.fsync_directory(path.parent.parent)
+
+
+def readable_table(blobs: Blobs, digest: Digest) -> ChunkTable | None:
+    """The chunk table if it is there and can be read."""
+    try:
+        return blobs.table(digest)
+    except DamagedRecord:
+        return None
+
+
+def total_names(trees: Iterable[Mapping[int, int]]) -> Counter[int]:
+    """Names per inode over several trees."""
+    found: Counter[int] = Counter()
+    for tree in trees:
+        found.update(tree)
+    return found
+
+
+def _scan(directory: Path) -> Iterator[tuple[Path, str, os.stat_result]]:
+    """The files of all `ab/` directories below `directory`; what vanishes meanwhile is left out."""
+    with os.scandir(directory) as prefixes:
+        parents = [entry.path for entry in prefixes if entry.is_dir(follow_symlinks=False)]
+    for parent in parents:
+        with os.scandir(parent) as entries:
+            for entry in entries:
+                try:
+                    yield Path(entry.path), entry.name, entry.stat(follow_symlinks=False)
+                except FileNotFoundError:
+                    continue

@@ -1,0 +1,74 @@
+"""Open files of an ingest: kept open between writes, but never more than a bound."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+Key = tuple[int, int]
+
+
+@dataclass
+class _Open:
+    fd: int
+    users: int = 0
+    doomed: bool = False
+
+
+class Descriptors:
+    """File descriptors by (file number, flags). Safe for many threads; one in use is closed when its last user is done."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._lock = threading.Lock()
+        self._open: OrderedDict[Key, _Open] = OrderedDict()
+
+    @contextmanager
+    def using(self, number: int, path: Path, flags: int) -> Iterator[int]:
+        """The descriptor of this file, opened with `flags` if it is not open."""
+        key = (number, flags)
+        with self._lock:
+            entry = self._open.get(key)
+            if entry is None:
+                entry = _Open(os.open(path, flags | os.O_CLOEXEC))
+                self._open[key] = entry
+            entry.users += 1
+            self._open.move_to_end(key)
+        try:
+            yield entry.fd
+        finally:
+            with self._lock:
+                entry.users -= 1
+                self._close_if_done(entry)
+                self._shrink()
+
+    def forget(self, number: int) -> None:
+        """Close all of this file: its name now means another inode, or nothing will write to it any more."""
+        with self._lock:
+            for key in [key for key in self._open if key[0] == number]:
+                self._doom(key)
+
+    def close(self) -> None:
+        with self._lock:
+            for key in list(self._open):
+                self._doom(key)
+
+    def _doom(self, key: Key) -> None:
+        entry = self._open.pop(key)
+        entry.doomed = True
+        self._close_if_done(entry)
+
+    def _shrink(self) -> None:
+        idle = [key for key, entry in self._open.items() if entry.users == 0]
+        for key in idle[: max(0, len(self._open) - self._limit)]:
+            self._doom(key)
+
+    @staticmethod
+    def _close_if_done(entry: _Open) -> None:
+        if entry.doomed and entry.users == 0:
+            os.close(entry.fd)

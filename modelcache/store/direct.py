@@ -1,0 +1,89 @@
+"""Aligned buffers and O_DIRECT: bytes around the page cache."""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+ALIGNMENT = 4096
+"""Covers every logical block size in use (512 and 4096) of address, offset and length; open(2), O_DIRECT."""
+
+
+def aligned_bytes(data: memoryview, offset: int) -> int:
+    """How many bytes from the start of `data` may be written at `offset` with O_DIRECT; 0 if address or offset are not aligned."""
+    if offset % ALIGNMENT or data.nbytes < ALIGNMENT or data.readonly or not data.contiguous:
+        return 0
+    address = ctypes.addressof(ctypes.c_char.from_buffer(data))
+    return 0 if address % ALIGNMENT else data.nbytes - data.nbytes % ALIGNMENT
+
+
+class DiskReader:
+    """Reads a file from its start to its end, chunk by chunk, from the disk and not from the page cache where that can be had.
+
+    A buffered read would show what was written and not what the disk kept.
+    """
+
+    def __init__(self, path: Path, chunk_bytes: int) -> None:
+        self._buffer = mmap.mmap(-1, chunk_bytes)
+        self._fd = _open(path)
+        self.inode = os.fstat(self._fd).st_ino
+
+    def chunks(self) -> Iterator[memoryview]:
+        """Views of one buffer: each is good until the next. Raises OSError where the disk fails."""
+        offset = 0
+        with memoryview(self._buffer) as view:
+            while got := self._fill(view, offset):
+                yield view[:got]
+                offset += got
+                if got < len(view):
+                    return
+
+    def close(self) -> None:
+        os.close(self._fd)
+        self._buffer.close()
+
+    def _fill(self, view: memoryview, offset: int) -> int:
+        """Read until the view is full or the file ends; after a short read the rest can't be aligned, and is read buffered."""
+        got = os.preadv(self._fd, [view], offset)
+        while 0 < got < len(view):
+            fd = os.open(f"/proc/self/fd/{self._fd}", os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                more = os.preadv(fd, [view[got:]], offset + got)
+            finally:
+                os.close(fd)
+            if more == 0:
+                break
+            got += more
+        return got
+
+
+@contextmanager
+def disk_reader(path: Path, chunk_bytes: int) -> Iterator[DiskReader]:
+    reader = DiskReader(path, chunk_bytes)
+    try:
+        yield reader
+    finally:
+        reader.close()
+
+
+def _open(path: Path) -> int:
+    """With O_DIRECT if the file system takes it and gives a first block; else buffered, its cached pages dropped first."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_DIRECT)
+    except OSError:
+        fd = -1
+    if fd >= 0:
+        try:
+            with mmap.mmap(-1, ALIGNMENT) as probe:
+                os.preadv(fd, [probe], 0)
+        except OSError:
+            os.close(fd)
+        else:
+            return fd
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+    return fd

@@ -1,0 +1,74 @@
+"""What the operating system says, as errors of ours."""
+
+from __future__ import annotations
+
+import errno
+import functools
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Concatenate, ParamSpec, Protocol, TypeVar
+
+from modelcache.errors import ModelCacheError, NoSpace, StoreFault, StoreReadOnly
+from modelcache.units import format_bytes
+
+P = ParamSpec("P")
+T = TypeVar("T")
+FULL = (errno.ENOSPC, errno.EDQUOT)
+REFUSED = (errno.EROFS, errno.EACCES, errno.EPERM)
+
+
+class _Addressed(Protocol):
+    @property
+    def address(self) -> str: ...
+
+
+S = TypeVar("S", bound=_Addressed)
+
+
+def translated(error: OSError, address: str, *, needed_bytes: int = 0) -> ModelCacheError:
+    """ENOSPC and EDQUOT → NoSpace, EROFS, EACCES and EPERM → StoreReadOnly, anything else → StoreFault."""
+    place = os.fsdecode(error.filename) if isinstance(error.filename, (str, bytes)) else address
+    if error.errno in FULL:
+        available = _available_bytes(address)
+        return NoSpace(
+            f"the disk filled up: {format_bytes(needed_bytes)} were to be written, {format_bytes(available)} are free",
+            needed_bytes=needed_bytes,
+            available_bytes=available,
+            evictable_bytes=0,
+            held_bytes=0,
+            address=address,
+        )
+    if error.errno in REFUSED:
+        return StoreReadOnly(f"the store can't be written ({error.strerror})", address=place)
+    return StoreFault(f"the store's disk failed ({error.strerror or error})", address=place)
+
+
+@contextmanager
+def disk_faults(address: str, *, needed_bytes: int = 0) -> Iterator[None]:
+    """Turn an OSError of the block into an error of ours."""
+    try:
+        yield
+    except OSError as error:
+        raise translated(error, address, needed_bytes=needed_bytes) from error
+
+
+def guarded(method: Callable[Concatenate[S, P], T]) -> Callable[Concatenate[S, P], T]:
+    """The same method, with `disk_faults` around it."""
+
+    @functools.wraps(method)
+    def inner(self: S, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        try:
+            return method(self, *args, **kwargs)
+        except OSError as error:
+            raise translated(error, self.address) from error
+
+    return inner
+
+
+def _available_bytes(address: str) -> int:
+    try:
+        found = os.statvfs(address)
+    except OSError:
+        return 0
+    return found.f_bavail * found.f_frsize

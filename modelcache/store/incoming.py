@@ -1,0 +1,300 @@
+"""One file of an ingest on disk, filled by many threads."""
+
+from __future__ import annotations
+
+import errno
+import os
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from modelcache.abc.store import IngestFile, Route
+from modelcache.chunks import ChunkTable, chunk_count, chunk_range
+from modelcache.digest import Digest
+from modelcache.errors import Cancelled, StoreFault
+from modelcache.patience import Cancellation, Deadline
+from modelcache.ranges import ByteRange, RangeSet
+from modelcache.store import durable
+from modelcache.store.blobs import EMPTY, Blobs
+from modelcache.store.descriptors import Descriptors
+from modelcache.store.direct import aligned_bytes
+from modelcache.store.faults import disk_faults, guarded
+from modelcache.store.journal import Remembered, file_key
+from modelcache.store.layout import FIXED_MTIME_S
+from modelcache.store.lock import StoreLock
+from modelcache.store.workspace import Workspace
+from modelcache.units import MIB
+
+WRITEBACK_BYTES = 4 * MIB
+"""Writeback is started at this many written bytes, so that the fsync at the end finds little left."""
+OPEN_FILES = 64
+"""Files kept open between writes, twice at most (buffered and direct): well under the usual limit of 1024."""
+
+
+@dataclass
+class Filling:
+    """What the files of one ingest share.
+
+    Attributes:
+        changed: guards their state; notified whenever a range arrives or the ingest ends.
+        tree: where the files are now (a published tree has moved).
+        direct: cleared for good once the file system refuses O_DIRECT.
+    """
+
+    workspace: Workspace
+    blobs: Blobs
+    lock: StoreLock
+    changed: threading.Condition
+    tree: Path
+    descriptors: Descriptors
+    direct: bool = True
+    ended: bool = False
+    gone: bool = False
+
+
+class LocalIncoming:
+    """`IncomingFile` of a `LocalStore`."""
+
+    def __init__(self, filling: Filling, number: int, wanted: IngestFile, remembered: Remembered) -> None:
+        self._filling = filling
+        self._number = number
+        self.wanted = wanted
+        self._key = file_key(wanted)
+        self._hints = {chunk: mark for chunk, mark in remembered.marks.items() if chunk < chunk_count(wanted.size_bytes)}
+        self._here = RangeSet()
+        self._sha256: Digest | None = None
+        self._sealed = False
+        self._unsynced = True
+        self._written_bytes = 0
+        self._written = ByteRange(0, 0)
+
+    @property
+    def path(self) -> str:
+        return self.wanted.path
+
+    @property
+    def size_bytes(self) -> int:
+        return self.wanted.size_bytes
+
+    @property
+    def sha256(self) -> Digest | None:
+        return self._sha256
+
+    @property
+    def address(self) -> str:
+        return str(self._filling.workspace.path)
+
+    def hints(self) -> Mapping[int, bytes]:
+        return {} if self._sha256 is not None else dict(self._hints)
+
+    # -- bytes ----------------------------------------------------------------------------------------------------
+
+    def write(self, offset: int, data: memoryview, route: Route) -> None:
+        end = offset + data.nbytes
+        if not 0 <= offset <= end <= self.size_bytes:
+            raise ValueError(f"[{offset}, {end}) is outside of `{self.path}` of {self.size_bytes} bytes")
+        self._begin_write()
+        with disk_faults(self.address, needed_bytes=data.nbytes):
+            view = data.cast("B")
+            done = self._write_direct(offset, view) if route is Route.DIRECT and self._filling.direct else 0
+            if done < view.nbytes:
+                self._write_buffered(offset + done, view[done:])
+        self._unsynced = True
+
+    @guarded
+    def read(self, offset: int, buffer: memoryview) -> None:
+        view = buffer.cast("B")
+        if self._filling.gone:
+            raise Cancelled(f"the ingest of `{self.path}` was discarded")
+        with self._filling.descriptors.using(self._number, self._place, os.O_RDONLY) as fd:
+            while view.nbytes:
+                got = os.preadv(fd, [view], offset)
+                if got == 0:
+                    raise StoreFault(f"`{self.path}` ends before byte {offset + view.nbytes}", address=str(self._place))
+                view = view[got:]
+                offset += got
+
+    def _write_direct(self, offset: int, view: memoryview) -> int:
+        """Write the aligned part around the page cache; how many bytes that was."""
+        todo = aligned_bytes(view, offset)
+        done = 0
+        try:
+            if todo:
+                with self._filling.descriptors.using(self._number, self._place, os.O_RDWR | os.O_DIRECT) as fd:
+                    while done < todo and done % 512 == 0:
+                        done += durable.write(fd, view[done:todo], offset + done)
+        except OSError as error:
+            if error.errno != errno.EINVAL:
+                raise
+            self._filling.direct = False
+        return done
+
+    def _write_buffered(self, offset: int, view: memoryview) -> None:
+        with self._filling.descriptors.using(self._number, self._place, os.O_RDWR) as fd:
+            durable.write_all(fd, view, offset)
+            span = self._due(ByteRange(offset, offset + view.nbytes))
+            if span is not None:
+                durable.start_writeback(fd, span.start, span.size_bytes)
+
+    def _due(self, written: ByteRange) -> ByteRange | None:
+        """The span whose writeback is to be started now, if enough was written."""
+        with self._filling.changed:
+            known = self._written
+            self._written = ByteRange(min(known.start, written.start), max(known.stop, written.stop)) if known.size_bytes else written
+            self._written_bytes += written.size_bytes
+            if self._written_bytes < WRITEBACK_BYTES:
+                return None
+            span, self._written, self._written_bytes = self._written, ByteRange(0, 0), 0
+            return span
+
+    def _begin_write(self) -> None:
+        with self._filling.changed:
+            self._require_filling()
+            self._unsynced = True
+            if self._sealed:
+                with disk_faults(self.address):
+                    durable.chmod(self._place, 0o600)
+                self._sealed = False
+
+    # -- ranges ---------------------------------------------------------------------------------------------------
+
+    @guarded
+    def mark(self, chunk: int, mark: bytes) -> None:
+        if not 0 <= chunk < chunk_count(self.size_bytes):
+            raise ValueError(f"`{self.path}` has no chunk {chunk}")
+        with self._filling.changed:
+            self._require_filling()
+        if self.wanted.version and self._hints.get(chunk) != mark:
+            self._filling.workspace.journal.marked(self._key, chunk, mark)
+        with self._filling.changed:
+            self._here.add(chunk_range(chunk, self.size_bytes))
+            self._filling.changed.notify_all()
+
+    def ranges(self) -> RangeSet:
+        with self._filling.changed:
+            return RangeSet(self._here)
+
+    def wait(self, span: ByteRange, timeout_s: float, cancel: Cancellation) -> bool:
+        deadline = Deadline.after(timeout_s)
+        with cancel.on_cancel(self._wake), self._filling.changed:
+            while not self._here.covers(span):
+                cancel.check()
+                if self._filling.ended:
+                    raise Cancelled(f"the fetch ended before {span} of `{self.path}` was here")
+                if deadline.passed:
+                    return False
+                self._filling.changed.wait(deadline.remaining_s())
+        return True
+
+    def _wake(self) -> None:
+        with self._filling.changed:
+            self._filling.changed.notify_all()
+
+    # -- completion -----------------------------------------------------------------------------------------------
+
+    @guarded
+    def complete(self, sha256: Digest, table: ChunkTable) -> None:
+        if table.size_bytes != self.size_bytes:
+            raise ValueError(f"the chunk table of `{self.path}` is of {table.size_bytes} bytes, the file of {self.size_bytes}")
+        with self._filling.changed:
+            self._require_filling()
+        self._make_durable()
+        if self.size_bytes:
+            self._publish(sha256, table)
+        elif sha256 != EMPTY:
+            raise ValueError(f"`{self.path}` is empty, but its digest is not that of no bytes: {sha256}")
+        self._is_blob(sha256)
+
+    @guarded
+    def link(self, sha256: Digest) -> bool:
+        with self._filling.changed:
+            self._require_filling()
+        with self._filling.lock.shared():
+            return self.hold(sha256)
+
+    def hold(self, sha256: Digest) -> bool:
+        """`link`, under the shared store lock."""
+        if self.size_bytes == 0 or sha256 == EMPTY:
+            if self.size_bytes or sha256 != EMPTY or not self._place.exists():
+                return False
+            self.seal()
+        elif not self._filling.blobs.link(sha256, self.size_bytes, self._place, self._temporary("link")):
+            return False
+        self._is_blob(sha256)
+        return True
+
+    def resume(self, remembered: Remembered) -> bool:
+        """Whether an earlier ingest published this file and its blob is still the file in the tree. Under the shared store lock."""
+        if remembered.sha256 is None or self.path not in self._filling.workspace.adopted:
+            return False
+        inode = os.stat(self._place).st_ino
+        if all(found.st_ino != inode for _, found in self._filling.blobs.inodes(remembered.sha256)):
+            return False
+        self._is_blob(remembered.sha256)
+        return True
+
+    @guarded
+    def restart(self) -> None:
+        with self._filling.changed:
+            self._require_filling()
+            self._here = RangeSet()
+            self._hints = {}
+        if self.wanted.version:
+            self._filling.workspace.journal.forgotten(self._key)
+
+    def seal(self) -> bool:
+        """Give the file the mode and times of a blob; whether it was written to since it was last made durable."""
+        with self._filling.changed:
+            if self._sha256 is not None or not self._unsynced:
+                return False
+            durable.chmod(self._place, 0o444)
+            durable.utime(self._place, FIXED_MTIME_S)
+            self._sealed = True
+            self._unsynced = False
+            return True
+
+    def unseal(self) -> None:
+        """What `seal` promised did not come true: the file is not durable."""
+        self._unsynced = True
+
+    def _make_durable(self) -> None:
+        with self._filling.descriptors.using(self._number, self._place, os.O_RDONLY) as fd:
+            if self.seal():
+                try:
+                    durable.fsync(fd)
+                except OSError:
+                    self.unseal()
+                    raise
+
+    def _publish(self, digest: Digest, table: ChunkTable) -> None:
+        blobs = self._filling.blobs
+        if chunk_count(self.size_bytes) > 1:
+            blobs.publish_table(digest, table, self._temporary("chunks"))
+        if self.wanted.version:
+            self._filling.workspace.journal.completed(self._key, digest)
+        blobs.publish(digest, self._place, self._temporary("blob"))
+        if chunk_count(self.size_bytes) > 1:
+            blobs.fsync_names([digest])
+
+    def _is_blob(self, digest: Digest) -> None:
+        self._filling.descriptors.forget(self._number)
+        with self._filling.changed:
+            self._sha256 = digest
+            self._here = RangeSet([ByteRange(0, self.size_bytes)])
+            self._filling.changed.notify_all()
+
+    # -- inside ---------------------------------------------------------------------------------------------------
+
+    @property
+    def _place(self) -> Path:
+        return self._filling.tree / self.path
+
+    def _temporary(self, purpose: str) -> Path:
+        return self._filling.workspace.temporary(f"{self._number}.{purpose}")
+
+    def _require_filling(self) -> None:
+        if self._filling.ended:
+            raise Cancelled(f"the ingest of `{self.path}` has ended")
+        if self._sha256 is not None:
+            raise ValueError(f"`{self.path}` is complete already")

@@ -1,0 +1,94 @@
+"""The beginning of an ingest: hold what is here, take over what was interrupted, book room for the rest."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Sequence
+
+from modelcache.abc.store import IngestFile, RefKey
+from modelcache.chunks import chunk_count
+from modelcache.errors import ModelCacheError
+from modelcache.paths import check_tree
+from modelcache.store.budget import BLOCK_BYTES, Budget
+from modelcache.store.faults import translated
+from modelcache.store.ingest import LocalIngest
+from modelcache.store.making_room import MakingRoom
+from modelcache.store.parts import Parts
+from modelcache.store.workspace import Workspace
+
+HOLD_BATCH = 256
+"""Files linked under one hold of the store lock: about 10 ms."""
+
+
+class Intake:
+    """Begins ingests."""
+
+    def __init__(self, parts: Parts, budget: Budget, making_room: MakingRoom) -> None:
+        self._parts = parts
+        self._budget = budget
+        self._making_room = making_room
+
+    def begin(self, key: RefKey, files: Sequence[IngestFile]) -> LocalIngest:
+        """`Store.ingest`."""
+        check_tree(file.path for file in files)
+        with self._parts.root.lock.shared():
+            taken = Workspace.take_over(self._parts.root, key, files)
+            workspace = taken or Workspace.create(self._parts.root)
+        parts = (self._parts.blobs, self._parts.snapshots, self._parts.refs, self._parts.trash)
+        ingest = LocalIngest(self._parts.root, workspace, files, parts)
+        try:
+            workspace.write_plan(key, files)
+            self._hold(ingest)
+            with self._parts.root.lock.room():
+                self._book(ingest)
+        except BaseException as error:
+            if taken is not None and isinstance(error, ModelCacheError | OSError):
+                self._give_back(ingest)
+            else:
+                ingest.discard()
+            raise
+        return ingest
+
+    def _hold(self, ingest: LocalIngest) -> None:
+        for first in range(0, len(ingest.files), HOLD_BATCH):
+            with self._parts.root.lock.shared():
+                for number in range(first, min(first + HOLD_BATCH, len(ingest.files))):
+                    ingest.hold(number)
+
+    def _book(self, ingest: LocalIngest) -> None:
+        """Room for every missing file, under the room lock: nobody else measures meanwhile."""
+        needed = self._needed_bytes(ingest)
+        if needed > 0:
+            self._making_room.make(needed)
+        try:
+            booked = ingest.make_files()
+            ingest.workspace.journal.book(sum(chunk_count(file.size_bytes) for file in ingest.missing) + len(ingest.missing))
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise translated(error, self._parts.root.address, needed_bytes=needed) from error
+            raise
+        if not booked:
+            ingest.workspace.write_reserved(sum(self._blocks(ingest, file.path, file.size_bytes) for file in ingest.files))
+
+    def _needed_bytes(self, ingest: LocalIngest) -> int:
+        """Blocks still to be booked: of a file that was taken over, only those that it lacks."""
+        total = 0
+        for file in ingest.missing:
+            total += self._budget.rounded(file.size_bytes)
+            if file.path in ingest.workspace.adopted:
+                total -= min(self._budget.rounded(file.size_bytes), self._allocated(ingest, file.path))
+        return total
+
+    def _blocks(self, ingest: LocalIngest, path: str, size_bytes: int) -> int:
+        return max(self._budget.rounded(size_bytes), self._allocated(ingest, path))
+
+    @staticmethod
+    def _allocated(ingest: LocalIngest, path: str) -> int:
+        return os.lstat(ingest.workspace.file(path)).st_blocks * BLOCK_BYTES
+
+    @staticmethod
+    def _give_back(ingest: LocalIngest) -> None:
+        """The interrupted ingest that was taken over stays as it was, for another day; what was made just now goes."""
+        ingest.unmake()
+        ingest.keep()

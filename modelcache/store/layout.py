@@ -1,0 +1,102 @@
+"""Where everything of a store is; paths only, nothing is touched (`docs/format.md`)."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import secrets
+from pathlib import Path
+
+from modelcache.abc.store import RefKey
+from modelcache.digest import Digest
+
+FORMAT_VERSION = 1
+TEMP_PREFIX = ".tmp-"
+"""What is under such a name is no part of the store yet; made and renamed under the shared store lock."""
+FIXED_MTIME_S = 315_532_800
+"""1980-01-01T00:00:00Z, the oldest time that zip archives can hold: blobs carry it, so that equal content gives equal archives."""
+
+_HEX = re.compile(r"[0-9a-f]+")
+
+
+def is_hex(name: str, length: int) -> bool:
+    return len(name) == length and _HEX.fullmatch(name) is not None
+
+
+def half_digest(text: str) -> str:
+    """The first 32 hex digits of sha256 of `text`."""
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:32]
+
+
+class Layout:
+    """The paths of the store at `root`."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.format = root / "format"
+        self.lock = root / "lock"
+        self.turnstile = root / "lock.turn"
+        self.room_lock = root / "lock.room"
+        self.blobs = root / "blobs" / "sha256"
+        self.tables = root / "chunks" / "sha256"
+        self.manifests = root / "manifests"
+        self.refs = root / "refs"
+        self.snapshots = root / "snapshots"
+        self.leases = root / "leases"
+        self.ingests = root / "ingest"
+        self.trash = root / "trash"
+        self.quarantine = root / "quarantine"
+
+    @property
+    def directories(self) -> tuple[Path, ...]:
+        """Every directory of an empty store, parents first."""
+        return (
+            self.blobs.parent,
+            self.blobs,
+            self.tables.parent,
+            self.tables,
+            self.manifests,
+            self.refs,
+            self.snapshots,
+            self.leases,
+            self.ingests,
+            self.trash,
+            self.quarantine,
+        )
+
+    @property
+    def locks(self) -> tuple[Path, ...]:
+        return (self.lock, self.turnstile, self.room_lock)
+
+    @property
+    def record_directories(self) -> tuple[Path, ...]:
+        """Where records are written under a temporary name first."""
+        return (self.root, self.manifests, self.refs, self.leases)
+
+    def blob(self, digest: Digest, inode: int = 0) -> Path:
+        """`inode` counts further inodes of equal content, made when a file system allows no more links to one."""
+        name = digest.hex if inode == 0 else f"{digest.hex}.{inode}"
+        return self.blobs / digest.hex[:2] / name
+
+    def table(self, digest: Digest) -> Path:
+        return self.tables / digest.hex[:2] / digest.hex
+
+    def manifest(self, digest: Digest) -> Path:
+        return self.manifests / f"{digest.hex}.json"
+
+    def snapshot(self, digest: Digest) -> Path:
+        return self.snapshots / digest.hex
+
+    def ref(self, key: RefKey) -> Path:
+        return self.refs / f"{half_digest(key.uri)}{half_digest(key.origin)}.json"
+
+    def lease(self, lease_id: str) -> Path:
+        return self.leases / f"{lease_id}.json"
+
+    def ingest(self, ingest_id: str) -> Path:
+        return self.ingests / ingest_id
+
+    @staticmethod
+    def temporary(directory: Path) -> Path:
+        """A name in `directory` that nobody else uses."""
+        return directory / f"{TEMP_PREFIX}{secrets.token_hex(8)}"

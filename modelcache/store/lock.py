@@ -1,0 +1,102 @@
+"""The locks of a store: who may remove (exclusive) while nobody links or publishes (shared)."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import random
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from modelcache.errors import StoreBusy
+from modelcache.patience import Deadline
+from modelcache.store.layout import Layout
+
+FIRST_POLL_S = 0.0002
+LAST_POLL_S = 0.01
+
+
+class StoreLock:
+    """flock(2) on files of the store; works between threads and between processes, because each acquisition opens its own file.
+
+    `shared` and `exclusive` are the store lock, held for milliseconds, never across a fetch or a long deletion. Everyone passes
+    a turnstile first and an exclusive taker keeps it while it waits, so a stream of shared holders can't starve it. `room` is
+    held by one reservation at a time and may be held longer; it is taken before the store lock, never inside it. None of them
+    is reentrant.
+    """
+
+    def __init__(self, layout: Layout, *, timeout_s: float, room_timeout_s: float) -> None:
+        self._layout = layout
+        self._timeout_s = timeout_s
+        self._room_timeout_s = room_timeout_s
+
+    @contextmanager
+    def shared(self) -> Iterator[None]:
+        """Hold the store lock with other linkers and publishers. Raises StoreBusy."""
+        with self._store_lock(fcntl.LOCK_SH):
+            yield
+
+    @contextmanager
+    def exclusive(self) -> Iterator[None]:
+        """Hold the store lock alone. Raises StoreBusy."""
+        with self._store_lock(fcntl.LOCK_EX):
+            yield
+
+    @contextmanager
+    def room(self) -> Iterator[None]:
+        """Be the only one who reserves. Raises StoreBusy."""
+        with _held(self._layout.room_lock, fcntl.LOCK_EX, Deadline.after(self._room_timeout_s)):
+            yield
+
+    @contextmanager
+    def _store_lock(self, operation: int) -> Iterator[None]:
+        deadline = Deadline.after(self._timeout_s)
+        fd = os.open(self._layout.lock, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            with _held(self._layout.turnstile, fcntl.LOCK_EX, deadline):
+                _acquire(fd, operation, deadline, self._layout.lock)
+            try:
+                yield
+            finally:
+                release(fd)
+        finally:
+            os.close(fd)
+
+
+def try_lock(fd: int, operation: int = fcntl.LOCK_EX) -> bool:
+    """Whether the flock could be had at once."""
+    try:
+        fcntl.flock(fd, operation | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def release(fd: int) -> None:
+    """Unlock, not merely close: a child process that inherited the file would keep the lock."""
+    fcntl.flock(fd, fcntl.LOCK_UN)
+
+
+@contextmanager
+def _held(path: Path, operation: int, deadline: Deadline) -> Iterator[None]:
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        _acquire(fd, operation, deadline, path)
+        try:
+            yield
+        finally:
+            release(fd)
+    finally:
+        os.close(fd)
+
+
+def _acquire(fd: int, operation: int, deadline: Deadline, path: Path) -> None:
+    """Poll: flock(2) has no timeout, and a signal to end a blocked one would be the whole process's."""
+    poll_s = FIRST_POLL_S
+    while not try_lock(fd, operation):
+        if deadline.passed:
+            raise StoreBusy("the store lock could not be had in time; another process holds it", address=str(path))
+        time.sleep(poll_s * random.uniform(0.5, 1.0))
+        poll_s = min(poll_s * 2, LAST_POLL_S)

@@ -1,0 +1,177 @@
+"""Making room: what is nobody's goes first, then the least recently used snapshots, and nothing at all if that is not enough."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from modelcache.abc.store import CollectReport, Evicted
+from modelcache.digest import Digest
+from modelcache.errors import DamagedRecord, NoSpace
+from modelcache.store.blobs import BlobFact, total_names
+from modelcache.store.budget import BLOCK_BYTES, Budget, Room, regular_files
+from modelcache.store.evict import Victim, choose_victims
+from modelcache.store.inventory import Inventory
+from modelcache.store.parts import Parts
+from modelcache.store.removal import GRACE_S, Removal
+from modelcache.store.trash import inode_names
+from modelcache.units import format_bytes
+
+ROUNDS = 5
+"""A round is spoilt by a lease taken between choice and removal, or by blocks that reflinks keep; then it is all looked at again."""
+
+
+@dataclass(frozen=True)
+class Garbage:
+    """What is nobody's: trash, ended ingests, and the blobs that only these name.
+
+    Attributes:
+        doomed: names (inode → count) that go with it.
+    """
+
+    ingests: Sequence[Path]
+    blobs: dict[Digest, BlobFact]
+    doomed: Counter[int]
+    freed_bytes: int
+
+
+class MakingRoom:
+    """Decides with the pure choice of `evict`, executes with `Removal`."""
+
+    def __init__(self, parts: Parts, budget: Budget, removal: Removal) -> None:
+        self._parts = parts
+        self._budget = budget
+        self._removal = removal
+
+    def collect(self, need_bytes: int, *, dry_run: bool) -> CollectReport:
+        """`Store.collect`. A dry run computes the same and changes nothing."""
+        garbage = self.garbage(GRACE_S)
+        if dry_run:
+            victims = self._wanted(need_bytes, self._budget.room(), garbage)
+            evicted = self._named(victims)
+        else:
+            self._remove_garbage(garbage)
+            self._removal.sweep()
+            evicted = self._evict(need_bytes)
+        return CollectReport(
+            evicted=evicted,
+            ingests_removed=len(garbage.ingests),
+            blobs_removed=len(garbage.blobs),
+            freed_bytes=garbage.freed_bytes + sum(item.freed_bytes for item in evicted),
+            dry_run=dry_run,
+        )
+
+    def make(self, need_bytes: int) -> None:
+        """Have room to book `need_bytes`. Under the room lock.
+
+        Raises:
+            NoSpace: even all that may be removed would not do; no snapshot was removed, no ended ingest either.
+        """
+        self._parts.trash.empty()
+        room = self._budget.room()
+        if need_bytes <= room.available_bytes:
+            return
+        self._remove_garbage(self.garbage(GRACE_S))
+        for _ in range(ROUNDS):
+            room = self._budget.room()
+            if need_bytes <= room.available_bytes:
+                return
+            self._make_some(need_bytes, room)
+        inventory = Inventory.read(self._parts)
+        held = self._held(inventory)
+        raise self._no_space(need_bytes, self._budget.room(), inventory.evictable_bytes(held), inventory.content_bytes(held))
+
+    def garbage(self, grace_s: float) -> Garbage:
+        """What `collect` would remove before it thinks of snapshots."""
+        ingests = self._removal.ended(grace_s=grace_s)
+        doomed = total_names([self._parts.trash.links(), *(inode_names(path) for path in ingests)])
+        blobs = self._parts.blobs.unnamed(doomed)
+        places = [self._parts.root.layout.trash, *ingests]
+        own = sum(found.st_blocks * BLOCK_BYTES for place in places for found in regular_files(place) if found.st_nlink == 1)
+        return Garbage(ingests, blobs, doomed, own + sum(fact.size_bytes for fact in blobs.values()))
+
+    def _remove_garbage(self, garbage: Garbage) -> None:
+        self._parts.trash.empty()
+        if garbage.ingests:
+            self._removal.remove_ingests(garbage.ingests)
+        if self._parts.blobs.drop_unnamed(garbage.blobs):
+            self._parts.trash.empty()
+
+    # -- for one booking ------------------------------------------------------------------------------------------
+
+    def _make_some(self, need_bytes: int, room: Room) -> None:
+        """One round: choose under what is known now, and remove it if it is still so."""
+        inventory = Inventory.read(self._parts)
+        held = self._held(inventory)
+        evictable = inventory.evictable_bytes(held)
+        lacking = need_bytes - room.available_bytes
+        ended = self.garbage(grace_s=0) if lacking > evictable else None
+        freeable = evictable + (ended.freed_bytes if ended is not None else 0)
+        if lacking > freeable:
+            raise self._no_space(need_bytes, room, freeable, inventory.content_bytes(held))
+        if ended is not None:
+            self._remove_garbage(ended)
+        victims = choose_victims(inventory.candidates(held), inventory.blobs, _goal(need_bytes, room, evictable))
+        self._removal.evict_all([victim.digest for victim in victims])
+
+    def _held(self, inventory: Inventory) -> set[Digest]:
+        """Snapshots that must stay: all of them if the leases can't be read."""
+        try:
+            return {lease.manifest for lease in self._parts.leases.deciding()}
+        except DamagedRecord:
+            return set(inventory.summaries)
+
+    def _no_space(self, need_bytes: int, room: Room, evictable_bytes: int, held_bytes: int) -> NoSpace:
+        available = max(0, room.available_bytes)
+        damaged = self._parts.leases.damaged()
+        why = f"; a lease can't be read, so nothing may be removed: `{damaged[0].address}`" if damaged else ""
+        return NoSpace(
+            f"{format_bytes(need_bytes)} are needed, {format_bytes(available)} are available, {format_bytes(evictable_bytes)} could be"
+            f" freed and {format_bytes(held_bytes)} are held{why}",
+            needed_bytes=need_bytes,
+            available_bytes=available,
+            evictable_bytes=evictable_bytes,
+            held_bytes=held_bytes,
+            address=self._parts.root.address,
+        )
+
+    # -- for `collect` --------------------------------------------------------------------------------------------
+
+    def _evict(self, need_bytes: int) -> tuple[Evicted, ...]:
+        for _ in range(ROUNDS):
+            victims = self._wanted(need_bytes, self._budget.room(), None)
+            evicted = self._named(victims)
+            if not victims or self._removal.evict_all([victim.digest for victim in victims]):
+                return evicted
+        return ()
+
+    def _wanted(self, need_bytes: int, room: Room, garbage: Garbage | None) -> list[Victim]:
+        """Snapshots to remove so that `need_bytes` fit, or, of no need, so that the watermark is kept; `garbage` counts as gone.
+
+        Raises:
+            DamagedRecord: something should be removed, but a lease can't be read.
+        """
+        coming = 0 if garbage is None else garbage.freed_bytes
+        after = Room(room.total_bytes, room.free_bytes + coming, room.available_bytes + coming, room.low_bytes + coming)
+        if need_bytes <= after.available_bytes:
+            return []
+        inventory = Inventory.read(self._parts, None if garbage is None else garbage.doomed)
+        held = {lease.manifest for lease in self._parts.leases.deciding()}
+        evictable = inventory.evictable_bytes(held)
+        if need_bytes > 0 and need_bytes - after.available_bytes > evictable:
+            return []
+        return choose_victims(inventory.candidates(held), inventory.blobs, _goal(need_bytes, after, evictable))
+
+    def _named(self, victims: Sequence[Victim]) -> tuple[Evicted, ...]:
+        return tuple(Evicted(victim.digest, self._removal.uris(victim.digest), victim.freed_bytes) for victim in victims)
+
+
+def _goal(need_bytes: int, room: Room, evictable_bytes: int) -> int:
+    """How much to free: down to the low watermark if that can be reached, else only what is needed.
+
+    Chasing a low watermark that others' files keep out of reach would empty the cache for nothing.
+    """
+    low = need_bytes - room.low_bytes
+    return low if low <= evictable_bytes else need_bytes - room.available_bytes

@@ -1,0 +1,27 @@
+"""The parts of an open store, made once and shared by what works on them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from modelcache.store.blobs import Blobs
+from modelcache.store.leases import Leases
+from modelcache.store.refs import Refs
+from modelcache.store.root import Root
+from modelcache.store.snapshots import Snapshots
+from modelcache.store.trash import Trash
+
+
+@dataclass(frozen=True)
+class Parts:
+    root: Root
+    trash: Trash
+    blobs: Blobs
+    snapshots: Snapshots
+    refs: Refs
+    leases: Leases
+
+    @classmethod
+    def of(cls, root: Root) -> Parts:
+        trash = Trash(root.layout)
+        return cls(root, trash, Blobs(root, trash), Snapshots(root, trash), Refs(root), Leases(root))

@@ -1,0 +1,191 @@
+"""Verify: read everything back, take what is damaged out of service, name what is wrong."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from modelcache.abc.store import Damage, VerifyReport
+from modelcache.chunks import ChunkTable, chunk_count
+from modelcache.digest import Digest
+from modelcache.errors import DamagedRecord, NotCached
+from modelcache.manifest import Manifest
+from modelcache.patience import Cancellation
+from modelcache.store.blobs import EMPTY
+from modelcache.store.parts import Parts
+from modelcache.store.reading import Counting, Reading, bad_chunks, read_all, reason
+from modelcache.store.removal import Removal
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """A file to read: a blob's inode, or a file of a snapshot that is none (then `snapshot` says whose)."""
+
+    path: Path
+    digest: Digest
+    size_bytes: int
+    snapshot: Digest | None
+
+
+class Scrub:
+    """`Store.verify`. On a store that can't be written everything is named and nothing is changed."""
+
+    def __init__(self, parts: Parts, removal: Removal) -> None:
+        self._parts = parts
+        self._removal = removal
+        self._layout = parts.root.layout
+
+    def verify(self, manifest: Digest | None, cancel: Cancellation, progress: Callable[[int, int], None] | None) -> VerifyReport:
+        """Raises NotCached, Cancelled."""
+        if manifest is not None and self._parts.snapshots.find(manifest) is None:
+            raise NotCached(f"there is no snapshot `{manifest}`", address=str(self._layout.root))
+        digests = self._parts.snapshots.every() if manifest is None else [manifest]
+        damages = list(self._records()) if manifest is None else []
+        manifests: dict[Digest, Manifest] = {}
+        for digest in digests:
+            damages += self._open(digest, manifests)
+        for digest, found in manifests.items():
+            damages += self._check_tree(digest, found)
+        subjects = list(self._subjects(manifests.values(), everything=manifest is None)) + list(self._strays(manifests))
+        counting = Counting(sum(subject.size_bytes for subject in subjects), progress)
+        readings = read_all([subject.path for subject in subjects], cancel, counting)
+        for subject, reading in zip(subjects, readings, strict=True):
+            if reading is not None:
+                damages += self._judge(subject, reading)
+        return VerifyReport(len(digests), len(subjects), counting.done_bytes, tuple(sorted(damages, key=lambda damage: str(damage.path))))
+
+    # -- records and trees ----------------------------------------------------------------------------------------
+
+    def _records(self) -> Iterator[Damage]:
+        """Refs and leases that can't be read. A damaged ref is removed, the next resolution writes it anew; a lease is not:
+        nobody knows what it holds."""
+        for error in self._parts.refs.damaged():
+            path = Path(str(error.address))
+            if not self._parts.root.read_only:
+                with self._parts.root.lock.shared():
+                    self._parts.refs.discard_damaged(path)
+            yield Damage(path, None, f"{error.message}; removed", (), (), ())
+        for error in self._parts.leases.damaged():
+            yield Damage(Path(str(error.address)), None, f"{error.message}; while it is here nothing is evicted", (), (), ())
+
+    def _open(self, digest: Digest, manifests: dict[Digest, Manifest]) -> Iterator[Damage]:
+        try:
+            manifests[digest] = self._parts.snapshots.manifest(digest)
+        except NotCached:
+            return  # Evicted meanwhile.
+        except DamagedRecord as error:
+            yield self._withdrawn(self._layout.manifest(digest), None, error.message, (), [digest])
+
+    def _check_tree(self, digest: Digest, manifest: Manifest) -> Iterator[Damage]:
+        """Files that are missing, are something else, or don't belong there."""
+        top = self._layout.snapshot(digest)
+        wanted = {item.path: item for item in manifest.files}
+        found = {str(path.relative_to(top)) for path in _files(top)}
+        wrong = dict.fromkeys(found - wanted.keys(), "it does not belong to the snapshot")
+        for path, item in wanted.items():
+            try:
+                status = os.lstat(top / path)
+            except FileNotFoundError:
+                wrong[path] = "it is missing"
+                continue
+            if not stat.S_ISREG(status.st_mode) or status.st_size != item.size_bytes:
+                wrong[path] = f"it is not a file of {item.size_bytes} bytes"
+        if wrong and self._parts.snapshots.find(digest) is not None:
+            for path, why in sorted(wrong.items()):
+                yield self._withdrawn(top / path, None, why, (), [digest])
+
+    # -- bytes ----------------------------------------------------------------------------------------------------
+
+    def _subjects(self, manifests: Iterable[Manifest], *, everything: bool) -> Iterator[Subject]:
+        """The inodes of the blobs."""
+        if everything:
+            for path, digest, found in self._parts.blobs.every():
+                yield Subject(path, digest, found.st_size, None)
+            return
+        for digest in sorted({item.sha256 for manifest in manifests for item in manifest.files}):
+            for path, found in self._parts.blobs.inodes(digest):
+                yield Subject(path, digest, found.st_size, None)
+
+    def _strays(self, manifests: dict[Digest, Manifest]) -> Iterator[Subject]:
+        """Files of snapshots that are no inode of their blob: a blob whose name was lost, or a file that somebody replaced."""
+        seen: set[int] = set()
+        for digest, manifest in manifests.items():
+            for item in manifest.files:
+                if item.sha256 == EMPTY:
+                    continue
+                path = self._layout.snapshot(digest) / item.path
+                try:
+                    inode = os.lstat(path).st_ino
+                except FileNotFoundError:
+                    continue
+                if inode in seen or any(found.st_ino == inode for _, found in self._parts.blobs.inodes(item.sha256)):
+                    continue
+                seen.add(inode)
+                yield Subject(path, item.sha256, item.size_bytes, digest)
+
+    def _judge(self, subject: Subject, reading: Reading) -> Iterator[Damage]:
+        why = reason(subject.digest, reading)
+        if why is None:
+            yield from self._mend(subject, reading)
+            return
+        table, _ = self._table(subject.digest)
+        chunks = bad_chunks(table, reading)
+        if subject.snapshot is not None:
+            yield self._withdrawn(subject.path, subject.digest, why, chunks, [subject.snapshot])
+            return
+        showing = list(self._showing(subject.digest, os.lstat(subject.path).st_ino if reading.inode == 0 else reading.inode))
+        yield self._withdrawn(subject.path, subject.digest, why, chunks, showing, quarantine=reading.inode)
+
+    def _mend(self, subject: Subject, reading: Reading) -> Iterator[Damage]:
+        """The bytes are right: put right what else is said of them."""
+        if self._parts.root.read_only:
+            return
+        if subject.snapshot is not None and not self._parts.blobs.has(subject.digest):
+            with self._parts.root.lock.shared():
+                self._parts.blobs.adopt(subject.digest, subject.path)
+        if chunk_count(reading.size_bytes) < 2:
+            return
+        table, why = self._table(subject.digest)
+        right = ChunkTable(reading.size_bytes, reading.marks)
+        if table != right:
+            with self._parts.root.lock.shared():
+                self._parts.blobs.replace_table(subject.digest, right)
+            why = why or "the chunk table does not match the blob"
+            yield Damage(self._layout.table(subject.digest), subject.digest, f"{why}; written anew", (), (), ())
+
+    def _table(self, digest: Digest) -> tuple[ChunkTable | None, str | None]:
+        try:
+            found = self._parts.blobs.table(digest)
+        except DamagedRecord as error:
+            return None, error.message
+        return found, None if found is not None else "the chunk table is missing"
+
+    def _showing(self, digest: Digest, inode: int) -> Iterator[Digest]:
+        """Snapshots one of whose files is this inode."""
+        for name in self._parts.snapshots.every():
+            if digest.hex not in self._parts.snapshots.summary(name).names:
+                continue
+            if any(os.lstat(path).st_ino == inode for path in _files(self._layout.snapshot(name))):
+                yield name
+
+    def _withdrawn(
+        self, path: Path, digest: Digest | None, why: str, chunks: tuple[int, ...], showing: list[Digest], *, quarantine: int = 0
+    ) -> Damage:
+        """Take a damaged blob (the inode `quarantine`) and the snapshots that show it out of service."""
+        if self._parts.root.read_only:
+            return Damage(path, digest, why, chunks, (), tuple(showing))
+        with self._parts.root.lock.exclusive():
+            if quarantine and digest is not None and path.exists() and os.lstat(path).st_ino == quarantine:
+                self._parts.blobs.quarantine(path, digest)
+            withdrawn, held = self._removal.withdraw_damaged(showing)
+        self._parts.trash.empty()
+        return Damage(path, digest, why, chunks, tuple(withdrawn), tuple(held))
+
+
+def _files(top: Path) -> Iterator[Path]:
+    for parent, _, names in os.walk(top):
+        for name in names:
+            yield Path(parent, name)

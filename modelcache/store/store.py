@@ -1,0 +1,245 @@
+"""The store on disk: `modelcache.abc.store.Store` over a directory of format 1 (`docs/format.md`)."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+
+from modelcache.abc.store import (
+    CollectReport,
+    Evicted,
+    IngestFile,
+    Lease,
+    LeaseKind,
+    Limits,
+    Ref,
+    RefKey,
+    Snapshot,
+    SnapshotInfo,
+    Usage,
+    VerifyReport,
+)
+from modelcache.digest import Digest
+from modelcache.errors import NotCached
+from modelcache.manifest import Manifest
+from modelcache.patience import Cancellation
+from modelcache.store.budget import Budget, unshared_bytes
+from modelcache.store.faults import disk_faults, guarded
+from modelcache.store.ingest import LocalIngest
+from modelcache.store.intake import Intake
+from modelcache.store.inventory import Inventory, pinned
+from modelcache.store.leases import clean
+from modelcache.store.making_room import MakingRoom
+from modelcache.store.parts import Parts
+from modelcache.store.removal import Removal
+from modelcache.store.root import LOCK_TIMEOUT_S, open_root
+from modelcache.store.scrub import Scrub
+
+
+class LocalStore:
+    """`Store` in a directory of this machine. Opening it reads three lines; nothing is cached that the directory could contradict."""
+
+    def __init__(
+        self,
+        root: Path,
+        limits: Limits,
+        *,
+        create: bool = True,
+        clock: Callable[[], float] = time.time,
+        lock_timeout_s: float = LOCK_TIMEOUT_S,
+    ) -> None:
+        """Open the store at `root`, or make one there.
+
+        Args:
+            create: whether a new or empty directory becomes a store; False where a missing store means an unmounted disk.
+            clock: Unix time in seconds.
+            lock_timeout_s: how long to wait for the store lock.
+
+        Raises:
+            StoreLocation, StoreFormat, StoreOwner, StoreReadOnly, StoreFault: `modelcache.store.root.open_root`.
+        """
+        with disk_faults(str(root)):
+            self._root = open_root(root, create=create, clock=clock, lock_timeout_s=lock_timeout_s)
+        self._parts = Parts.of(self._root)
+        self._budget = Budget(self._parts, limits)
+        self._removal = Removal(self._parts)
+        self._making_room = MakingRoom(self._parts, self._budget, self._removal)
+        self._intake = Intake(self._parts, self._budget, self._making_room)
+        self._scrub = Scrub(self._parts, self._removal)
+
+    def __enter__(self) -> LocalStore:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Nothing stays open between calls; ingests and holds are ended by who began them."""
+
+    @property
+    def root(self) -> Path:
+        """The directory, without symbolic links."""
+        return self._root.layout.root
+
+    @property
+    def store_id(self) -> str:
+        """32 hex digits that tell this store from another that is mounted in its place."""
+        return self._root.store_id
+
+    @property
+    def read_only(self) -> bool:
+        return self._root.read_only
+
+    @property
+    def address(self) -> str:
+        return self._root.address
+
+    # -- refs -----------------------------------------------------------------------------------------------------
+
+    @guarded
+    def ref(self, key: RefKey) -> Ref | None:
+        return self._parts.refs.get(key)
+
+    @guarded
+    def refs(self, uri: str | None = None) -> list[Ref]:
+        return self._parts.refs.every() if uri is None else self._parts.refs.of_uri(uri)
+
+    @guarded
+    def touch(self, ref: Ref, *, checked_at_s: float) -> Ref:
+        with self._root.lock.shared():
+            return self._parts.refs.touch(ref, checked_at_s)
+
+    @guarded
+    def attach(self, ref: Ref) -> Snapshot | None:
+        with self._root.lock.shared():
+            found = self._parts.snapshots.use(ref.manifest)
+            if found is not None:
+                self._parts.refs.put(ref)
+            return found
+
+    @guarded
+    def forget(self, key: RefKey) -> bool:
+        with self._root.lock.shared():
+            return self._parts.refs.remove(key)
+
+    # -- snapshots ------------------------------------------------------------------------------------------------
+
+    @guarded
+    def snapshot(self, manifest: Digest) -> Snapshot | None:
+        return self._parts.snapshots.use(manifest)
+
+    @guarded
+    def manifest(self, digest: Digest) -> Manifest:
+        return self._parts.snapshots.manifest(digest)
+
+    @guarded
+    def has_blob(self, digest: Digest) -> bool:
+        return self._parts.blobs.has(digest)
+
+    @guarded
+    def ingest(self, key: RefKey, files: Sequence[IngestFile]) -> LocalIngest:
+        return self._intake.begin(key, files)
+
+    # -- holds ----------------------------------------------------------------------------------------------------
+
+    @guarded
+    def lease(self, manifest: Digest, *, holder: str, ttl_s: float) -> Lease:
+        with self._root.lock.shared():
+            return self._looked_again(self._parts.leases.put_lease(manifest, holder, ttl_s))
+
+    @guarded
+    def renew(self, lease_id: str, *, ttl_s: float) -> Lease:
+        with self._root.lock.shared():
+            return self._parts.leases.renew(lease_id, ttl_s)
+
+    @guarded
+    def release(self, lease_id: str) -> bool:
+        with self._root.lock.shared():
+            return self._parts.leases.release(lease_id)
+
+    @contextmanager
+    def hold(self, manifest: Digest, *, holder: str) -> Iterator[Snapshot]:
+        with disk_faults(self.address):
+            with self._root.lock.shared():
+                held = self._parts.leases.put_process(manifest, holder)
+                found = self._parts.snapshots.use(manifest)
+            if found is None:
+                held.end()
+                raise self._not_cached(manifest)
+        try:
+            yield found
+        finally:
+            with disk_faults(self.address):
+                held.end()
+
+    @guarded
+    def pin(self, manifest: Digest, *, holder: str) -> Lease:
+        with self._root.lock.shared():
+            return self._looked_again(self._parts.leases.put_pin(manifest, holder))
+
+    @guarded
+    def unpin(self, manifest: Digest, *, holder: str | None = None) -> int:
+        who = None if holder is None else clean(holder)
+        with self._root.lock.shared():
+            pins = [lease for lease in self._parts.leases.living() if lease.kind is LeaseKind.PIN and lease.manifest == manifest]
+            return sum(self._parts.leases.remove(pin.id) for pin in pins if who in (None, pin.holder))
+
+    @guarded
+    def leases(self) -> list[Lease]:
+        return self._parts.leases.living()
+
+    def _looked_again(self, lease: Lease) -> Lease:
+        """Hold first, look second: a lease on what was evicted just before is taken back."""
+        if self._parts.snapshots.use(lease.manifest) is None:
+            self._parts.leases.remove(lease.id)
+            raise self._not_cached(lease.manifest)
+        return lease
+
+    def _not_cached(self, manifest: Digest) -> NotCached:
+        return NotCached(f"there is no snapshot `{manifest}`", address=self.address)
+
+    # -- room -----------------------------------------------------------------------------------------------------
+
+    @guarded
+    def usage(self) -> Usage:
+        inventory = Inventory.read(self._parts)
+        leases = self._parts.leases.living()
+        held = {lease.manifest for lease in leases} if not self._parts.leases.damaged() else set(inventory.summaries)
+        room = self._budget.room()
+        return Usage(
+            blobs_bytes=sum(fact.allocated_bytes for fact in inventory.blobs.values()),
+            ingest_bytes=self._budget.ingest_bytes(),
+            trash_bytes=unshared_bytes(self._root.layout.trash),
+            quarantine_bytes=unshared_bytes(self._root.layout.quarantine),
+            leased_bytes=inventory.content_bytes({lease.manifest for lease in leases}),
+            pinned_bytes=inventory.content_bytes(pinned(leases)),
+            evictable_bytes=inventory.evictable_bytes(held),
+            file_system_bytes=room.total_bytes,
+            free_bytes=room.free_bytes,
+            available_bytes=max(0, room.available_bytes),
+            limits=self._budget.limits,
+        )
+
+    @guarded
+    def evict(self, manifest: Digest, *, dry_run: bool = False) -> Evicted:
+        return self._removal.evict(manifest, dry_run=dry_run)
+
+    @guarded
+    def collect(self, *, need_bytes: int = 0, dry_run: bool = False) -> CollectReport:
+        return self._making_room.collect(need_bytes, dry_run=dry_run)
+
+    @guarded
+    def verify(
+        self,
+        manifest: Digest | None,
+        cancel: Cancellation,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> VerifyReport:
+        return self._scrub.verify(manifest, cancel, progress)
+
+    @guarded
+    def list(self) -> list[SnapshotInfo]:
+        return Inventory.read(self._parts).infos(self._parts, self._parts.refs.every(), self._parts.leases.living())

@@ -1,0 +1,244 @@
+"""The directory of an ingest: its lock, its plan, its journal, and the tree that becomes a snapshot."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from modelcache.abc.store import IngestFile, RefKey
+from modelcache.digest import sha256
+from modelcache.errors import DamagedRecord, ModelCacheError, UnsafePath
+from modelcache.store import durable, records
+from modelcache.store.journal import Journal
+from modelcache.store.lock import release, try_lock
+from modelcache.store.root import Root
+from modelcache.store.trash import remove_tree
+
+LOCK, PLAN, JOURNAL, TREE, TEMPORARY, RESERVED = "lock", "plan.json", "journal", "tree", "tmp", "reserved"
+
+
+class Workspace:
+    """An ingest's directory, owned by this process: it keeps `lock` flock-ed, so that others see that the owner lives.
+
+    Attributes:
+        adopted: paths in `tree` that an earlier, interrupted ingest left and that this one goes on with.
+    """
+
+    def __init__(self, root: Root, path: Path, lock_fd: int, journal: Journal, adopted: set[str]) -> None:
+        self._root = root
+        self.path = path
+        self._lock_fd = lock_fd
+        self.journal = journal
+        self.adopted = adopted
+        self.tree = path / TREE
+        self._directories = {"": self.tree} | {name: self.tree / name for name in _directories_of(adopted)}
+
+    @classmethod
+    def create(cls, root: Root) -> Workspace:
+        """A new one. Under the shared store lock: `collect` must not see it before it is locked."""
+        path = root.layout.ingest(secrets.token_hex(16))
+        durable.mkdir(path, 0o700)
+        lock_fd = durable.create(path / LOCK)
+        try:
+            try_lock(lock_fd)
+            durable.mkdir(path / TREE, 0o755)
+            durable.mkdir(path / TEMPORARY, 0o700)
+            return cls(root, path, lock_fd, Journal.create(path / JOURNAL), set())
+        except OSError:
+            os.close(lock_fd)
+            remove_tree(path)
+            raise
+
+    @classmethod
+    def take_over(cls, root: Root, key: RefKey, files: Sequence[IngestFile]) -> Workspace | None:
+        """That of an ended ingest of the same ref, emptied of what `files` has no use for. Under the shared store lock."""
+        for path in ingest_directories(root):
+            plan = read_plan(path)
+            if plan is None or plan[0] != key or not (path / TREE).is_dir():
+                continue
+            lock_fd = try_own(path)
+            if lock_fd is None:
+                continue
+            kept = {(file.path, file.size_bytes, file.version) for file in plan[1] if file.version}
+            kept &= {(file.path, file.size_bytes, file.version) for file in files}
+            try:
+                journal = Journal(path / JOURNAL)
+            except FileNotFoundError:
+                journal = Journal.create(path / JOURNAL)
+            adopted = _prune(path / TREE, {name: size for name, size, _ in kept})
+            for name in os.listdir(path / TEMPORARY):
+                remove_tree(path / TEMPORARY / name)
+            return cls(root, path, lock_fd, journal, adopted)
+        return None
+
+    @property
+    def id(self) -> str:
+        return self.path.name
+
+    def file(self, relative: str) -> Path:
+        return self.tree / relative
+
+    def temporary(self, name: str) -> Path:
+        return self.path / TEMPORARY / name
+
+    def write_plan(self, key: RefKey, files: Sequence[IngestFile]) -> None:
+        """Say what this ingest is of, for who takes it over. Not fsynced: a lost plan costs only the resumption."""
+        temporary = self.temporary(PLAN)
+        durable.write_new(temporary, encode_plan(key, files), sync=False)
+        durable.rename(temporary, self.path / PLAN)
+
+    def claim(self, relative: str) -> Path:
+        """The place of a file that is to come, its directories made.
+
+        Raises:
+            UnsafePath: the file system takes this name for another one of this tree (it folds case or composes letters).
+        """
+        parent, _, name = relative.rpartition("/")
+        path = self._directory(parent) / name
+        if relative not in self.adopted and os.path.lexists(path):
+            raise self._collision(relative)
+        return path
+
+    def make(self, relative: str, size_bytes: int) -> bool:
+        """Make a claimed file at its full size, its blocks booked; False if this file system can't book."""
+        path = self.file(relative)
+        if relative in self.adopted:
+            if not os.stat(path).st_mode & 0o200:
+                durable.chmod(path, 0o600)
+            fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        else:
+            try:
+                fd = durable.create(path)
+            except FileExistsError:
+                raise self._collision(relative) from None
+        try:
+            booked = durable.fallocate(fd, size_bytes)
+            if not booked:
+                durable.truncate(fd, size_bytes)
+            return booked
+        finally:
+            os.close(fd)
+
+    def write_reserved(self, total_bytes: int) -> None:
+        """Where blocks can't be booked: what the tree will take in all, for others to count with."""
+        temporary = self.temporary(RESERVED)
+        durable.write_new(temporary, f"{total_bytes}\n".encode(), sync=False)
+        durable.rename(temporary, self.path / RESERVED)
+
+    def directories(self) -> Iterator[Path]:
+        """Every directory of the tree, the deepest first."""
+        for name in sorted(self._directories, key=lambda name: -len(name)):  # A parent's name is shorter; the tree's is empty.
+            yield self._directories[name]
+
+    def unlock(self) -> None:
+        """Stop owning it: from here on it is an ended ingest that anybody may take over or remove. Idempotent."""
+        self.journal.close()
+        if self._lock_fd >= 0:
+            release(self._lock_fd)
+            os.close(self._lock_fd)
+            self._lock_fd = -1
+
+    def _directory(self, name: str) -> Path:
+        known = self._directories.get(name)
+        if known is None:
+            parent, _, last = name.rpartition("/")
+            known = self._directory(parent) / last
+            try:
+                durable.mkdir(known, 0o755)
+            except FileExistsError:
+                raise self._collision(name) from None
+            self._directories[name] = known
+        return known
+
+    def _collision(self, relative: str) -> UnsafePath:
+        return UnsafePath(
+            f"unsafe file name {relative!a}: this file system takes it for another name of the same model",
+            address=str(self._root.layout.root),
+            got=ascii(relative),
+            hint="keep the store on a file system that tells upper from lower case, or exclude one of the two files",
+        )
+
+
+def ingest_directories(root: Root) -> list[Path]:
+    """Those of living and of ended ingests, in a stable order."""
+    with os.scandir(root.layout.ingests) as entries:
+        return sorted(Path(entry.path) for entry in entries if entry.is_dir(follow_symlinks=False))
+
+
+def try_own(path: Path) -> int | None:
+    """Lock an ended ingest's directory; None if its owner lives. Closing the descriptor ends the ownership."""
+    try:
+        fd = os.open(path / LOCK, os.O_RDWR | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return None
+    if try_lock(fd):
+        return fd
+    os.close(fd)
+    return None
+
+
+def is_owned(path: Path) -> bool:
+    """Whether a living process owns this ingest. Under the exclusive store lock: one being made has its lock by then."""
+    fd = try_own(path)
+    if fd is None:
+        return (path / LOCK).exists()
+    release(fd)
+    os.close(fd)
+    return False
+
+
+def encode_plan(key: RefKey, files: Sequence[IngestFile]) -> bytes:
+    """`docs/format.md`, Ingests."""
+    listed = [
+        {
+            "path": file.path,
+            "size_bytes": file.size_bytes,
+            "version": file.version,
+            "sha256": None if file.sha256 is None else file.sha256.hex,
+        }
+        for file in files
+    ]
+    return records.encode({"uri": key.uri, "origin": key.origin, "files": listed})
+
+
+def read_plan(path: Path) -> tuple[RefKey, list[IngestFile]] | None:
+    """The plan of the ingest in this directory; None if there is none or it can't be read, and so nothing to go on with."""
+    try:
+        record: Any = records.decode(records.read(path / PLAN), str(path / PLAN))
+        files = [
+            IngestFile(item["path"], item["size_bytes"], item["version"], None if item["sha256"] is None else sha256(item["sha256"]))
+            for item in record["files"]
+        ]
+        return RefKey(record["uri"], record["origin"]), files
+    except (FileNotFoundError, DamagedRecord, ModelCacheError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _directories_of(paths: set[str]) -> set[str]:
+    found = set()
+    for path in paths:
+        while "/" in path:
+            path = path.rpartition("/")[0]
+            found.add(path)
+    return found
+
+
+def _prune(tree: Path, kept: dict[str, int]) -> set[str]:
+    """Remove all but the files of these paths and sizes, and directories that are empty then; what is left."""
+    left = set()
+    for parent, directories, files in os.walk(tree, topdown=False):
+        durable.chmod(parent, 0o755)  # A publish that was interrupted may have sealed it.
+        for name in files:
+            path = os.path.join(parent, name)
+            relative = os.path.relpath(path, tree)
+            if kept.get(relative) == os.lstat(path).st_size:
+                left.add(relative)
+            else:
+                durable.unlink(path)
+        for name in directories:
+            if not os.listdir(os.path.join(parent, name)):
+                durable.rmdir(os.path.join(parent, name))
+    return left
