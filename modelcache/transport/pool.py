@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from modelcache.transport.dial import Route
@@ -26,7 +27,8 @@ class _Idle:
 class Pool:
     """Idle connections, newest used first. Safe for many threads."""
 
-    def __init__(self, *, max_idle: int = MAX_IDLE, max_age_s: float = MAX_IDLE_AGE_S) -> None:
+    def __init__(self, *, max_idle: int = MAX_IDLE, max_age_s: float = MAX_IDLE_AGE_S, now_s: Callable[[], float] = time.monotonic) -> None:
+        self._now_s = now_s
         self._max_idle = max_idle
         self._max_age_s = max_age_s
         self._lock = threading.Lock()
@@ -56,7 +58,7 @@ class Pool:
             if self._closed:
                 stale.append(_Idle(route, wire, 0))
             else:
-                self._idle.append(_Idle(route, wire, time.monotonic()))
+                self._idle.append(_Idle(route, wire, self._now_s()))
             while len(self._idle) > self._max_idle:
                 stale.append(self._idle.popleft())
         for entry in stale:
@@ -73,7 +75,7 @@ class Pool:
 
     def _expired(self) -> list[_Idle]:
         """Take out those that were idle for too long; the deque is in order of age."""
-        limit_s = time.monotonic() - self._max_age_s
+        limit_s = self._now_s() - self._max_age_s
         stale = []
         while self._idle and self._idle[0].since_s < limit_s:
             stale.append(self._idle.popleft())
