@@ -5,14 +5,16 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
+from urllib.parse import unquote
 
 from modelcache.abc.source import Source
 from modelcache.config import Config
-from modelcache.errors import UnknownScheme
+from modelcache.errors import InvalidUri, UnknownScheme
 from modelcache.sources.http import HttpSource
 from modelcache.sources.local import LocalSource
 from modelcache.sources.retrying import RetryingSource
-from modelcache.sources.s3 import S3Source
+from modelcache.sources.s3 import S3Options, S3Source
 from modelcache.uri import StorageUri, UriSecrets
 
 SCHEMES = ("file", "http", "https", "s3")
@@ -62,11 +64,34 @@ class Registry:
     def _bare(self, uri: StorageUri, secrets: UriSecrets) -> Source:
         config = self._config
         if uri.scheme == "file":
+            _refuse(uri, secrets.userinfo, secrets.query)
             return LocalSource()
         if uri.scheme == "s3":
-            return S3Source(config.s3, config.timeouts, proxies=config.proxies)
+            return S3Source(_s3_options(config.s3, uri, secrets), config.timeouts, proxies=config.proxies)
         if uri.scheme in ("http", "https"):
             return HttpSource(uri, secrets, config.http, config.timeouts, proxies=config.proxies)
         raise UnknownScheme(
             f"no source serves `{uri.scheme}://`", address=str(uri), got=uri.scheme, hint=f"known here: {', '.join(SCHEMES)}"
+        )
+
+
+def _s3_options(options: S3Options, uri: StorageUri, secrets: UriSecrets) -> S3Options:
+    """The configured settings, with the key of `s3://ACCESS_KEY:SECRET_KEY@bucket` in place of the SDK's chain."""
+    _refuse(uri, None, secrets.query)
+    if secrets.userinfo is None:
+        return options
+    access_key, _, secret_key = secrets.userinfo.partition(":")
+    if not access_key or not secret_key:
+        raise InvalidUri(f"the credential in `{uri}` is not ACCESS_KEY:SECRET_KEY", address=str(uri))
+    return replace(
+        options, anonymous=False, access_key=unquote(access_key), secret_key=unquote(secret_key), session_token=None, profile=None
+    )
+
+
+def _refuse(uri: StorageUri, userinfo: str | None, query: str) -> None:
+    """Raises InvalidUri: a credential was given that this scheme has no use for."""
+    if userinfo is not None or query:
+        part = "a user or password" if userinfo is not None else "signing parameters"
+        raise InvalidUri(
+            f"`{uri.scheme}://` URIs take no {part}", address=str(uri), hint="a presigned URL is written as it is, with `https://`"
         )
