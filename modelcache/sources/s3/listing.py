@@ -94,7 +94,6 @@ class Lister:
             if name.version_id is not None:
                 raise
             return None
-        self._sdk.place(self._bucket, again=True)
         headers = {key.lower(): value for key, value in answer["ResponseMetadata"]["HTTPHeaders"].items()}
         head = object_head(headers, name)
         if head.directory_marker:
@@ -125,7 +124,6 @@ class Lister:
             raise doubt
         if not selected:
             raise self._nothing("no object that the patterns select" if seen_any else "no object of this name, and none below it")
-        self._sdk.place(self._bucket, again=True)
         check_tree((path for path, _ in selected), address=str(self._uri))
         return selected
 
@@ -190,7 +188,7 @@ class Lister:
 
     def _call(self, operation: str, address: str, **parameters: object) -> dict[str, Any]:
         def call() -> dict[str, Any]:
-            return self._sdk.call(operation, self._cancel, address=address, Bucket=self._bucket, **parameters)
+            return self._sdk.call(operation, self._cancel, bucket=self._bucket, address=address, **parameters)
 
         return attempted(call, self._sdk.renew, self._cancel)
 

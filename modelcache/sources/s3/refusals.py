@@ -15,7 +15,7 @@ from modelcache.errors import (
     OriginBusy,
     OriginUnreachable,
 )
-from modelcache.transport import error_of_status
+from modelcache.transport import error_of_status, retry_after_s
 
 if TYPE_CHECKING:
     from botocore.exceptions import BotoCoreError, ClientError
@@ -63,7 +63,7 @@ def error_of_client(error: ClientError, *, address: str, secrets: Iterable[str])
             f"no credential was given ({text})", address=address, hint="check the role, its trust policy and the identity token"
         )
     if code in BUSY:
-        return OriginBusy(f"the store is busy ({text})", address=address)
+        return OriginBusy(f"the store is busy ({text})", address=address, retry_after_s=retry_after_s(headers))
     return error_of_status(status or 400, headers, address=address, listed=False, code=None if code == str(status) else code)
 
 

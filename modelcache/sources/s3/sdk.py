@@ -6,20 +6,22 @@ Its requests go through `RangeClient`, as the bytes do: one set of proxies, CAs 
 from __future__ import annotations
 
 import logging
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from io import BytesIO
 from typing import TYPE_CHECKING, Any, TypeVar
-from urllib.parse import parse_qs, quote, urlsplit
+from urllib.parse import quote, urlsplit
 
 from modelcache.errors import AccessDenied, ModelCacheError, ProtocolViolation, UnknownScheme
 from modelcache.patience import Cancellation
+from modelcache.sources.s3.attempts import attempted
 from modelcache.sources.s3.locator import KEY_SAFE, ObjectName
 from modelcache.sources.s3.options import S3Options
 from modelcache.sources.s3.refusals import error_of_client, error_of_sdk, unusable_settings
-from modelcache.transport import RangeClient
+from modelcache.transport import RangeClient, safe_address
 from modelcache.units import MIB
 
 if TYPE_CHECKING:
@@ -32,6 +34,10 @@ MAX_ANSWER_BYTES = 16 * MIB
 """A page of 1,000 keys of 1,024 bytes, percent-encoded, with their other fields, is under 4 MiB."""
 RENEW_EVERY_S = 10.0
 """Refused requests of many threads make the credential chain run once in this time."""
+_ANSWER = re.compile(rb"<(?:\w+:)?(?:ListBucketResult|Error)\b")
+_SCOPE = re.compile(r"Credential=[^/]+/[0-9]{8}/([^/]+)/")
+_TOLD = re.compile(r"(?:Credential|Signature)=([^/,]+)")
+"""Signature Version 4: `Credential=<access key>/<date>/<region>/<service>/aws4_request`."""
 _TRANSPORTS_OWN = frozenset({"host", "user-agent", "connection", "accept-encoding", "content-length"})
 
 
@@ -88,7 +94,7 @@ class Sdk:
 
     # -- calls ------------------------------------------------------------------------------------------------------
 
-    def call(self, operation: str, cancel: Cancellation, *, address: str, **parameters: object) -> dict[str, Any]:
+    def call(self, operation: str, cancel: Cancellation, *, bucket: str, address: str, **parameters: object) -> dict[str, Any]:
         """One operation of the S3 API; its parsed answer, with the headers as sent under `ResponseMetadata.HTTPHeaders`.
 
         A bucket in another region is asked there, once.
@@ -98,7 +104,10 @@ class Sdk:
         self._calls.cancel = cancel
         try:
             method: Callable[..., dict[str, Any]] = getattr(self.connection(address).client, operation)
-            return self._translated(lambda: method(**parameters), address)
+            answer = self._translated(lambda: method(Bucket=bucket, **parameters), address)
+            url, authorization = self._calls.sent
+            self._places[bucket] = _place_of(url, authorization, str(parameters.get("Key", "")))
+            return answer
         finally:
             del self._calls.cancel
 
@@ -106,16 +115,16 @@ class Sdk:
         """The credential to sign with now; None: anonymous. Raises AccessDenied, Unavailable, BadConfig."""
         return self._translated(self.connection(address).credentials, address)
 
-    def place(self, bucket: str, *, again: bool = False) -> Place:
-        """Where a bucket's objects are, as the SDK resolves it (style of address, region learnt from the store).
+    def place(self, name: ObjectName) -> Place:
+        """Where a bucket's objects are: as the last call to it that succeeded was addressed and signed.
 
-        Args:
-            again: look again, because a call has just succeeded and may have learnt the region.
+        Without such a call a HeadObject is made. Raises: as `call`.
         """
-        place = self._places.get(bucket)
-        if place is None or again:
-            place = self._translated(lambda: self._resolve(bucket), f"s3://{bucket}")
-            self._places[bucket] = place
+        place = self._places.get(name.bucket)
+        if place is None:
+            cancel = Cancellation()
+            attempted(lambda: self.call("head_object", cancel, bucket=name.bucket, address=name.address, Key=name.key), self.renew, cancel)
+            place = self._places[name.bucket]
         return place
 
     @property
@@ -136,14 +145,6 @@ class Sdk:
             self._connection = fresh
             self._renewed_at_s = time.monotonic()
             return self._renewed
-
-    def secrets(self) -> tuple[str, ...]:
-        """Values that no message may hold: the options' own, and those of the chain once it has run."""
-        if self._connection is None or self._connection.anonymous:
-            return self._options.secrets
-        found = self._connection.session.get_credentials()
-        chain = () if found is None else (found.access_key, found.secret_key, found.token)
-        return (*self._options.secrets, *(value for value in chain if value))
 
     def close(self) -> None:
         """Drop the connection; a later call makes a new one."""
@@ -194,17 +195,14 @@ class Sdk:
 
         headers = {name: _text(value) for name, value in request.headers.items() if name.lower() not in _TRANSPORTS_OWN}
         url = str(request.url)
+        authorization, token = headers.get("Authorization", ""), headers.get("X-Amz-Security-Token", "")
+        self._calls.told = tuple(filter(None, (*_TOLD.findall(authorization), token)))
         answer = self._transport.request(str(request.method), url, headers, self._calls.cancel, MAX_ANSWER_BYTES, follow=False)
+        if request.method == "GET" and answer.status == 200 and not _ANSWER.search(answer.body, 0, 4096):
+            raise ProtocolViolation("the store's answer is no S3 answer", address=safe_address(url))
+        self._calls.sent = (url, authorization)
         headers_of_answer: Any = HeadersDict(dict(answer.headers))
         return AWSResponse(url, answer.status, headers_of_answer, _Raw(answer.body))
-
-    def _resolve(self, bucket: str) -> Place:
-        # A presigned URL is the one public place where the SDK tells URL and signing region of a bucket.
-        client = self.connection(f"s3://{bucket}").client
-        url = urlsplit(client.generate_presigned_url("get_object", Params={"Bucket": bucket, "Key": "k"}))
-        scope = parse_qs(url.query).get("X-Amz-Credential", [""])[0].split("/")
-        region = scope[2] if len(scope) == 5 else str(client.meta.region_name)
-        return Place(f"{url.scheme}://{url.netloc}{url.path.removesuffix('k')}", region)
 
     def _differ(self, old: Connection, fresh: Connection) -> bool:
         from botocore.exceptions import BotoCoreError, ClientError
@@ -224,16 +222,18 @@ class Sdk:
         except ModelCacheError:
             raise
         except ClientError as error:
-            raise error_of_client(error, address=address, secrets=self.secrets()) from None
+            secrets = (*self._options.secrets, *getattr(self._calls, "told", ()))
+            ours = error_of_client(error, address=address, secrets=secrets)
         except BotoCoreError as error:
-            raise error_of_sdk(error, address=address) from None
+            ours = error_of_sdk(error, address=address)
         except ResponseParserError:
-            raise ProtocolViolation("the store's answer is no S3 answer", address=address) from None
+            ours = ProtocolViolation("the store's answer is no S3 answer", address=address)
         except OSError as error:  # the chain reads files: a web identity token, a configuration
             reason = f"{error.strerror or type(error).__name__}: {error.filename or 'no file'}"
-            raise AccessDenied(f"the S3 credential could not be read ({reason})", address=address) from None
+            ours = AccessDenied(f"the S3 credential could not be read ({reason})", address=address)
         except (ValueError, KeyError) as error:  # botocore's for endpoints and regions that it can't read
-            raise unusable_settings(error, address=address) from None
+            ours = unusable_settings(error, address=address)
+        raise ours  # out here, so that botocore's, which quotes requests and answers, is not its context
 
 
 class _Raw:
@@ -247,6 +247,14 @@ class _Raw:
 
     def read(self, size: int = -1) -> bytes:
         return self._body.read(size)
+
+
+def _place_of(url: str, authorization: str, key: str) -> Place:
+    """The place of a bucket, from a request to it (`key`: for one object; empty: for the bucket)."""
+    parts = urlsplit(url)
+    path = parts.path.removesuffix(quote(key, safe=KEY_SAFE)) if key else parts.path.rstrip("/") + "/"
+    scope = _SCOPE.search(authorization)
+    return Place(f"{parts.scheme}://{parts.netloc}{path}", scope.group(1) if scope else "")
 
 
 def _text(value: str | bytes) -> str:

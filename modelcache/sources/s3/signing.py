@@ -26,7 +26,7 @@ class S3Signer:
     def sign(self, method: str, locator: str, headers: Mapping[str, str]) -> SignedRequest:
         """Raises: AccessDenied, Unavailable or BadConfig if there is no credential to sign with."""
         name = ObjectName.of_locator(locator)
-        place = self._sdk.place(name.bucket)
+        place = self._sdk.place(name)
         credentials = self._sdk.credentials(name.address)
         url = place.url(name)
         if credentials is None:

@@ -6,6 +6,6 @@ Stdlib and botocore only. `SeaweedFS` speaks S3 with signatures; `Nginx` serves 
 from modelcache.testing.servers.certificates import Certificate
 from modelcache.testing.servers.nginx import Nginx, NginxOptions, Request
 from modelcache.testing.servers.process import ServerFailed
-from modelcache.testing.servers.seaweedfs import Identity, Put, SeaweedFS
+from modelcache.testing.servers.seaweedfs import PUBLIC_BUCKET, Identity, Put, SeaweedFS
 
-__all__ = ["Certificate", "Identity", "Nginx", "NginxOptions", "Put", "Request", "SeaweedFS", "ServerFailed"]
+__all__ = ["PUBLIC_BUCKET", "Certificate", "Identity", "Nginx", "NginxOptions", "Put", "Request", "SeaweedFS", "ServerFailed"]

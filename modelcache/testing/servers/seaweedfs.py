@@ -25,6 +25,8 @@ START_DEADLINE_S = 60.0
 """The first PUT succeeds 2.4 s after launch on an idle machine of 2 cores."""
 PART_BYTES = 64 * MIB
 PROBE_BUCKET = "ready-probe"
+PUBLIC_BUCKET = "public-bucket"
+"""Whoever comes without a credential may list and read this bucket, once it is made, and no other."""
 _PARTS = ("master", "volume", "filer", "s3")
 
 
@@ -99,6 +101,12 @@ class SeaweedFS:
         if versioned:
             self.client().put_bucket_versioning(Bucket=name, VersioningConfiguration={"Status": "Enabled"})
         return name
+
+    def make_public_bucket(self) -> str:
+        """PUBLIC_BUCKET, made unless it is there."""
+        with suppress(self.client().exceptions.BucketAlreadyExists, self.client().exceptions.BucketAlreadyOwnedByYou):
+            self.make_bucket(PUBLIC_BUCKET)
+        return PUBLIC_BUCKET
 
     def put(self, bucket: str, key: str, body: bytes, *, checksum: str | None = None) -> Put:
         """Put an object; `checksum`: CRC32, CRC32C, CRC64NVME, SHA1 or SHA256, computed here, checked and kept by the server."""
@@ -221,7 +229,7 @@ def _identities(path: Path) -> tuple[Identity, Identity, Identity]:
     """Read the keys from the server's configuration, or make some and write it (readable by this user alone)."""
     if not path.exists():
         actions = {"admin": ["Admin", "Read", "List", "Tagging", "Write"], "reader": ["Read", "List"], "lister": ["List"]}
-        record = [
+        record: list[dict[str, object]] = [
             {
                 "name": name,
                 "credentials": [{"accessKey": f"AK{name.upper()}{secrets.token_hex(6)}", "secretKey": secrets.token_urlsafe(30)}],
@@ -229,11 +237,13 @@ def _identities(path: Path) -> tuple[Identity, Identity, Identity]:
             }
             for name, allowed in actions.items()
         ]
+        record.append({"name": "anonymous", "actions": [f"Read:{PUBLIC_BUCKET}", f"List:{PUBLIC_BUCKET}"]})
         with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
             json.dump({"identities": record}, file)
     admin, reader, lister = (
         Identity(each["name"], each["credentials"][0]["accessKey"], each["credentials"][0]["secretKey"])
         for each in json.loads(path.read_text())["identities"]
+        if "credentials" in each
     )
     return admin, reader, lister
 
