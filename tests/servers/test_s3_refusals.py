@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import re
+import secrets
 import socket
 import stat
 import threading
@@ -79,11 +80,17 @@ def read(source: S3Source, file: RemoteFile) -> bytes:
         body.close()
 
 
+@pytest.fixture(scope="module")
+def shared_bucket(seaweedfs: SeaweedFS) -> str:
+    return seaweedfs.make_bucket(f"bucket-{secrets.token_hex(6)}")
+
+
 @pytest.fixture
-def filled(seaweedfs: SeaweedFS, bucket: str) -> str:
-    """URI of a prefix with one object, `f`."""
-    seaweedfs.put(bucket, "m/f", BODY)
-    return f"s3://{bucket}/m"
+def filled(seaweedfs: SeaweedFS, shared_bucket: str) -> str:
+    """URI of a prefix of this test alone, with one object, `f`."""
+    prefix = f"{secrets.token_hex(6)}/m"
+    seaweedfs.put(shared_bucket, f"{prefix}/f", BODY)
+    return f"s3://{shared_bucket}/{prefix}"
 
 
 # -- credentials ----------------------------------------------------------------------------------------------------
@@ -392,7 +399,7 @@ def test_one_key_is_readable_without_the_right_to_list(seaweedfs: SeaweedFS, fil
 
 def test_a_denied_head_of_the_prefix_itself_does_not_matter(seaweedfs: SeaweedFS, filled: str) -> None:
     """Without the right to list the prefix' own name, S3 denies a HEAD of what doesn't exist."""
-    denied = "location ~ ^/[^/]+/m$ { return 403; }"
+    denied = "location ~ ^/[^/]+/[^/]+/m$ { return 403; }"
     with proxied(seaweedfs, denied) as proxy, source_of(options(seaweedfs, endpoint=proxy.endpoint)) as source:
         assert read(source, listing(source, filled).files[0]) == BODY
     nothing = denied + " if ($args ~ list-type) { return 200 '<ListBucketResult></ListBucketResult>'; }"

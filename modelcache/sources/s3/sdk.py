@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import cache
 from io import BytesIO
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import quote, urlsplit
@@ -182,6 +183,7 @@ class Sdk:
 
     def _new_connection(self, session: Session, config: Any) -> Connection:
         options = self._options
+        session.register_component("data_loader", _models())
         if options.access_key is not None and options.secret_key is not None:
             session.set_credentials(options.access_key, options.secret_key, options.session_token)
         client = session.create_client("s3", region_name=options.region, endpoint_url=options.endpoint, config=config)
@@ -255,6 +257,14 @@ def _place_of(url: str, authorization: str, key: str) -> Place:
     path = parts.path.removesuffix(quote(key, safe=KEY_SAFE)) if key else parts.path.rstrip("/") + "/"
     scope = _SCOPE.search(authorization)
     return Place(f"{parts.scheme}://{parts.netloc}{path}", scope.group(1) if scope else "")
+
+
+@cache
+def _models() -> Any:
+    """The SDK's descriptions of services, read once per process: a further client then takes 15 ms of CPU instead of 100."""
+    from botocore.loaders import create_loader
+
+    return create_loader()
 
 
 def _text(value: str | bytes) -> str:
