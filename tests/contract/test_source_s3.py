@@ -20,6 +20,7 @@ from modelcache.patience import Cancellation
 from modelcache.ranges import ByteRange
 from modelcache.sources.s3 import S3Options, S3Source
 from modelcache.testing.servers import Nginx, NginxOptions, SeaweedFS
+from modelcache.testing.source_contract import SourceContract
 from modelcache.units import MIB
 from modelcache.uri import StorageUri, parse_uri
 
@@ -54,6 +55,38 @@ def read(source: Source, file: RemoteFile, start: int = 0, stop: int | None = No
         return bytes(data[:at])
     finally:
         body.close()
+
+
+# -- the contract of every source -----------------------------------------------------------------------------------
+
+
+class BucketPlace:
+    """A bucket of the server, and the source that reads from it (`modelcache.testing.source_contract.Place`)."""
+
+    lists_many = True
+    unsafe_names: tuple[str, ...] = ()  # SeaweedFS keeps none: it tidies names; see below
+
+    def __init__(self, server: SeaweedFS, bucket: str, source: S3Source) -> None:
+        self._server = server
+        self._bucket = bucket
+        self.source: Source = source
+
+    def put(self, path: str, data: bytes) -> None:
+        self._server.put(self._bucket, path, data)
+
+    overwrite = put
+
+    def remove(self, path: str) -> None:
+        self._server.delete(self._bucket, path)
+
+    def uri(self, path: str = "") -> StorageUri:
+        return StorageUri("s3", self._bucket, path)
+
+
+class TestS3Source(SourceContract):
+    @pytest.fixture
+    def place(self, seaweedfs: SeaweedFS, bucket: str, source: S3Source) -> BucketPlace:
+        return BucketPlace(seaweedfs, bucket, source)
 
 
 # -- what a URI stands for ------------------------------------------------------------------------------------------
