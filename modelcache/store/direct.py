@@ -43,8 +43,7 @@ class DiskReader:
                     return
 
     def close(self) -> None:
-        os.close(self._fd)
-        self._buffer.close()
+        os.close(self._fd)  # The buffer goes with its last view.
 
     def _fill(self, view: memoryview, offset: int) -> int:
         """Read until the view is full or the file ends; after a short read the rest can't be aligned, and is read buffered."""

@@ -100,11 +100,11 @@ class Removal:
     # -- ingests --------------------------------------------------------------------------------------------------
 
     def ended(self, *, grace_s: float) -> list[Path]:
-        """Ingests without an owner that are older than the grace, or of no use to anybody."""
+        """Ingests without an owner that are older than the grace (0: all), or of no use to anybody."""
         now = self._parts.root.clock()
         with self._parts.root.lock.exclusive():  # To ask, the lock of an ingest is tried: nobody may want to take it over just then.
             ended = [path for path in ingest_directories(self._parts.root) if not is_owned(path)]
-        return [path for path in ended if not _is_useful(path) or now - _touched_at_s(path) >= grace_s]
+        return [path for path in ended if grace_s == 0 or not _is_useful(path) or now - _touched_at_s(path) >= grace_s]
 
     def remove_ingests(self, paths: Iterable[Path]) -> None:
         """Remove ended ingests, unless they found an owner meanwhile; their blobs are left to `unnamed`."""

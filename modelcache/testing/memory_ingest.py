@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import secrets
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -9,7 +10,7 @@ from dataclasses import dataclass, field
 
 from modelcache.abc.store import IngestFile, Ref, RefKey, Route, Snapshot
 from modelcache.chunks import ChunkTable, chunk_count, chunk_range
-from modelcache.digest import Digest
+from modelcache.digest import Digest, sha256
 from modelcache.errors import Cancelled, StoreFault
 from modelcache.manifest import Manifest
 from modelcache.patience import Cancellation, Deadline
@@ -22,11 +23,17 @@ class MemoryBlob:
     table: ChunkTable
 
 
+def digest_of(data: bytes) -> Digest:
+    return sha256(hashlib.sha256(data).hexdigest())
+
+
 @dataclass
 class MemoryShelf:
     """What ingests share with their store."""
 
     add_snapshot: Callable[[Manifest, Ref], Snapshot]
+    forget_unnamed: Callable[[], None]
+    clock: Callable[[], float]
     blobs: dict[Digest, MemoryBlob] = field(default_factory=dict)
     kept: dict[RefKey, MemoryIngest] = field(default_factory=dict)
     open_ingests: dict[str, MemoryIngest] = field(default_factory=dict)
@@ -43,8 +50,9 @@ class MemoryIncoming:
         self._hints: dict[int, bytes] = {} if earlier is None else earlier._hints | earlier._marks
         self._marks: dict[int, bytes] = {}
         self.room_bytes = wanted.size_bytes
-        if wanted.sha256 is not None:
-            self._link(wanted.sha256)
+        known = wanted.sha256 or (None if earlier is None else earlier.sha256)
+        if known is not None:
+            self._link(known)
 
     @property
     def path(self) -> str:
@@ -64,7 +72,7 @@ class MemoryIncoming:
     def write(self, offset: int, data: memoryview, route: Route) -> None:
         self._require_open()
         end = offset + data.nbytes
-        if end > self.size_bytes:
+        if not 0 <= offset <= end <= self.size_bytes:
             raise ValueError(f"[{offset}, {end}) is outside of `{self.path}` of {self.size_bytes} bytes")
         self._data[offset:end] = data.cast("B")
 
@@ -105,8 +113,8 @@ class MemoryIncoming:
         self._require_open()
         if table.size_bytes != self.size_bytes:
             raise ValueError(f"the chunk table of `{self.path}` is of {table.size_bytes} bytes, the file of {self.size_bytes}")
-        if self._sha256 is not None:
-            raise ValueError(f"`{self.path}` is complete already")
+        if digest_of(bytes(self._data)) != sha256:
+            raise ValueError(f"`{self.path}` has another digest than its fetch computed: {sha256}")
         self._ingest.shelf.blobs.setdefault(sha256, MemoryBlob(bytes(self._data), table))
         self._link(sha256)
 
@@ -117,8 +125,6 @@ class MemoryIncoming:
     def restart(self) -> None:
         self._require_open()
         with self._ingest.changed:
-            if self._sha256 is not None:
-                raise ValueError(f"`{self.path}` is complete already")
             self._hints = {}
             self._marks.clear()
 
@@ -136,6 +142,8 @@ class MemoryIncoming:
     def _require_open(self) -> None:
         if self._ingest.ended:
             raise Cancelled(f"the ingest of `{self.path}` has ended")
+        if self._sha256 is not None:
+            raise ValueError(f"`{self.path}` is complete already")
 
 
 class MemoryIngest:
@@ -147,6 +155,7 @@ class MemoryIngest:
         self._id = secrets.token_hex(8)
         self.changed = threading.Condition()
         self.ended = False
+        self.kept_at_s = 0.0
         kept = {} if earlier is None else {(file.path, file.size_bytes, file.wanted.version): file for file in earlier.files}
         self._files = [
             MemoryIncoming(self, wanted, kept.get((wanted.path, wanted.size_bytes, wanted.version)) if wanted.version else None)
@@ -186,13 +195,13 @@ class MemoryIngest:
     def keep(self) -> None:
         if not self.ended:
             self._end()
+            self.kept_at_s = self.shelf.clock()
             self.shelf.kept[self.key] = self
 
     def discard(self) -> None:
         if not self.ended:
             self._end()
-        elif self.shelf.kept.get(self.key) is self:
-            del self.shelf.kept[self.key]
+            self.shelf.forget_unnamed()
 
     def wake(self) -> None:
         with self.changed:

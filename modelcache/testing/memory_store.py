@@ -6,7 +6,7 @@ import hashlib
 import secrets
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -28,14 +28,16 @@ from modelcache.abc.store import (
     Usage,
     VerifyReport,
 )
-from modelcache.chunks import chunk_range
+from modelcache.chunks import ChunkTable, chunk_range
 from modelcache.digest import Digest
 from modelcache.errors import InUse, NoSpace, NotCached
 from modelcache.manifest import Manifest
 from modelcache.paths import check_tree
 from modelcache.patience import Cancellation
-from modelcache.testing.memory_ingest import MemoryIngest, MemoryShelf
+from modelcache.testing.memory_ingest import MemoryBlob, MemoryIngest, MemoryShelf, digest_of
 
+EMPTY = digest_of(b"")
+GRACE_S = 24 * 3600
 UNLIMITED = Limits(max_bytes=None, high_watermark=1.0, low_watermark=1.0)
 
 
@@ -46,7 +48,8 @@ class MemoryStore:
         self.limits = limits
         self.size_bytes = size_bytes
         self.clock = clock
-        self.shelf = MemoryShelf(self._add_snapshot)
+        self.shelf = MemoryShelf(self._add_snapshot, self._forget_unnamed, clock)
+        self.shelf.blobs[EMPTY] = MemoryBlob(b"", ChunkTable(0, ()))
         self._lock = threading.RLock()
         self._refs: dict[RefKey, Ref] = {}
         self._manifests: dict[Digest, Manifest] = {}
@@ -84,7 +87,9 @@ class MemoryStore:
     def touch(self, ref: Ref, *, checked_at_s: float) -> Ref:
         with self._lock:
             renewed = replace(ref, checked_at_s=checked_at_s)
-            self._refs[ref.key] = renewed
+            kept = self._refs.get(ref.key)
+            if kept is not None and (kept.manifest, kept.revision) == (ref.manifest, ref.revision):
+                self._refs[ref.key] = renewed
             return renewed
 
     def attach(self, ref: Ref) -> Snapshot | None:
@@ -120,7 +125,7 @@ class MemoryStore:
         with self._lock:
             earlier = self.shelf.kept.get(key)
             ingest = MemoryIngest(self.shelf, key, files, earlier)
-            self._make_room(ingest, 0 if earlier is None else earlier.room_bytes)
+            self._make_room(ingest, key)
             self.shelf.kept.pop(key, None)
             self.shelf.open_ingests[ingest.id] = ingest
             return ingest
@@ -141,7 +146,7 @@ class MemoryStore:
     def release(self, lease_id: str) -> bool:
         with self._lock:
             found = self._leases.get(lease_id)
-            if found is None or found.kind is not LeaseKind.LEASE:
+            if found is None or found.kind is not LeaseKind.LEASE or not self._lives(found):
                 return False
             del self._leases[lease_id]
             return True
@@ -205,20 +210,25 @@ class MemoryStore:
 
     def collect(self, *, need_bytes: int = 0, dry_run: bool = False) -> CollectReport:
         with self._lock:
+            ended = [key for key, ingest in self.shelf.kept.items() if self.clock() - ingest.kept_at_s >= GRACE_S]
+            kept = self.shelf.kept
+            freed = sum(kept[key].room_bytes for key in ended)
+            self.shelf.kept = {key: ingest for key, ingest in kept.items() if key not in ended}
             unnamed = self._unnamed()
-            freed = sum(len(self.shelf.blobs[digest].data) for digest in unnamed)
-            lacking = need_bytes - self._available_bytes() - freed
-            evicted: list[Evicted] = []
-            held = {lease.manifest for lease in self.leases()}
-            for info in reversed(self.list()):
-                if sum(item.freed_bytes for item in evicted) < lacking and info.digest not in held:
-                    evicted.append(Evicted(info.digest, tuple(ref.key.uri for ref in info.refs), info.own_bytes))
-                    if not dry_run:
-                        self._remove(info.digest)
-            if not dry_run:
-                for digest in unnamed:
-                    self.shelf.blobs.pop(digest, None)
-            return CollectReport(tuple(evicted), 0, len(unnamed), freed + sum(item.freed_bytes for item in evicted), dry_run)
+            freed += sum(len(self.shelf.blobs[digest].data) for digest in unnamed)
+            lacking = need_bytes - self._room_bytes()
+            evicted = self._victims(lacking, unnamed)
+            if need_bytes and sum(item.freed_bytes for item in evicted) < lacking - freed:
+                evicted = []
+            if dry_run:
+                self.shelf.kept = kept
+            else:
+                for item in evicted:
+                    self._remove(item.digest)
+                self._forget_unnamed()
+                self._leases = {lease.id: lease for lease in self.leases()}
+            freed += sum(item.freed_bytes for item in evicted)
+            return CollectReport(tuple(evicted), len(ended), len(unnamed), freed, dry_run)
 
     def verify(
         self,
@@ -296,8 +306,13 @@ class MemoryStore:
         return sum(len(self.shelf.blobs[digest].data) for digest in self._named(names) if digest in self.shelf.blobs)
 
     def _unnamed(self) -> list[Digest]:
-        named = self._named({*self._manifests, None})
+        named = self._named({*self._manifests, None}) | {EMPTY}
         return [digest for digest in self.shelf.blobs if digest not in named]
+
+    def _forget_unnamed(self) -> None:
+        with self._lock:
+            for digest in self._unnamed():
+                del self.shelf.blobs[digest]
 
     def _booked_bytes(self) -> int:
         return sum(ingest.room_bytes for ingest in (*self.shelf.open_ingests.values(), *self.shelf.kept.values()))
@@ -305,26 +320,54 @@ class MemoryStore:
     def _used_bytes(self) -> int:
         return self._booked_bytes() + sum(len(blob.data) for blob in self.shelf.blobs.values())
 
-    def _available_bytes(self) -> int:
+    def _room_bytes(self) -> int:
+        """What is left under every limit; negative when one is passed."""
         cap = int(self.size_bytes * self.limits.high_watermark)
-        return max(0, min(cap, self.limits.max_bytes if self.limits.max_bytes is not None else cap) - self._used_bytes())
+        return min(cap, self.limits.max_bytes if self.limits.max_bytes is not None else cap) - self._used_bytes()
 
-    def _make_room(self, ingest: MemoryIngest, returned_bytes: int) -> None:
-        """Evict what this ingest needs beyond `returned_bytes`, which its predecessor has booked."""
-        needed = ingest.room_bytes - returned_bytes
+    def _available_bytes(self) -> int:
+        return max(0, self._room_bytes())
+
+    def _victims(self, lacking_bytes: int, unnamed: Iterable[Digest]) -> list[Evicted]:
+        """Least recently used snapshots that free so much, each counted with those before it gone; `unnamed` is gone already."""
+        held = {lease.manifest for lease in self.leases()}
+        gone: set[Digest] = set()
+        lacking_bytes -= sum(len(self.shelf.blobs[digest].data) for digest in unnamed)
+        found: list[Evicted] = []
+        for info in reversed(self.list()):
+            if sum(item.freed_bytes for item in found) >= lacking_bytes or info.digest in held:
+                continue
+            left: set[Digest | None] = {None, *self._manifests} - gone
+            freed = self._content_bytes(left) - self._content_bytes(left - {info.digest})
+            gone.add(info.digest)
+            found.append(Evicted(info.digest, tuple(ref.key.uri for ref in info.refs), freed))
+        return [item for item in found if item.freed_bytes]
+
+    def _make_room(self, ingest: MemoryIngest, returned: RefKey) -> None:
+        """Evict what this ingest needs beyond what its predecessor has booked."""
+        earlier = self.shelf.kept.get(returned)
+        needed = ingest.room_bytes - (0 if earlier is None else earlier.room_bytes)
+        if needed <= self._available_bytes():
+            return
         holding = {file.sha256 for file in ingest.files}
         held = {lease.manifest for lease in self.leases()}
         held |= {name for name, manifest in self._manifests.items() if any(item.sha256 in holding for item in manifest.files)}
         available = self._available_bytes()
         evictable = self._content_bytes(set(self._manifests)) - self._content_bytes(held)
-        if needed > available + evictable:
+        ended = [key for key, ingest in self.shelf.kept.items() if key != returned]
+        droppable = sum(self.shelf.kept[key].room_bytes for key in ended) if needed > available + evictable else 0
+        if needed > available + evictable + droppable:
             raise NoSpace(
                 f"{needed} bytes are needed, {available} are available and {evictable} could be freed",
                 needed_bytes=needed,
                 available_bytes=available,
-                evictable_bytes=evictable,
+                evictable_bytes=evictable + droppable,
                 held_bytes=self._content_bytes(held),
             )
+        if droppable:
+            for key in ended:
+                del self.shelf.kept[key]
+            self._forget_unnamed()
         for info in reversed(self.list()):
             if self._available_bytes() < needed and info.digest not in held:
                 self._remove(info.digest)
@@ -333,8 +376,7 @@ class MemoryStore:
         del self._manifests[digest]
         self._last_used.pop(digest)
         self._refs = {key: ref for key, ref in self._refs.items() if ref.manifest != digest}
-        for name in self._unnamed():
-            del self.shelf.blobs[name]
+        self._forget_unnamed()
 
     def _withdraw(self, digest: Digest) -> Damage:
         blob = self.shelf.blobs.pop(digest)

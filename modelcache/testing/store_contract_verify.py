@@ -1,0 +1,75 @@
+"""Store contract: verification."""
+
+from __future__ import annotations
+
+import pytest
+
+from modelcache.abc.store import Store
+from modelcache.chunks import CHUNK_BYTES
+from modelcache.digest import sha256
+from modelcache.errors import Cancelled, NotCached
+from modelcache.patience import Cancellation
+from modelcache.testing.store_filling import digest_of, fill, ref_of
+from modelcache.testing.store_fixtures import MODEL, DamageBlob, Read
+
+WEIGHTS = "weights/model.safetensors"
+
+
+class VerifyContract:
+    @pytest.mark.parametrize("all_of_it", [False, True])
+    def test_a_sound_store(self, store: Store, all_of_it: bool) -> None:
+        snapshot = fill(store, MODEL, uri="s3://b/1")
+        fill(store, {"other": b"other"}, uri="s3://b/2")
+        seen: list[tuple[int, int]] = []
+        report = store.verify(None if all_of_it else snapshot.digest, Cancellation(), lambda done, total: seen.append((done, total)))
+        size = sum(map(len, MODEL.values())) + (5 if all_of_it else 0)
+        assert report.damages == ()
+        assert (report.snapshots, report.bytes_read) == ((2, size) if all_of_it else (1, size))
+        assert seen[-1] == (size, size)
+        assert [done for done, _ in seen] == sorted(done for done, _ in seen)
+
+    @pytest.mark.parametrize(("offset", "chunk"), [(0, 0), (CHUNK_BYTES, 1), (len(MODEL[WEIGHTS]) - 1, 2)])
+    def test_a_flipped_byte_is_found_and_withdrawn(self, store: Store, damage: DamageBlob, read: Read, offset: int, chunk: int) -> None:
+        snapshot = fill(store, MODEL, uri="s3://b/1")
+        also = fill(store, {"same": MODEL[WEIGHTS]}, uri="s3://b/2")
+        sound = fill(store, {"config.json": MODEL["config.json"]}, uri="s3://b/3")
+        damage(digest_of(MODEL[WEIGHTS]), offset)
+        (found,) = store.verify(snapshot.digest, Cancellation()).damages
+        assert (found.digest, found.chunks) == (digest_of(MODEL[WEIGHTS]), (chunk,))
+        assert set(found.withdrawn) == {snapshot.digest, also.digest}
+        assert found.still_held == ()
+        assert store.snapshot(snapshot.digest) is None
+        assert store.snapshot(also.digest) is None
+        assert store.snapshot(sound.digest) == sound
+        assert not store.has_blob(digest_of(MODEL[WEIGHTS]))
+        assert store.ref(ref_of(MODEL, uri="s3://b/1").key) is not None
+        again = fill(store, MODEL, uri="s3://b/1", known=True)
+        assert {path: read(again, path) for path in MODEL} == MODEL
+        assert store.verify(None, Cancellation()).damages == ()
+
+    def test_damage_of_one_chunk_files(self, store: Store, damage: DamageBlob) -> None:
+        fill(store, MODEL)
+        damage(digest_of(MODEL["config.json"]), 3)
+        (found,) = store.verify(None, Cancellation()).damages
+        assert (found.digest, found.chunks) == (digest_of(MODEL["config.json"]), (0,))
+
+    def test_a_held_snapshot_stays(self, store: Store, damage: DamageBlob) -> None:
+        snapshot = fill(store, MODEL)
+        store.pin(snapshot.digest, holder="user")
+        damage(digest_of(MODEL[WEIGHTS]), 5)
+        (found,) = store.verify(None, Cancellation()).damages
+        assert (found.withdrawn, found.still_held) == ((), (snapshot.digest,))
+        assert store.snapshot(snapshot.digest) == snapshot
+        assert not store.has_blob(digest_of(MODEL[WEIGHTS]))
+
+    def test_it_can_be_cancelled(self, store: Store) -> None:
+        fill(store, MODEL)
+        cancel = Cancellation()
+        cancel.cancel()
+        with pytest.raises(Cancelled):
+            store.verify(None, cancel)
+
+    def test_what_is_not_there(self, store: Store) -> None:
+        assert store.verify(None, Cancellation()).snapshots == 0
+        with pytest.raises(NotCached):
+            store.verify(sha256("0" * 64), Cancellation())
