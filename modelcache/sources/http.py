@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
 from pathlib import Path
@@ -41,7 +41,8 @@ class HttpSource:
     """Single files of one `scheme://host:port`, with one credential. Safe for many threads.
 
     A file's version is its strong ETag, else a `Last-Modified` that is settled, else nothing: then it is read in one request.
-    Every answer has to repeat it. The name in the snapshot is the last part of the URL's path. Redirects are followed; what was
+    Every answer has to repeat it. (nginx makes ETags of seconds and size: a second write of equal size within a second is not
+    seen by any client.) The name in the snapshot is the last part of the URL's path. Redirects are followed; what was
     found behind them is kept in memory only.
     """
 
@@ -77,12 +78,57 @@ class HttpSource:
         return Listing(uri, self._origin, files[0].validator or fingerprint(files), immutable=False, files=files)
 
     def open(self, file: RemoteFile, span: ByteRange, cancel: Cancellation) -> Body:
-        """As `Source.open`."""
-        return self._client.open_range(self._signer, file, span, _precondition(file.validator), cancel)
+        """As `Source.open`. The final 0 comes after a second look at the version, where nothing else would show a mixture."""
+        body = self._open(file, span, cancel)
+        if file.digests or not file.resumable:
+            return body
+        return _ConfirmedBody(body, lambda stop: self._confirm(file, stop), cancel)
 
     def close(self) -> None:
         """As `Source.close`."""
         self._client.close()
+
+    def _open(self, file: RemoteFile, span: ByteRange, cancel: Cancellation) -> Body:
+        return self._client.open_range(self._signer, file, span, _precondition(file.validator), cancel)
+
+    def _confirm(self, file: RemoteFile, cancel: Cancellation) -> None:
+        """Raises SourceChanged if the origin now has another version; else what `open` and `readinto` raise."""
+        body = self._open(file, ByteRange(0, 1), cancel)
+        try:
+            while body.readinto(memoryview(bytearray(1))):
+                pass
+        finally:
+            body.close()
+
+
+class _ConfirmedBody:
+    """A body whose end is told only after `confirm`.
+
+    A server that sends a file while somebody writes into it sends a mixture under the old version's ETag. The first write
+    changes the version, so a look after the last byte tells; without it, only the next range would.
+    """
+
+    def __init__(self, body: Body, confirm: Callable[[Cancellation], None], cancel: Cancellation) -> None:
+        self._body = body
+        self._confirm = confirm
+        self._cancel = cancel
+        self._stop = Cancellation()
+        self._confirmed = False
+
+    def readinto(self, buffer: memoryview) -> int:
+        count = self._body.readinto(buffer)
+        if count == 0 and not self._confirmed:
+            with self._cancel.on_cancel(self._stop.cancel):
+                self._confirm(self._stop)
+            self._confirmed = True
+        return count
+
+    def close(self) -> None:
+        self._body.close()
+
+    def abort(self) -> None:
+        self._stop.cancel()
+        self._body.abort()
 
 
 @dataclass(frozen=True, slots=True)

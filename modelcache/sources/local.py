@@ -39,6 +39,7 @@ class LocalSource:
 
     def list(self, uri: StorageUri, cancel: Cancellation) -> Listing:
         """As `Source.list`."""
+        cancel.check()
         address = str(uri)
         try:
             found = _walk(uri.path, cancel)

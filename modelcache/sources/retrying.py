@@ -151,9 +151,12 @@ class _RetryingBody:
             try:
                 count = self._body.readinto(buffer)
             except Unavailable as error:
-                if not self._file.resumable or self._at == self._stop:
+                if self._at == self._stop:  # every byte came; what is to be told after them did not
+                    self._tries.failed(error, self._cancel)
+                elif self._file.resumable:
+                    self._resume(error)
+                else:
                     raise
-                self._resume(error)
             else:
                 if count:
                     self._at += count

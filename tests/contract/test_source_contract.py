@@ -1,0 +1,167 @@
+"""Every source keeps the same contract, each against a real origin."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import quote
+
+import pytest
+
+from modelcache.abc.source import Source
+from modelcache.sources.http import HttpOptions, HttpSource
+from modelcache.sources.local import LocalSource
+from modelcache.sources.retrying import RetryingSource
+from modelcache.sources.s3 import S3Options, S3Source
+from modelcache.testing.servers import Certificate, Nginx, NginxOptions, SeaweedFS
+from modelcache.testing.source_contract import SMALL, Place, SourceContract, listing
+from modelcache.transport import Timeouts
+from modelcache.uri import StorageUri, UriSecrets
+
+SECOND_NS = 1_000_000_000
+LONG_AGO_NS = 1_600_000_000 * SECOND_NS
+
+
+class Directory:
+    """A directory of this machine, as an origin."""
+
+    lists_many = True
+    unsafe_names: tuple[str, ...] = ("new\nline", "tab\t", "\udcff")
+
+    def __init__(self, root: Path, source: Source) -> None:
+        self.source = source
+        self.root = root
+        self._versions = 0
+
+    def put(self, path: str, data: bytes) -> None:
+        place = self.root / path
+        place.parent.mkdir(parents=True, exist_ok=True)
+        fresh = place.with_name(secrets.token_hex(8))
+        fresh.write_bytes(data)
+        self._date(fresh)
+        fresh.rename(place)
+
+    def overwrite(self, path: str, data: bytes) -> None:
+        with (self.root / path).open("r+b") as file:
+            file.write(data)
+        self._date(self.root / path)
+
+    def remove(self, path: str) -> None:
+        (self.root / path).unlink()
+
+    def uri(self, path: str = "") -> StorageUri:
+        return StorageUri("file", "", str(self.root / path) if path else str(self.root))
+
+    def _date(self, place: Path) -> None:
+        """Each version a second of its own: nginx makes ETags of seconds, and tests are faster than that."""
+        self._versions += 1
+        at_ns = LONG_AGO_NS + self._versions * SECOND_NS
+        os.utime(place, ns=(at_ns, at_ns))
+
+
+class WebDirectory(Directory):
+    """A directory behind a web server."""
+
+    lists_many = False
+
+    def __init__(self, root: Path, source: Source, nginx: Nginx) -> None:
+        super().__init__(root, source)
+        self._authority = nginx.endpoint.partition("://")[2]
+        self._scheme = nginx.endpoint.partition("://")[0]
+        self._base = str(root.relative_to(nginx.directory))
+
+    def uri(self, path: str = "") -> StorageUri:
+        return StorageUri(self._scheme, self._authority, quote(f"{self._base}/{path}", errors="surrogateescape", safe="/~"))
+
+
+class Bucket:
+    """A bucket of a real S3 server."""
+
+    lists_many = True
+    unsafe_names: tuple[str, ...] = ()  # SeaweedFS tidies them itself; test_source_s3 lists some from a stand-in
+
+    def __init__(self, server: SeaweedFS, bucket: str, source: Source) -> None:
+        self.source = source
+        self._server = server
+        self._bucket = bucket
+
+    def put(self, path: str, data: bytes) -> None:
+        self._server.put(self._bucket, path, data)
+
+    overwrite = put
+
+    def remove(self, path: str) -> None:
+        self._server.delete(self._bucket, path)
+
+    def uri(self, path: str = "") -> StorageUri:
+        return StorageUri("s3", self._bucket, path)
+
+
+def http_source(server: Nginx) -> HttpSource:
+    scheme, _, authority = server.endpoint.partition("://")
+    ca = None if server.options.certificate is None else server.options.certificate.ca
+    return HttpSource(StorageUri(scheme, authority, ""), UriSecrets(), HttpOptions(ca_file=ca), Timeouts(20, 20))
+
+
+def web_place(server: Nginx, source: Source) -> Iterator[Place]:
+    root = server.directory / secrets.token_hex(6)
+    root.mkdir()
+    yield WebDirectory(root, source, server)
+    source.close()
+    shutil.rmtree(root)
+
+
+@pytest.fixture(scope="module")
+def secure_nginx(tmp_path_factory: pytest.TempPathFactory, certificate: Certificate) -> Iterator[Nginx]:
+    with Nginx(tmp_path_factory.mktemp("nginx-tls"), NginxOptions(certificate=certificate)) as server:
+        yield server
+
+
+class TestLocal(SourceContract):
+    @pytest.fixture
+    def place(self, tmp_path: Path) -> Place:
+        root = tmp_path / "origin"
+        root.mkdir()
+        return Directory(root, LocalSource())
+
+
+class TestHttp(SourceContract):
+    @pytest.fixture
+    def place(self, nginx: Nginx) -> Iterator[Place]:
+        yield from web_place(nginx, http_source(nginx))
+
+
+class TestHttps(SourceContract):
+    @pytest.fixture
+    def place(self, secure_nginx: Nginx) -> Iterator[Place]:
+        yield from web_place(secure_nginx, http_source(secure_nginx))
+
+
+class TestRetrying(SourceContract):
+    """The wrapper changes nothing where nothing fails."""
+
+    @pytest.fixture
+    def place(self, nginx: Nginx) -> Iterator[Place]:
+        yield from web_place(nginx, RetryingSource(http_source(nginx)))
+
+
+class TestS3(SourceContract):
+    @pytest.fixture
+    def place(self, seaweedfs: SeaweedFS, bucket: str) -> Iterator[Place]:
+        who = seaweedfs.reader
+        source = S3Source(S3Options(endpoint=seaweedfs.endpoint, access_key=who.access_key, secret_key=who.secret_key))
+        yield Bucket(seaweedfs, bucket, source)
+        source.close()
+
+
+def test_a_web_server_is_asked_for_one_byte_per_listing(nginx: Nginx) -> None:
+    for place in web_place(nginx, http_source(nginx)):
+        place.put("f", SMALL)
+        nginx.requests()
+        listing(place, "f")
+        assert [(request.method, request.status, request.range, request.body_bytes) for request in nginx.requests()] == [
+            ("GET", 206, "bytes=0-0", 1)
+        ]
