@@ -22,7 +22,7 @@ from modelcache.sources.s3.attempts import attempted
 from modelcache.sources.s3.locator import KEY_SAFE, ObjectName
 from modelcache.sources.s3.options import S3Options
 from modelcache.sources.s3.refusals import error_of_client, error_of_sdk, unusable_settings
-from modelcache.transport import RangeClient, safe_address
+from modelcache.transport import RangeClient, Timeouts, safe_address
 from modelcache.units import MIB
 
 if TYPE_CHECKING:
@@ -81,10 +81,15 @@ class Connection:
 
 
 class Sdk:
-    """One S3 endpoint as one identity. botocore is imported at the first call. Safe for many threads."""
+    """One S3 endpoint as one identity. botocore is imported at the first call. Safe for many threads.
 
-    def __init__(self, options: S3Options, transport: RangeClient) -> None:
+    Args:
+        timeouts: for what the credential chain asks over the network by itself (STS, SSO), which can't be cancelled.
+    """
+
+    def __init__(self, options: S3Options, transport: RangeClient, timeouts: Timeouts) -> None:
         self._options = options
+        self._timeouts = timeouts
         self._transport = transport
         self._lock = threading.Lock()
         self._connection: Connection | None = None
@@ -184,12 +189,19 @@ class Sdk:
     def _new_connection(self, session: Session, config: Any) -> Connection:
         options = self._options
         session.register_component("data_loader", _models())
+        session.set_default_client_config(self._chain_config())
         if options.access_key is not None and options.secret_key is not None:
             session.set_credentials(options.access_key, options.secret_key, options.session_token)
         client = session.create_client("s3", region_name=options.region, endpoint_url=options.endpoint, config=config)
         events: Any = client.meta.events  # its stubs know no handler that returns something
         events.register_first("before-send.s3", self._send)
         return Connection(session, client, options.anonymous)
+
+    def _chain_config(self) -> Any:
+        from botocore.config import Config
+
+        timeouts = self._timeouts
+        return Config(connect_timeout=timeouts.connect_s, read_timeout=timeouts.stall_s, retries={"total_max_attempts": 2})
 
     def _send(self, request: AWSPreparedRequest, **_: object) -> AWSResponse:
         """Carry a request of botocore's over our transport (its `before-send` hook takes an answer instead of sending)."""

@@ -30,8 +30,9 @@ class S3Source:
 
     def __init__(self, options: S3Options, timeouts: Timeouts | None = None, *, proxies: Proxies | None = None) -> None:
         self._options = options
-        self._transport = RangeClient(timeouts or Timeouts(), ca_file=options.ca_file, proxies=proxies)
-        self._sdk = Sdk(options, self._transport)
+        timeouts = timeouts or Timeouts()
+        self._transport = RangeClient(timeouts, ca_file=options.ca_file, proxies=proxies)
+        self._sdk = Sdk(options, self._transport, timeouts)
         self._signer = S3Signer(self._sdk)
 
     @cached_property
