@@ -133,7 +133,7 @@ def stage(title: str) -> Iterator[Stage]:
     problem, code = "", 0
     try:
         KEPT.mkdir(exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=KEPT, prefix="demo-") as directory:
+        with tempfile.TemporaryDirectory(dir=KEPT, prefix=f"demo-{os.getpid()}-") as directory:
             shown = Stage(Path(directory))
             shown.title(title)
             try:

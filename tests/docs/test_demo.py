@@ -1,0 +1,80 @@
+"""The first half of the demonstration, whole and broken off; the second differs in the model alone and needs torch."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import pytest
+
+from tests.docs.documents import ROOT
+
+TIMEOUT_S = 100
+SIZE_MIB = "24"
+
+
+@contextmanager
+def demonstration(*arguments: str) -> Iterator[subprocess.Popen[str]]:
+    """The first half with a small model, in a process group of its own, as a shell starts it."""
+    command = [sys.executable, "-m", "demo.store", *arguments]
+    with subprocess.Popen(
+        command, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+    ) as process:
+        try:
+            yield process
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+
+
+def left_of(pid: int) -> list[str]:
+    """Directories of that run, and processes that were started in them."""
+    mark = f"demo-{pid}-"
+    found = [str(path) for path in (ROOT / ".cache").glob(f"{mark}*")]
+    for entry in Path("/proc").glob("[0-9]*/cmdline"):
+        with suppress(OSError):
+            words = entry.read_bytes().replace(b"\0", b" ").decode(errors="replace")
+            if mark in words:
+                found.append(words)
+    return found
+
+
+def test_it_shows_what_it_says_and_leaves_nothing() -> None:
+    with demonstration(SIZE_MIB) as process:
+        output, _ = process.communicate(timeout=TIMEOUT_S)
+
+    assert process.returncode == 0, output
+    assert output.count("hit: nothing fetched") == 2
+    assert f"fetched {SIZE_MIB}.0 MiB, reused 0 B" in output
+    assert "all as they should be" in output
+    assert "403" in output  # what the server says to whoever has no key
+    assert [line[:8].strip() for line in output.splitlines()[-7:-1]] == ["start an", "put the", "pull", "verify", "pull aga", "pull und"]
+    assert left_of(process.pid) == []
+
+
+def to_its_group(process: subprocess.Popen[str]) -> None:
+    os.killpg(process.pid, signal.SIGINT)
+
+
+def to_it_alone(process: subprocess.Popen[str]) -> None:
+    process.send_signal(signal.SIGTERM)
+
+
+@pytest.mark.parametrize(("stop", "before"), [(to_it_alone, "An S3 server"), (to_its_group, "$ modelcache pull")])
+def test_broken_off_anywhere_it_ends_and_leaves_nothing(stop: Callable[[subprocess.Popen[str]], None], before: str) -> None:
+    with demonstration(SIZE_MIB) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if before in line:
+                stop(process)
+                break
+        rest, _ = process.communicate(timeout=TIMEOUT_S)
+
+    assert process.returncode == 130, rest
+    assert "nothing is left running" in rest
+    assert left_of(process.pid) == []
