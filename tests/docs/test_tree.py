@@ -19,7 +19,7 @@ REGISTRIES = [
         ("archive", "ubuntu", "com"),
     )
 ]
-MACHINE_PATH = re.compile(r"(?<![\w.$~}/-])/(?:work|root|home/\w+|opt/(?:pypi|wheels)|Users/\w+)(?:/|\b)")
+MACHINE_PATH = re.compile(r"(?<![\w.$~}-])/(?:work|root|home/(?!you\b)\w+|opt/(?:pypi|wheels)|Users/\w+)(?:/|\b)")
 INDEX_OPTION = re.compile(r"--(?:extra-)?index(?:-url)?[ =]\S|--find-links[ =]\S")
 
 
