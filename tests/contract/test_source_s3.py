@@ -1,4 +1,4 @@
-"""The S3 source on a real S3 server: what it lists, and that it reads exactly what it listed."""
+"""The S3 source on a real S3 server, beyond the contract of every source: what a URI stands for, versions, checksums."""
 
 from __future__ import annotations
 
@@ -13,14 +13,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from modelcache.abc.source import Source
 from modelcache.errors import InvalidUri, NotFound, UnsafePath
 from modelcache.paths import checked_path
 from modelcache.ranges import ByteRange
 from modelcache.sources.s3 import S3Source
 from modelcache.testing.s3_sources import listing_of, options_of, proxied, source_of
 from modelcache.testing.servers import SeaweedFS
-from modelcache.testing.source_contract import SourceContract, read
+from modelcache.testing.source_contract import read
 from modelcache.units import MIB
 from modelcache.uri import StorageUri
 
@@ -31,38 +30,6 @@ CHECKSUMS = ("CRC32", "CRC32C", "CRC64NVME", "SHA1", "SHA256")
 def source(seaweedfs: SeaweedFS) -> Iterator[S3Source]:
     with source_of(options_of(seaweedfs)) as made:
         yield made
-
-
-# -- the contract of every source -----------------------------------------------------------------------------------
-
-
-class BucketPlace:
-    """A bucket of the server, and the source that reads from it (`modelcache.testing.source_contract.Place`)."""
-
-    lists_many = True
-    unsafe_names: tuple[str, ...] = ()  # SeaweedFS keeps none: it tidies names; see below
-
-    def __init__(self, server: SeaweedFS, bucket: str, source: S3Source) -> None:
-        self._server = server
-        self._bucket = bucket
-        self.source: Source = source
-
-    def put(self, path: str, data: bytes) -> None:
-        self._server.put(self._bucket, path, data)
-
-    overwrite = put
-
-    def remove(self, path: str) -> None:
-        self._server.delete(self._bucket, path)
-
-    def uri(self, path: str = "") -> StorageUri:
-        return StorageUri("s3", self._bucket, path)
-
-
-class TestS3Source(SourceContract):
-    @pytest.fixture
-    def place(self, seaweedfs: SeaweedFS, bucket: str, source: S3Source) -> BucketPlace:
-        return BucketPlace(seaweedfs, bucket, source)
 
 
 # -- what a URI stands for ------------------------------------------------------------------------------------------
