@@ -108,6 +108,21 @@ def test_another_python_is_refused_with_what_to_do(
     assert "make PYTHON=" in said
 
 
+def test_a_debian_without_venv_is_told_which_package_has_it(
+    environment: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(environment.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(environment.os, "geteuid", lambda: 1000)
+    monkeypatch.setattr(environment.shutil, "which", lambda name, path=None: f"/bin/{name}")
+
+    with pytest.raises(SystemExit):
+        environment.make_venv(tmp_path / ".venv")
+
+    version = f"{sys.version_info.major}.{sys.version_info.minor}"
+    assert f"sudo apt-get install -y --no-install-recommends python{version}-venv" in capsys.readouterr().err
+    assert not (tmp_path / ".venv").exists()
+
+
 def test_the_users_own_torch_is_used_and_no_other_is_asked_for(
     environment: ModuleType, monkeypatch: pytest.MonkeyPatch, clone: Path
 ) -> None:
