@@ -58,7 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     install(options.cache, (each.venv for each in plan.contenders))
     out: Path = options.out or HERE / "results" / f"fetch-{datetime.datetime.now(datetime.UTC):%Y-%m-%d-%H%M}.jsonl"
     lines = []
-    for line in measure(plan, options.cache, (options.scratch or options.cache) / "bench-scratch"):
+    for line in measure(plan, Place(options.cache, (options.scratch or options.cache) / "bench-scratch")):
         lines.append(line)
         with out.open("a") as file:
             file.write(json.dumps(line) + "\n")
@@ -70,17 +70,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(_plot(options.cache, out))
 
 
-def measure(plan: Plan, cache: Path, scratch: Path) -> Iterator[dict[str, Any]]:
+def measure(plan: Plan, place: Place) -> Iterator[dict[str, Any]]:
     """Every run, one line each, in an order that is shuffled anew in every round."""
     cores = sorted(os.sched_getaffinity(0))
     shuffle = random.Random(plan.seed)
-    place = Place(cache, scratch)
+    cache = place.cache
     model = cache / "nginx" / plan.bucket / PREFIX
     make_model(model, plan.size_bytes, FILES)
     digests = {path.name: sha256(path) for path in model.iterdir()}
     versions = {each.name: each.version(cache) for each in plan.contenders}
-    scratch.parent.mkdir(parents=True, exist_ok=True)
-    where = machine.facts(scratch.parent)
+    place.scratch.parent.mkdir(parents=True, exist_ok=True)
+    where = machine.facts(place.scratch.parent)
     for server in plan.servers:
         with _served(server, cache, plan.bucket, model) as served:
             for series in plan.series:

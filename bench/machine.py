@@ -5,15 +5,12 @@ from __future__ import annotations
 import os
 import platform
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import psutil
 
 GIT_TIMEOUT_S = 30
-TOUCH = "import mmap, sys; mmap.mmap(-1, int(sys.argv[1]), mmap.MAP_PRIVATE | mmap.MAP_POPULATE).close()"
-TOUCH_TIMEOUT_S = 300
 
 
 def facts(directory: Path) -> dict[str, Any]:
@@ -27,16 +24,6 @@ def facts(directory: Path) -> dict[str, Any]:
         "python": platform.python_version(),
         "commit": _commit(),
     }
-
-
-def touch_memory(size_bytes: int) -> None:
-    """Have free memory for the next `size_bytes` of page cache backed by the host.
-
-    A virtual machine may hand free pages back to its host within seconds (free page reporting); the first touch of each then costs
-    about 1 CPU s/GiB, falls on whoever gets the page, and says nothing about a machine that has its memory.
-    """
-    argv = [sys.executable, "-I", "-S", "-c", TOUCH, str(size_bytes)]
-    subprocess.run(argv, check=True, timeout=TOUCH_TIMEOUT_S)
 
 
 def load() -> float:

@@ -15,8 +15,8 @@ from typing import Any
 
 import psutil
 
-from bench import machine
 from bench.contenders import Command, Contender, Kind
+from bench.memory import warm_free_pages
 from bench.origins import Served
 from modelcache.units import GIB
 
@@ -26,9 +26,9 @@ RUN_TIMEOUT_S = 900
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where contenders run: their virtual environments, and a directory on the disk that is measured."""
+    """Where contenders run: the cache (models, virtual environments), and a directory on the disk that is measured."""
 
-    venvs: Path
+    cache: Path
     scratch: Path
 
 
@@ -53,10 +53,10 @@ def run(contender: Contender, served: Served, place: Place, cores: set[int] | No
     try:
         served.warm()
         os.sync()  # what earlier runs left to be written is not this one's
-        machine.touch_memory(served.size_bytes + served.size_bytes // 4)
+        warm_free_pages(place.scratch / "hole", served.size_bytes + served.size_bytes // 4)
         server_before_s, machine_before = served.cpu_s(), psutil.cpu_times()
-        took = _clocked(contender, contender.command(place.venvs, served, directory), directory, cores)
-        server_s, machine_after = served.cpu_s() - server_before_s, psutil.cpu_times()
+        took = _clocked(contender, contender.command(place.cache, served, directory), directory, cores)
+        server_s, machine = served.cpu_s() - server_before_s, psutil.cpu_times()
         if contender.kind is not Kind.BOUND:
             _compare(contender, served, directory, digests)
     finally:
@@ -72,9 +72,9 @@ def run(contender: Contender, served: Served, place: Place, cores: set[int] | No
         "cpu_s_per_gib": cpu_s / gib,
         "cpu_to_exit_s_per_gib": cpu_to_exit_s / gib,
         "server_cpu_s_per_gib": server_s / gib,
-        "machine_busy_s": _busy_s(machine_after) - _busy_s(machine_before),
-        "machine_iowait_s": machine_after.iowait - machine_before.iowait,
-        "machine_steal_s": machine_after.steal - machine_before.steal,
+        "machine_busy_s": _busy_s(machine) - _busy_s(machine_before),
+        "machine_iowait_s": machine.iowait - machine_before.iowait,
+        "machine_steal_s": machine.steal - machine_before.steal,
     }
 
 
