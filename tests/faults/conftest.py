@@ -14,13 +14,13 @@ from modelcache.testing.fault_server import FaultServer
 from modelcache.testing.servers import Certificate
 from modelcache.transport import Proxies, Timeouts
 from modelcache.uri import parse_uri
-from tests.faults.reader import DATA, HEADER_TOKEN, PATH, MakeReader, Reader, held_secrets, url_of
+from tests.faults.reader import DATA, HEADER_TOKEN, PATH, STATED, MakeReader, Reader, held_secrets, url_of
 
 
 @pytest.fixture
 def server() -> Iterator[FaultServer]:
     with FaultServer() as running:
-        running.put(PATH, DATA)
+        running.put(PATH, DATA, headers=STATED)
         yield running
 
 

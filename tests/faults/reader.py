@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,6 +20,8 @@ from modelcache.uri import parse_uri
 
 PATH = "/models/weights.safetensors"
 DATA = bytes((at * 7 + at // 256) % 251 for at in range(300_000))
+STATED = {"X-Checksum-Md5": hashlib.md5(DATA).hexdigest()}
+"""What the server states of them; a source that is told a digest reads each range with one request."""
 PASSWORD = "hunter2-Passw0rd"
 SIGNATURE = "s1gn4ture-c0ffee"
 HEADER_TOKEN = "t0ken-in-a-header"

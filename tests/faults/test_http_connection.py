@@ -20,7 +20,7 @@ from modelcache.testing.servers import Certificate
 from modelcache.testing.servers.ports import free_ports
 from modelcache.transport import Proxies
 from modelcache.uri import parse_uri
-from tests.faults.reader import DATA, PATH, SECRETS, USERINFO, MakeReader, Reader, fails, url_of
+from tests.faults.reader import DATA, PATH, SECRETS, STATED, USERINFO, MakeReader, Reader, fails, url_of
 
 
 @pytest.fixture
@@ -272,7 +272,7 @@ def test_http_goes_through_a_proxy_in_absolute_form(server: FaultServer, reader_
 
 def test_https_goes_through_a_tunnel_that_sees_no_secret(certificate: Certificate, reader_of: MakeReader) -> None:
     with FaultServer(certificate) as secure, FaultServer() as relay:
-        secure.put(PATH, DATA)
+        secure.put(PATH, DATA, headers=STATED)
         relay.fail(f"127.0.0.1:{secure.port}", _tunnel)
         proxies = Proxies(https=f"http://127.0.0.1:{relay.port}")
         reader = reader_of(url_of(secure.endpoint), certificate=certificate, proxies=proxies)

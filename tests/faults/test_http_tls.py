@@ -15,13 +15,13 @@ from modelcache.ranges import ByteRange
 from modelcache.testing import faults
 from modelcache.testing.fault_server import Fault, FaultServer
 from modelcache.testing.servers import Certificate
-from tests.faults.reader import DATA, PATH, MakeReader, Reader, fails, url_of
+from tests.faults.reader import DATA, PATH, STATED, MakeReader, Reader, fails, url_of
 
 
 @pytest.fixture
 def secure(certificate: Certificate) -> Iterator[FaultServer]:
     with FaultServer(certificate) as running:
-        running.put(PATH, DATA)
+        running.put(PATH, DATA, headers=STATED)
         yield running
 
 

@@ -203,8 +203,8 @@ def test_files_of_a_web_server(nginx: Nginx, cache: ModelCache) -> None:
     uri = f"{nginx.endpoint}/main-path/model.safetensors"
     assert content(cache.ensure(uri).path) == {"model.safetensors": data}
     assert content(cache.ensure(uri, refresh=Refresh.ALWAYS).path) == {"model.safetensors": data}
-    sent = sum(request.body_bytes for request in nginx.requests() if request.target.startswith("/main-path/"))
-    assert sent == len(data) + 2  # and the first byte, twice: that is how it is listed
+    sent = [request.body_bytes for request in nginx.requests() if request.target.startswith("/main-path/")]
+    assert sum(sent) - sent.count(1) == len(data)  # a single byte is a listing, or a look at the version behind a range
 
 
 def test_a_held_snapshot_is_not_evicted(seaweedfs: SeaweedFS, bucket: str, cache: ModelCache) -> None:
