@@ -121,7 +121,7 @@ def promises() -> list[list[str]]:
 
 def test_each_promise_names_tests_that_exist() -> None:
     table = promises()
-    named = [(row[0], re.findall(r"`(tests/[\w/]+\.py)(?:::(\w+))?`", row[-1])) for row in table]
+    named = [(row[0], re.findall(r"`((?:tests|modelcache/testing)/[\w/]+\.py)(?:::(\w+))?`", row[-1])) for row in table]
 
     assert len(table) >= 8
     assert [promise for promise, found in named if not found] == []
