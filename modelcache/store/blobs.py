@@ -69,24 +69,28 @@ class Blobs:
 
     def every(self) -> Iterator[tuple[Path, Digest, os.stat_result]]:
         """Every blob inode of the store; names that are none of ours are left out."""
-        for path, name, found in _scan(self._layout.blobs):
-            hexdigits, dot, number = name.partition(".")
-            if is_hex(hexdigits, 64) and (not dot or number.isdecimal()) and stat.S_ISREG(found.st_mode):
-                yield path, sha256(hexdigits), found
+        return ((Path(path), sha256(digits), found) for path, digits, found in self._rows())
 
     def facts(self, doomed: Mapping[int, int] | None = None, only: Iterable[Digest] | None = None) -> dict[str, BlobFact]:
         """Hex digits → fact, of all blobs or of some. Names in `doomed` (inode → count) count as gone already."""
         gone = doomed or {}
         found: dict[str, BlobFact] = {}
-        rows = self.every() if only is None else ((path, digest, row) for digest in only for path, row in self.inodes(digest))
-        for _, digest, row in rows:
+        some = None if only is None else ((str(path), digest.hex, row) for digest in only for path, row in self.inodes(digest))
+        for _, digits, row in self._rows() if some is None else some:
             names = row.st_nlink - 1 - gone.get(row.st_ino, 0)
-            before = found.get(digest.hex)
+            before = found.get(digits)
             if before is None:
-                found[digest.hex] = BlobFact(row.st_size, row.st_blocks * 512, names)
+                found[digits] = BlobFact(row.st_size, row.st_blocks * 512, names)
             else:
-                found[digest.hex] = BlobFact(row.st_size, before.allocated_bytes + row.st_blocks * 512, before.names + names)
+                found[digits] = BlobFact(row.st_size, before.allocated_bytes + row.st_blocks * 512, before.names + names)
         return found
+
+    def _rows(self) -> Iterator[tuple[str, str, os.stat_result]]:
+        """Path, hex digits and status of every blob inode; plain strings, because there may be very many."""
+        for path, name, found in _scan(self._layout.blobs):
+            digits, dot, number = name.partition(".")
+            if is_hex(digits, 64) and (not dot or number.isdecimal()) and stat.S_ISREG(found.st_mode):
+                yield path, digits, found
 
     def table(self, digest: Digest) -> ChunkTable | None:
         """The chunk table of a blob; None if there is none (blobs of one chunk need none). Raises DamagedRecord."""
@@ -116,29 +120,23 @@ class Blobs:
                 return True
         return False
 
-    def publish(self, digest: Digest, source: Path, temporary: Path) -> None:
+    def publish(self, digest: Digest, source: Path, table: ChunkTable | None, temporary: Path) -> None:
         """Make the complete, verified, durable file `source` the blob of this digest; takes the store lock.
 
         If somebody else was first, `source` becomes a link to theirs and its own bytes are given back. The blob's name is durable
-        after `fsync_names`.
+        after `fsync_names`, its chunk table when this returns.
         """
-        while True:
+        if table is not None:
+            durable.write_new(temporary, table.encode(), sync=True, mode=0o444)
+        published = False
+        while not published:
             with self._root.lock.shared():
-                if self._publish(digest, source, temporary):
-                    return
-            self._clear(digest, os.lstat(source).st_size)
-
-    def publish_table(self, digest: Digest, table: ChunkTable, temporary: Path) -> None:
-        """Keep the chunk table of a blob that is about to be published; durable when this returns."""
-        target = self._layout.table(digest)
-        durable.write_new(temporary, table.encode(), sync=True, mode=0o444)
-        try:
-            self._make_parent(target)
-            with contextlib.suppress(FileExistsError):
-                durable.link(temporary, target)
-            durable.fsync_directory(target.parent)
-        finally:
-            remove(temporary)
+                if table is not None:
+                    self._publish_table(digest, temporary)
+                    table = None
+                published = self._publish(digest, source, temporary)
+            if not published:
+                self._clear(digest, os.lstat(source).st_size)
 
     def replace_table(self, digest: Digest, table: ChunkTable) -> None:
         """Write the table of a verified blob anew, in place of a missing or damaged one."""
@@ -196,7 +194,7 @@ class Blobs:
         with self._root.lock.exclusive():
             for path, name, _ in _scan(self._layout.tables):
                 if not is_hex(name, 64) or next(self.inodes(sha256(name)), None) is None:
-                    dropped += remove(path)
+                    dropped += remove(Path(path))
         return dropped
 
     def _drop(self, digest: Digest) -> bool:
@@ -228,6 +226,13 @@ class Blobs:
             else:
                 return True
         return False
+
+    def _publish_table(self, digest: Digest, temporary: Path) -> None:
+        """Before the blob: one that is seen has its table."""
+        target = self._layout.table(digest)
+        if self._publish_as(target, temporary):
+            durable.fsync_directory(target.parent)
+        remove(temporary)
 
     def _clear(self, digest: Digest, size_bytes: int) -> None:
         """Quarantine blobs of another size than a verified file of this digest has."""
@@ -282,7 +287,7 @@ def total_names(trees: Iterable[Mapping[int, int]]) -> Counter[int]:
     return found
 
 
-def _scan(directory: Path) -> Iterator[tuple[Path, str, os.stat_result]]:
+def _scan(directory: Path) -> Iterator[tuple[str, str, os.stat_result]]:
     """The files of all `ab/` directories below `directory`; what vanishes meanwhile is left out."""
     with os.scandir(directory) as prefixes:
         parents = [entry.path for entry in prefixes if entry.is_dir(follow_symlinks=False)]
@@ -290,6 +295,6 @@ def _scan(directory: Path) -> Iterator[tuple[Path, str, os.stat_result]]:
         with os.scandir(parent) as entries:
             for entry in entries:
                 try:
-                    yield Path(entry.path), entry.name, entry.stat(follow_symlinks=False)
+                    yield entry.path, entry.name, entry.stat(follow_symlinks=False)
                 except FileNotFoundError:
                     continue

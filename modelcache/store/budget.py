@@ -39,6 +39,7 @@ class Budget:
         self._parts = parts
         self._layout = parts.root.layout
         self.limits = limits
+        self._block_bytes = os.statvfs(self._layout.root).f_frsize
 
     def room(self) -> Room:
         """The room now. Two that book must not measure at once: the room lock."""
@@ -67,8 +68,7 @@ class Budget:
 
     def rounded(self, size_bytes: int) -> int:
         """The blocks of a file of this size."""
-        block = os.statvfs(self._layout.root).f_frsize
-        return -(-size_bytes // block) * block
+        return -(-size_bytes // self._block_bytes) * self._block_bytes
 
     @staticmethod
     def _promised(ingest: Path) -> int:

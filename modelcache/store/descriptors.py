@@ -54,7 +54,9 @@ class Descriptors:
                 self._doom(key)
 
     def close(self) -> None:
+        """Close all, and from here on each as soon as nobody uses it."""
         with self._lock:
+            self._limit = 0
             for key in list(self._open):
                 self._doom(key)
 

@@ -30,7 +30,6 @@ class DiskReader:
     def __init__(self, path: Path, chunk_bytes: int) -> None:
         self._buffer = mmap.mmap(-1, chunk_bytes)
         self._fd = _open(path)
-        self.inode = os.fstat(self._fd).st_ino
 
     def chunks(self) -> Iterator[memoryview]:
         """Views of one buffer: each is good until the next. Raises OSError where the disk fails."""

@@ -5,7 +5,8 @@ from __future__ import annotations
 import errno
 import os
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -95,19 +96,18 @@ class LocalIncoming:
         if not 0 <= offset <= end <= self.size_bytes:
             raise ValueError(f"[{offset}, {end}) is outside of `{self.path}` of {self.size_bytes} bytes")
         self._begin_write()
-        with disk_faults(self.address, needed_bytes=data.nbytes):
+        with self._faults(data.nbytes):
             view = data.cast("B")
             done = self._write_direct(offset, view) if route is Route.DIRECT and self._filling.direct else 0
             if done < view.nbytes:
                 self._write_buffered(offset + done, view[done:])
         self._unsynced = True
 
-    @guarded
     def read(self, offset: int, buffer: memoryview) -> None:
         view = buffer.cast("B")
         if self._filling.gone:
-            raise Cancelled(f"the ingest of `{self.path}` was discarded")
-        with self._filling.descriptors.using(self._number, self._place, os.O_RDONLY) as fd:
+            raise Cancelled(f"the ingest of `{self.path}` has ended")
+        with self._faults(0), self._filling.descriptors.using(self._number, self._place, os.O_RDONLY) as fd:
             while view.nbytes:
                 got = os.preadv(fd, [view], offset)
                 if got == 0:
@@ -268,14 +268,13 @@ class LocalIncoming:
                     raise
 
     def _publish(self, digest: Digest, table: ChunkTable) -> None:
-        blobs = self._filling.blobs
-        if chunk_count(self.size_bytes) > 1:
-            blobs.publish_table(digest, table, self._temporary("chunks"))
+        """A blob of one chunk has no table: its digest says the same. Its name becomes durable with all the others at the end."""
+        several = chunk_count(self.size_bytes) > 1
         if self.wanted.version:
             self._filling.workspace.journal.completed(self._key, digest)
-        blobs.publish(digest, self._place, self._temporary("blob"))
-        if chunk_count(self.size_bytes) > 1:
-            blobs.fsync_names([digest])
+        self._filling.blobs.publish(digest, self._place, table if several else None, self._temporary("blob"))
+        if several:
+            self._filling.blobs.fsync_names([digest])
 
     def _is_blob(self, digest: Digest) -> None:
         self._filling.descriptors.forget(self._number)
@@ -292,6 +291,17 @@ class LocalIncoming:
 
     def _temporary(self, purpose: str) -> Path:
         return self._filling.workspace.temporary(f"{self._number}.{purpose}")
+
+    @contextmanager
+    def _faults(self, needed_bytes: int) -> Iterator[None]:
+        """`disk_faults`, but a file that went with its ingest is no fault of the disk."""
+        with disk_faults(self.address, needed_bytes=needed_bytes):
+            try:
+                yield
+            except FileNotFoundError:
+                if not self._filling.gone:
+                    raise
+                raise Cancelled(f"the ingest of `{self.path}` has ended") from None
 
     def _require_filling(self) -> None:
         if self._filling.ended:

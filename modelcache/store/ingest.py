@@ -154,8 +154,10 @@ class LocalIngest:
             return
         self._end()
         self._filling.gone = True
-        self._trash.take(self._workspace.path)
-        self._workspace.unlock()
+        try:
+            self._trash.take(self._workspace.path)
+        finally:
+            self._workspace.unlock()
         self._trash.empty()
         drop_blobs(self._blobs, self._trash, [file.sha256 for file in self._files])
 
@@ -167,8 +169,10 @@ class LocalIngest:
 
     def _remove(self) -> None:
         """What is left after the tree was published; the tree too if somebody else's stayed."""
-        remove_tree(self._workspace.path)
-        self._workspace.unlock()
+        try:
+            remove_tree(self._workspace.path)
+        finally:
+            self._workspace.unlock()
 
 
 def drop_blobs(blobs: Blobs, trash: Trash, digests: Sequence[Digest | None]) -> None:

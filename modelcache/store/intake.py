@@ -8,7 +8,6 @@ from collections.abc import Sequence
 
 from modelcache.abc.store import IngestFile, RefKey
 from modelcache.chunks import chunk_count
-from modelcache.errors import ModelCacheError
 from modelcache.paths import check_tree
 from modelcache.store.budget import BLOCK_BYTES, Budget
 from modelcache.store.faults import translated
@@ -32,9 +31,8 @@ class Intake:
     def begin(self, key: RefKey, files: Sequence[IngestFile]) -> LocalIngest:
         """`Store.ingest`."""
         check_tree(file.path for file in files)
-        with self._parts.root.lock.shared():
-            taken = Workspace.take_over(self._parts.root, key, files)
-            workspace = taken or Workspace.create(self._parts.root)
+        taken = Workspace.take_over(self._parts.root, key, files)
+        workspace = taken or Workspace.create(self._parts.root)
         parts = (self._parts.blobs, self._parts.snapshots, self._parts.refs, self._parts.trash)
         ingest = LocalIngest(self._parts.root, workspace, files, parts)
         try:
@@ -42,11 +40,11 @@ class Intake:
             self._hold(ingest)
             with self._parts.root.lock.room():
                 self._book(ingest)
-        except BaseException as error:
-            if taken is not None and isinstance(error, ModelCacheError | OSError):
-                self._give_back(ingest)
-            else:
+        except BaseException:
+            if taken is None:
                 ingest.discard()
+            else:
+                self._give_back(ingest)
             raise
         return ingest
 
@@ -90,5 +88,7 @@ class Intake:
     @staticmethod
     def _give_back(ingest: LocalIngest) -> None:
         """The interrupted ingest that was taken over stays as it was, for another day; what was made just now goes."""
-        ingest.unmake()
-        ingest.keep()
+        try:
+            ingest.unmake()
+        finally:
+            ingest.keep()

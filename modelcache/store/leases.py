@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import fcntl
 import os
+import re
 import secrets
 from dataclasses import replace
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 from modelcache.abc.store import Lease, LeaseKind
@@ -15,7 +17,10 @@ from modelcache.errors import DamagedRecord, ModelCacheError, NotCached
 from modelcache.store import durable, records
 from modelcache.store.layout import Layout, half_digest
 from modelcache.store.lock import release, try_lock
+from modelcache.store.records import field
 from modelcache.store.root import Root
+
+_ID = re.compile(r"[a-z]+-[0-9a-f]{32}")
 
 
 class ProcessHold:
@@ -66,7 +71,7 @@ class Leases:
 
     def get(self, lease_id: str) -> Lease | None:
         """A lease in force, or None. Raises DamagedRecord."""
-        if "/" in lease_id or lease_id.startswith("."):
+        if not _ID.fullmatch(lease_id):
             return None
         path = self._layout.lease(lease_id)
         try:
@@ -185,12 +190,12 @@ def decode_lease(data: bytes, address: str) -> Lease:
     record: Any = records.decode(data, address)
     try:
         lease = Lease(
-            id=record["id"],
-            manifest=sha256(record["manifest"]),
-            holder=record["holder"],
-            kind=LeaseKind(record["kind"]),
-            created_at_s=record["created_at_s"],
-            expires_at_s=record["expires_at_s"],
+            id=field(record, "id", str),
+            manifest=sha256(field(record, "manifest", str)),
+            holder=field(record, "holder", str),
+            kind=LeaseKind(field(record, "kind", str)),
+            created_at_s=field(record, "created_at_s", float),
+            expires_at_s=field(record, "expires_at_s", float, NoneType),
         )
         canonical = encode_lease(lease)
     except (ModelCacheError, ValueError, TypeError, KeyError) as error:

@@ -26,13 +26,11 @@ class Reading:
     """What a file turned out to hold.
 
     Attributes:
-        inode: of the file that was read, 0 if it could not be opened.
         got: sha256 of its bytes (hex); None if the disk could not give them all.
         marks: of the chunks that could be read, in order.
         error: why not all could.
     """
 
-    inode: int
     size_bytes: int
     got: str | None
     marks: tuple[bytes, ...]
@@ -83,12 +81,12 @@ def read_file(path: Path, cancel: Cancellation, counting: Counting) -> Reading |
                     size_bytes += len(view)
                     counting.add(len(view))
             except OSError as error:
-                return Reading(reader.inode, size_bytes, None, tuple(marks), f"the disk can't give it back ({error.strerror})")
-            return Reading(reader.inode, size_bytes, total.hexdigest(), tuple(marks), None)
+                return Reading(size_bytes, None, tuple(marks), f"the disk can't give it back ({error.strerror})")
+            return Reading(size_bytes, total.hexdigest(), tuple(marks), None)
     except FileNotFoundError:
         return None
     except OSError as error:
-        return Reading(0, 0, None, (), f"it can't be opened ({error.strerror})")
+        return Reading(0, None, (), f"it can't be opened ({error.strerror})")
 
 
 def reason(digest: Digest, reading: Reading) -> str | None:

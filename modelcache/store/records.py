@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 from modelcache.errors import DamagedRecord
 from modelcache.store import durable
@@ -58,6 +59,14 @@ def remove(path: Path) -> bool:
     except FileNotFoundError:
         return False
     return True
+
+
+def field(record: Any, name: str, *kinds: type) -> Any:
+    """A field of a record, of one of these types exactly (a bool is no int). Raises KeyError, TypeError."""
+    value = record[name]
+    if type(value) not in kinds:
+        raise TypeError(f"`{name}` is of type {type(value).__name__}")
+    return value
 
 
 def read(path: Path) -> bytes:

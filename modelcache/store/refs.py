@@ -13,6 +13,7 @@ from modelcache.digest import Digest, sha256
 from modelcache.errors import DamagedRecord, ModelCacheError
 from modelcache.store import durable, records
 from modelcache.store.layout import half_digest
+from modelcache.store.records import field
 from modelcache.store.root import Root
 
 Signature = tuple[int, int, int]
@@ -50,7 +51,8 @@ class Refs:
         found = []
         for path in self._paths(""):
             try:
-                self._parse(path)
+                if encode_ref(self._parse(path)) != records.read(path):
+                    raise DamagedRecord("the ref is not in canonical form", address=str(path))
             except DamagedRecord as error:
                 found.append(error)
             except FileNotFoundError:
@@ -83,11 +85,7 @@ class Refs:
 
     def discard_damaged(self, path: Path) -> None:
         """Remove a ref's file if it is still one that can't be read."""
-        try:
-            self._parse(path)
-        except FileNotFoundError:
-            return
-        except DamagedRecord:
+        if str(path) in {str(error.address) for error in self.damaged()}:
             records.remove(path)
 
     # -- inside ---------------------------------------------------------------------------------------------------
@@ -156,22 +154,30 @@ def decode_ref(data: bytes, address: str) -> Ref:
     record: Any = records.decode(data, address)
     try:
         ref = Ref(
-            key=RefKey(record["uri"], record["origin"]),
-            revision=record["revision"],
-            immutable=record["immutable"],
-            manifest=sha256(record["manifest"]),
-            files=tuple(_file(item) for item in record["files"]),
-            created_at_s=record["created_at_s"],
-            checked_at_s=record["checked_at_s"],
+            key=RefKey(field(record, "uri", str), field(record, "origin", str)),
+            revision=field(record, "revision", str),
+            immutable=field(record, "immutable", bool),
+            manifest=sha256(field(record, "manifest", str)),
+            files=tuple(_file(item) for item in field(record, "files", list)),
+            created_at_s=field(record, "created_at_s", float),
+            checked_at_s=field(record, "checked_at_s", float),
         )
-        canonical = encode_ref(ref)
-    except (ModelCacheError, ValueError, TypeError, KeyError, AttributeError) as error:
+    except (ModelCacheError, ValueError, TypeError, KeyError) as error:
         raise DamagedRecord(f"not a ref ({error})", address=address) from error
-    if canonical != data:
-        raise DamagedRecord("the ref is not in canonical form", address=address)
     return ref
 
 
 def _file(item: dict[str, Any]) -> RefFile:
-    stated = tuple(Digest.parse(text) for text in item["stated"])
-    return RefFile(item["path"], item["size_bytes"], item["validator"], sha256(item["sha256"]), stated)
+    return RefFile(
+        path=field(item, "path", str),
+        size_bytes=field(item, "size_bytes", int),
+        validator=field(item, "validator", str),
+        sha256=sha256(field(item, "sha256", str)),
+        stated=tuple(_stated(text) for text in field(item, "stated", list)),
+    )
+
+
+def _stated(text: object) -> Digest:
+    if not isinstance(text, str):
+        raise TypeError("a stated digest is no text")
+    return Digest.parse(text)

@@ -90,7 +90,8 @@ def _create(layout: Layout, *, create: bool) -> None:
             address=str(layout.root),
             hint="name an empty or a new directory",
         )
-    layout.root.parent.mkdir(parents=True, exist_ok=True)
+    for parent in reversed(layout.root.parents):
+        _make_directory(parent, 0o755)
     if not layout.root.exists():
         _make_directory(layout.root, 0o700)
     elif layout.root.stat().st_uid != os.geteuid():
@@ -120,8 +121,8 @@ def _write_format(layout: Layout) -> None:
     durable.write_new(temporary, format_bytes_of(os.geteuid(), secrets.token_hex(16)), sync=True, mode=0o400)
     try:
         durable.link(temporary, layout.format)
-    except FileExistsError:
-        pass
+    except (FileExistsError, FileNotFoundError):
+        pass  # Somebody else was first, and may have swept what we began.
     except PermissionError as error:
         raise StoreLocation("this file system has no hard links", address=str(layout.root), hint="use ext4, XFS or btrfs") from error
     finally:

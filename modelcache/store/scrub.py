@@ -18,6 +18,7 @@ from modelcache.store.blobs import EMPTY
 from modelcache.store.parts import Parts
 from modelcache.store.reading import Counting, Reading, bad_chunks, read_all, reason
 from modelcache.store.removal import Removal
+from modelcache.store.trash import inode_names
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +27,7 @@ class Subject:
 
     path: Path
     digest: Digest
+    inode: int
     size_bytes: int
     snapshot: Digest | None
 
@@ -64,10 +66,12 @@ class Scrub:
         nobody knows what it holds."""
         for error in self._parts.refs.damaged():
             path = Path(str(error.address))
+            why = error.message
             if not self._parts.root.read_only:
                 with self._parts.root.lock.shared():
                     self._parts.refs.discard_damaged(path)
-            yield Damage(path, None, f"{error.message}; removed", (), (), ())
+                why = f"{why}; removed"
+            yield Damage(path, None, why, (), (), ())
         for error in self._parts.leases.damaged():
             yield Damage(Path(str(error.address)), None, f"{error.message}; while it is here nothing is evicted", (), (), ())
 
@@ -103,11 +107,11 @@ class Scrub:
         """The inodes of the blobs."""
         if everything:
             for path, digest, found in self._parts.blobs.every():
-                yield Subject(path, digest, found.st_size, None)
+                yield Subject(path, digest, found.st_ino, found.st_size, None)
             return
         for digest in sorted({item.sha256 for manifest in manifests for item in manifest.files}):
             for path, found in self._parts.blobs.inodes(digest):
-                yield Subject(path, digest, found.st_size, None)
+                yield Subject(path, digest, found.st_ino, found.st_size, None)
 
     def _strays(self, manifests: dict[Digest, Manifest]) -> Iterator[Subject]:
         """Files of snapshots that are no inode of their blob: a blob whose name was lost, or a file that somebody replaced."""
@@ -124,7 +128,7 @@ class Scrub:
                 if inode in seen or any(found.st_ino == inode for _, found in self._parts.blobs.inodes(item.sha256)):
                     continue
                 seen.add(inode)
-                yield Subject(path, item.sha256, item.size_bytes, digest)
+                yield Subject(path, item.sha256, inode, item.size_bytes, digest)
 
     def _judge(self, subject: Subject, reading: Reading) -> Iterator[Damage]:
         why = reason(subject.digest, reading)
@@ -136,8 +140,8 @@ class Scrub:
         if subject.snapshot is not None:
             yield self._withdrawn(subject.path, subject.digest, why, chunks, [subject.snapshot])
             return
-        showing = list(self._showing(subject.digest, os.lstat(subject.path).st_ino if reading.inode == 0 else reading.inode))
-        yield self._withdrawn(subject.path, subject.digest, why, chunks, showing, quarantine=reading.inode)
+        showing = list(self._showing(subject.digest, subject.inode))
+        yield self._withdrawn(subject.path, subject.digest, why, chunks, showing, quarantine=subject.inode)
 
     def _mend(self, subject: Subject, reading: Reading) -> Iterator[Damage]:
         """The bytes are right: put right what else is said of them."""
@@ -168,7 +172,7 @@ class Scrub:
         for name in self._parts.snapshots.every():
             if digest.hex not in self._parts.snapshots.summary(name).names:
                 continue
-            if any(os.lstat(path).st_ino == inode for path in _files(self._layout.snapshot(name))):
+            if inode in inode_names(self._layout.snapshot(name)):
                 yield name
 
     def _withdrawn(

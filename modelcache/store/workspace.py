@@ -14,6 +14,7 @@ from modelcache.errors import DamagedRecord, ModelCacheError, UnsafePath
 from modelcache.store import durable, records
 from modelcache.store.journal import Journal
 from modelcache.store.lock import release, try_lock
+from modelcache.store.records import field
 from modelcache.store.root import Root
 from modelcache.store.trash import remove_tree
 
@@ -38,12 +39,13 @@ class Workspace:
 
     @classmethod
     def create(cls, root: Root) -> Workspace:
-        """A new one. Under the shared store lock: `collect` must not see it before it is locked."""
+        """A new one."""
         path = root.layout.ingest(secrets.token_hex(16))
-        durable.mkdir(path, 0o700)
-        lock_fd = durable.create(path / LOCK)
-        try:
+        with root.lock.shared():  # `collect` must not see it before it is locked.
+            durable.mkdir(path, 0o700)
+            lock_fd = durable.create(path / LOCK)
             try_lock(lock_fd)
+        try:
             durable.mkdir(path / TREE, 0o755)
             durable.mkdir(path / TEMPORARY, 0o700)
             return cls(root, path, lock_fd, Journal.create(path / JOURNAL), set())
@@ -54,25 +56,22 @@ class Workspace:
 
     @classmethod
     def take_over(cls, root: Root, key: RefKey, files: Sequence[IngestFile]) -> Workspace | None:
-        """That of an ended ingest of the same ref, emptied of what `files` has no use for. Under the shared store lock."""
-        for path in ingest_directories(root):
-            plan = read_plan(path)
-            if plan is None or plan[0] != key or not (path / TREE).is_dir():
-                continue
-            lock_fd = try_own(path)
-            if lock_fd is None:
-                continue
-            kept = {(file.path, file.size_bytes, file.version) for file in plan[1] if file.version}
-            kept &= {(file.path, file.size_bytes, file.version) for file in files}
-            try:
-                journal = Journal(path / JOURNAL)
-            except FileNotFoundError:
-                journal = Journal.create(path / JOURNAL)
-            adopted = _prune(path / TREE, {name: size for name, size, _ in kept})
+        """That of an ended ingest of the same ref, emptied of what `files` has no use for."""
+        with root.lock.shared():  # `collect` asks under the exclusive one who is owned.
+            ended = _ended(root, key)
+        if ended is None:
+            return None
+        path, lock_fd, planned = ended
+        kept = {(file.path, file.size_bytes, file.version) for file in planned if file.version}
+        kept &= {(file.path, file.size_bytes, file.version) for file in files}
+        try:
             for name in os.listdir(path / TEMPORARY):
                 remove_tree(path / TEMPORARY / name)
-            return cls(root, path, lock_fd, journal, adopted)
-        return None
+            adopted = _prune(path / TREE, {name: size for name, size, _ in kept})
+            return cls(root, path, lock_fd, _journal(path / JOURNAL), adopted)
+        except OSError:
+            os.close(lock_fd)
+            raise
 
     @property
     def id(self) -> str:
@@ -209,12 +208,35 @@ def read_plan(path: Path) -> tuple[RefKey, list[IngestFile]] | None:
     try:
         record: Any = records.decode(records.read(path / PLAN), str(path / PLAN))
         files = [
-            IngestFile(item["path"], item["size_bytes"], item["version"], None if item["sha256"] is None else sha256(item["sha256"]))
-            for item in record["files"]
+            IngestFile(
+                path=field(item, "path", str),
+                size_bytes=field(item, "size_bytes", int),
+                version=field(item, "version", str),
+                sha256=None if item["sha256"] is None else sha256(field(item, "sha256", str)),
+            )
+            for item in field(record, "files", list)
         ]
-        return RefKey(record["uri"], record["origin"]), files
+        return RefKey(field(record, "uri", str), field(record, "origin", str)), files
     except (FileNotFoundError, DamagedRecord, ModelCacheError, ValueError, KeyError, TypeError):
         return None
+
+
+def _ended(root: Root, key: RefKey) -> tuple[Path, int, list[IngestFile]] | None:
+    """An ended ingest of this ref, locked for us, and its plan."""
+    for path in ingest_directories(root):
+        plan = read_plan(path)
+        if plan is not None and plan[0] == key and (path / TREE).is_dir():
+            lock_fd = try_own(path)
+            if lock_fd is not None:
+                return path, lock_fd, plan[1]
+    return None
+
+
+def _journal(path: Path) -> Journal:
+    try:
+        return Journal(path)
+    except FileNotFoundError:
+        return Journal.create(path)
 
 
 def _directories_of(paths: set[str]) -> set[str]:
