@@ -5,8 +5,9 @@ from __future__ import annotations
 import re
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from types import TracebackType
@@ -23,10 +24,23 @@ from modelcache.manifest import Manifest
 from modelcache.patience import Cancellation
 from modelcache.registry import Registry
 from modelcache.store.store import LocalStore
-from modelcache.uri import StorageUri, parse_uri
+from modelcache.uri import StorageUri, UriSecrets, parse_uri
 
 HOLD_TRIES = 3
 """A snapshot that is evicted between `ensure` and its hold is brought in again this often in all."""
+
+_FlightKey = tuple[RefKey, UriSecrets]
+"""Callers share a fetch only with those who ask with the same credential: one that is refused refuses nobody else."""
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What one caller asks a flight for."""
+
+    uri: StorageUri
+    source: Source
+    priority: Priority
+
 
 _HEX = re.compile(r"(?:sha256:)?([0-9a-f]{8,64})")
 
@@ -60,12 +74,12 @@ class ModelCache:
             BadConfig: a setting makes no sense.
         """
         self.config = config or Config.load()
-        self._store: Store = LocalStore.open(Path(root) if root is not None else self.config.root, limits=self.config.limits)
+        self._store: Store = LocalStore(Path(root) if root is not None else self.config.root, self.config.limits)
         self._engine = FetchEngine(self.config.engine)
         self._registry = Registry(self.config, on_throttle=self._engine.throttled)
-        self._flights: SingleFlight[RefKey, Ensured] = SingleFlight("ensure")
+        self._flights: SingleFlight[_FlightKey, Ensured] = SingleFlight("ensure")
         self._lock = threading.Lock()
-        self._ensures: dict[RefKey, Ensure] = {}
+        self._ensures: dict[_FlightKey, Ensure] = {}
 
     def __enter__(self) -> ModelCache:
         return self
@@ -108,7 +122,8 @@ class ModelCache:
             if refresh is Refresh.NEVER:
                 ensured = expect_cached(ensured, parsed)
             if ensured is None:
-                ensured = self._ask(parsed, source, priority, progress, cancel)
+                flight = (RefKey(str(parsed), str(source.origin)), secrets)
+                ensured = self._ask(flight, Asked(parsed, source, priority), progress, cancel)
         if progress is not None:
             progress(ensured.progress)
         return ensured.snapshot
@@ -148,27 +163,25 @@ class ModelCache:
     def _fresh(self, ref: Ref) -> bool:
         return ref.immutable or 0 <= time.time() - ref.checked_at_s < self.config.refresh_s
 
-    def _ask(
-        self, uri: StorageUri, source: Source, priority: Priority, progress: ProgressCallback | None, cancel: Cancellation | None
-    ) -> Ensured:
-        key = RefKey(str(uri), str(source.origin))
-
+    def _ask(self, flight: _FlightKey, asked: Asked, progress: ProgressCallback | None, cancel: Cancellation | None) -> Ensured:
         def do(flight_cancel: Cancellation) -> Ensured:
-            ensure = Ensure(self._store, self._engine, source, uri, priority=priority, route=self.config.write_route)
+            ensure = Ensure(self._store, self._engine, asked.source, asked.uri, priority=asked.priority, route=self.config.write_route)
             with self._lock:
-                self._ensures[key] = ensure
+                self._ensures[flight] = ensure
             try:
                 return ensure.run(flight_cancel)
             finally:
                 with self._lock:
-                    del self._ensures[key]
+                    del self._ensures[flight]
 
         def look() -> None:
-            ensure = self._ensures.get(key)
-            if progress is not None and ensure is not None:
-                progress(ensure.look())
+            ensure = self._ensures.get(flight)
+            if ensure is not None:
+                ensure.hurry(asked.priority)  # the flight may be of somebody who is not in a hurry
+                if progress is not None:
+                    progress(ensure.look())
 
-        return self._flights.run(key, do, cancel=cancel, look=look)
+        return self._flights.run(flight, do, cancel=cancel, look=look)
 
     # -- looking at what is here ------------------------------------------------------------------------------------
 
@@ -216,21 +229,31 @@ class ModelCache:
         return self._store.unpin(self.find(name).digest, holder=holder)
 
     def evict(self, name: str, *, dry_run: bool = False) -> Evicted:
-        """Remove a snapshot and what only it needs. A URI that shares its snapshot with other URIs: only its ref goes.
+        """Remove a snapshot and what only it needs. A URI that shares its snapshot with other URIs, or whose snapshot was taken
+        out of service: only its ref goes.
 
         Raises:
             InUse: a lease or pin holds it.
             NotCached: it is not here.
         """
-        info = self.find(name)
         uri = None if _HEX.fullmatch(name) else str(parse_uri(name)[0])
+        try:
+            info = self.find(name)
+        except NotCached:
+            dangling = [] if uri is None else self._store.refs(uri)
+            if not dangling:
+                raise
+            return self._forget(dangling, dry_run)
         refs = [ref for ref in info.refs if ref.key.uri == uri]
         if refs and len(refs) < len(info.refs):
-            if not dry_run:
-                for ref in refs:
-                    self._store.forget(ref.key)
-            return Evicted(info.digest, tuple(ref.key.uri for ref in refs), 0)
+            return self._forget(refs, dry_run)
         return self._store.evict(info.digest, dry_run=dry_run)
+
+    def _forget(self, refs: Sequence[Ref], dry_run: bool) -> Evicted:
+        if not dry_run:
+            for ref in refs:
+                self._store.forget(ref.key)
+        return Evicted(refs[0].manifest, tuple(ref.key.uri for ref in refs), 0)
 
     def collect(self, *, need_bytes: int = 0, dry_run: bool = False) -> CollectReport:
         """Remove what nobody needs, and make room for `need_bytes` by evicting the least recently used."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import urllib.request
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -38,7 +37,7 @@ class Config:
         root: the store's directory.
         limits: how much the store may take.
         engine: how much the fetch engine may use.
-        refresh_s: age at which a mutable ref is resolved again.
+        refresh_s: age at which a mutable ref is resolved again; 0: at each call.
         timeouts: of connections.
         retry: how long and how often a failing origin is asked again.
         write_route: None chooses by who reads next.
@@ -57,12 +56,21 @@ class Config:
     http: HttpOptions = field(default_factory=HttpOptions)
     proxies: Proxies = field(default_factory=Proxies)
 
+    def __post_init__(self) -> None:
+        low, high = self.limits.low_watermark, self.limits.high_watermark
+        if not 0 < low <= high <= 1:
+            raise BadConfig(
+                f"the low watermark ({low:g}) must not be over the high one ({high:g}), both shares between 0 and 1",
+                got=f"{low:g}",
+                hint="set MODELCACHE_LOW_WATERMARK and MODELCACHE_HIGH_WATERMARK together",
+            )
+
     @classmethod
     def load(cls, environ: Mapping[str, str] | None = None, **overrides: Any) -> Config:
         """The settings from `environ` (by default the process's), with `overrides` by field name on top.
 
         Raises:
-            BadConfig: a variable's value makes no sense; the message names the variable.
+            BadConfig: a variable's value makes no sense; the message names the variable. Or no field has that name.
         """
         read = _Reader(os.environ if environ is None else environ)
         values: dict[str, Any] = {
@@ -73,11 +81,11 @@ class Config:
                 low_watermark=read.value("MODELCACHE_LOW_WATERMARK", _share, DEFAULT_LIMITS.low_watermark),
             ),
             "engine": _engine(read),
-            "refresh_s": read.value("MODELCACHE_REFRESH_S", _seconds, DEFAULT_REFRESH_S),
+            "refresh_s": read.value("MODELCACHE_REFRESH_S", _age, DEFAULT_REFRESH_S),
             "timeouts": _given(
                 Timeouts(),
-                connect_s=read.value("MODELCACHE_CONNECT_TIMEOUT_S", _seconds, None),
-                stall_s=read.value("MODELCACHE_STALL_TIMEOUT_S", _seconds, None),
+                connect_s=read.value("MODELCACHE_CONNECT_TIMEOUT_S", _timeout, None),
+                stall_s=read.value("MODELCACHE_STALL_TIMEOUT_S", _timeout, None),
             ),
             "retry": _given(RetryLimits(), deadline_s=read.value("MODELCACHE_RETRY_DEADLINE_S", _seconds, None)),
             "write_route": read.value("MODELCACHE_WRITE_ROUTE", _route, None),
@@ -102,7 +110,7 @@ class _Reader:
             return default
         try:
             return read(text)
-        except (ValueError, BadConfig) as error:
+        except (ValueError, OverflowError, BadConfig) as error:
             raise BadConfig(f"{name}: {error}", got=text) from error
 
     def first(self, *names: str) -> str | None:
@@ -119,7 +127,8 @@ def _default_root(environ: Mapping[str, str]) -> Path:
     except OSError:
         pass  # no store of the node that this user can see
     home = Path(environ.get("HOME") or Path.home())
-    return Path(environ.get("XDG_CACHE_HOME") or home / ".cache") / "modelcache"
+    named = Path(environ.get("XDG_CACHE_HOME") or "")
+    return (named if named.is_absolute() else home / ".cache") / "modelcache"  # a relative one is to be ignored, says the specification
 
 
 def _engine(read: _Reader) -> EngineLimits:
@@ -138,8 +147,8 @@ def _s3(read: _Reader) -> S3Options:
     ca_file = read.first("MODELCACHE_S3_CA_FILE", "AWS_CA_BUNDLE")
     path_style = read.value("MODELCACHE_S3_PATH_STYLE", _flag, None)
     virtual = read.value("S3_USER_VIRTUAL_BUCKET", _flag, None)
-    if path_style is None and virtual is not None:
-        path_style = not virtual
+    if path_style is None and virtual:
+        path_style = False  # KServe's `false` is its default: the SDK chooses
     anonymous = read.value("MODELCACHE_S3_ANONYMOUS", _flag, None)
     if anonymous is None:
         anonymous = read.value("awsAnonymousCredential", _flag, False)
@@ -155,11 +164,13 @@ def _s3(read: _Reader) -> S3Options:
 
 def _proxies(environ: Mapping[str, str]) -> Proxies:
     """HTTP_PROXY, HTTPS_PROXY, NO_PROXY in either case, the lower one first, as curl and Python read them."""
-    if dict(environ) == dict(os.environ):
-        found = urllib.request.getproxies_environment()
-    else:
-        found = {name.lower().removesuffix("_proxy"): value for name, value in environ.items() if name.lower().endswith("_proxy") and value}
-    return Proxies(http=found.get("http"), https=found.get("https"), no_proxy=found.get("no", ""))
+
+    def named(name: str) -> str | None:
+        if name == "http_proxy" and "REQUEST_METHOD" in environ:
+            return environ.get(name)  # in a CGI program HTTP_PROXY is a header that the client sent (httpoxy)
+        return environ.get(name) or environ.get(name.upper())
+
+    return Proxies(http=named("http_proxy") or None, https=named("https_proxy") or None, no_proxy=named("no_proxy") or "")
 
 
 def _given(defaults: T, **values: Any) -> T:
@@ -179,6 +190,17 @@ def _seconds(text: str) -> float:
     if not 0 < value < 10**9:
         raise BadConfig(f"`{text}` is not a number of seconds", got=text)
     return value
+
+
+def _timeout(text: str) -> float:
+    value = _seconds(text)
+    if value >= 86_400:
+        raise BadConfig(f"`{text}` seconds are a day or more, which is no timeout", got=text)
+    return value
+
+
+def _age(text: str) -> float:
+    return 0.0 if float(text) == 0 else _seconds(text)
 
 
 def _count(text: str) -> int:

@@ -22,6 +22,11 @@ from modelcache.uri import StorageUri
 CHANGE_TRIES = 3
 """An origin that changes under a fetch is listed again this often in all; one that still changes is told to the caller."""
 
+REDEFINED_HINT = (
+    "an earlier fetch of this very version had the expected digest, so either the bytes are damaged on their way, "
+    "or the origin changed them and kept its name of the version; if it did, `modelcache rm URI` forgets the earlier one"
+)
+
 
 @dataclass(frozen=True, slots=True)
 class Ensured:
@@ -32,9 +37,11 @@ class Ensured:
 
 
 class Ensure:
-    """One resolution of one ref. `run` is called once, in the flight's thread; `look` by any waiting caller."""
+    """One resolution of one ref. `run` is called once, in the flight's thread; `look` and `hurry` by any waiting caller."""
 
-    def __init__(self, store: Store, engine: FetchEngine, source: Source, uri: StorageUri, *, priority: Priority, route: Route | None) -> None:
+    def __init__(
+        self, store: Store, engine: FetchEngine, source: Source, uri: StorageUri, *, priority: Priority, route: Route | None
+    ) -> None:
         """`route` overrides the choice by who reads next."""
         self._store = store
         self._engine = engine
@@ -46,6 +53,13 @@ class Ensure:
         self._started_s = time.monotonic()
         self._phase = Phase.RESOLVING
         self._fetch: Fetch | None = None
+
+    def hurry(self, priority: Priority) -> None:
+        """A caller of this priority waits, too: from now on it counts, if it is the higher one."""
+        self._priority = min(self._priority, priority)
+        fetch = self._fetch
+        if fetch is not None:
+            self._engine.hurry(fetch, priority)
 
     def look(self) -> Progress:
         """The state now."""
@@ -62,17 +76,18 @@ class Ensure:
         """
         for tries_left in reversed(range(CHANGE_TRIES)):
             self._phase, self._fetch = Phase.RESOLVING, None
-            listing = self._list(cancel)
-            ref = self._store.ref(self._key)
-            here = self._already_here(listing, ref)
-            if here is not None:
-                return here
             try:
-                return self._bring(listing, ref, cancel)
+                return self._try(cancel)
             except SourceChanged:
                 if tries_left == 0:
                     raise
         raise AssertionError("unreachable")
+
+    def _try(self, cancel: Cancellation) -> Ensured:
+        listing = self._list(cancel)
+        cancel.check()
+        ref = self._store.ref(self._key)
+        return self._already_here(listing, ref) or self._bring(listing, ref, cancel)
 
     def _list(self, cancel: Cancellation) -> Listing:
         listing = self._source.list(self._uri, cancel)
@@ -120,15 +135,15 @@ class Ensure:
 
     def _bring(self, listing: Listing, ref: Ref | None, cancel: Cancellation) -> Ensured:
         known = _known_digests(listing, ref)
-        wanted = [
-            IngestFile(item.path, item.size_bytes, _version(listing, item), known.get(item.path)) for item in listing.files
-        ]
+        wanted = [IngestFile(item.path, item.size_bytes, _version(listing, item), known.get(item.path)) for item in listing.files]
         self._phase = Phase.RESERVING
         ingest = self._store.ingest(self._key, wanted)
         try:
             return self._fill(listing, ref, ingest, wanted, cancel)
-        except DigestMismatch:
+        except DigestMismatch as error:
             ingest.discard()
+            if error.expected not in {str(digest) for item in listing.files for digest in item.digests}:
+                error.hint = REDEFINED_HINT
             raise
         finally:
             ingest.keep()  # nothing after publish or discard; else what is marked serves the next try
@@ -136,13 +151,19 @@ class Ensure:
     def _fill(self, listing: Listing, ref: Ref | None, ingest: Ingest, wanted: list[IngestFile], cancel: Cancellation) -> Ensured:
         route = self._route or choose_route(self._priority, listing.size_bytes, available_memory_bytes())
         identities = tuple(item.version if item.sha256 is None else str(item.sha256) for item in wanted)
-        fetch = self._engine.start(FetchRequest(self._key.uri, self._source, listing.files, ingest, identities, self._priority, route))
+        remote = tuple(_compared(item, known.sha256) for item, known in zip(listing.files, wanted, strict=True))
+        fetch = self._engine.start(FetchRequest(self._key.uri, self._source, remote, ingest, identities, self._priority, route))
         self._fetch, self._phase = fetch, Phase.FETCHING
+        self._engine.hurry(fetch, self._priority)  # somebody may have come while it was not to be seen
         fetch.wait(cancel)
         self._phase = Phase.PUBLISHING
         digests = [item.sha256 for item in ingest.files]
         manifest = _manifest(listing, [item for item in digests if item is not None])
-        compared = {listing.files[number].path: stated for number, stated in fetch.compared.items()}
+        compared = {
+            item.path: tuple(digest for digest in fetch.compared[number] if digest in item.digests)
+            for number, item in enumerate(listing.files)
+            if number in fetch.compared
+        }
         snapshot = ingest.publish(manifest, self._ref(listing, manifest, ref, compared))
         done = replace(fetch.look(Phase.DONE), elapsed_s=time.monotonic() - self._started_s, eta_s=0.0)
         return Ensured(snapshot, done)
@@ -201,6 +222,11 @@ def _known_digests(listing: Listing, ref: Ref | None) -> dict[str, Digest]:
             if digest.algorithm is Algorithm.SHA256:
                 known[item.path] = digest
     return known
+
+
+def _compared(item: RemoteFile, known: Digest | None) -> RemoteFile:
+    """With the digest that an earlier fetch of this very version defined among those it is compared with (DESIGN §2.1)."""
+    return item if known is None or known in item.digests else replace(item, digests=(*item.digests, known))
 
 
 def _manifest(listing: Listing, digests: list[Digest]) -> Manifest:

@@ -6,18 +6,12 @@ import threading
 import time
 from dataclasses import dataclass
 
-import xxhash
-
-from modelcache.abc.source import Body
-from modelcache.abc.store import IncomingFile
-from modelcache.chunks import chunk_range
-from modelcache.digest import Digest
 from modelcache.fetch.buffers import Buffer, BufferPool
 from modelcache.fetch.concurrency import Concurrency, ConcurrencyBounds
-from modelcache.fetch.fetch import Fetch, FetchRequest
-from modelcache.fetch.plan import Span, Work
+from modelcache.fetch.fetch import Fetch, FetchRequest, Surroundings
+from modelcache.fetch.plan import Priority, Span
+from modelcache.fetch.run import Run
 from modelcache.fetch.shared import SharedFiles
-from modelcache.ranges import ByteRange
 
 IDLE_S = 5.0
 """A worker without work ends after this, and its buffer's memory goes back."""
@@ -53,36 +47,57 @@ class FetchEngine:
         self._closed = False
 
     def start(self, request: FetchRequest) -> Fetch:
-        """Begin to fetch; returns at once. Follow with `Fetch.wait`."""
-        fetch = Fetch(request, self._pool, self._changed, self._completed)
+        """Begin to fetch; returns at once. Follow with `Fetch.wait`, which tells what went wrong."""
+        fetch = Fetch(request, Surroundings(self._pool, self._changed, self._shared.completed, self._ended))
         with self._changed:
             if self._closed:
                 raise RuntimeError("the fetch engine is closed")
-            for file in sorted(fetch.files_left):
-                if not self._shared.join(fetch, file):
-                    fetch.follow(file)
+            if fetch.ended:
+                return fetch
+            self._share(fetch)
             self._fetches.append(fetch)
         fetch.begin()
-        self._hire()
+        try:
+            with self._changed:
+                self._hire()
+        except RuntimeError as error:  # no thread to be had, and none here
+            fetch.fail(error)
         return fetch
 
-    def _completed(self, fetch: Fetch, file: int, digest: Digest) -> None:
+    def hurry(self, fetch: Fetch, priority: Priority) -> None:
+        """Somebody of this priority waits for this fetch, too. Never makes it slower."""
         with self._changed:
-            followers = self._shared.completed(fetch, file)
-        for follower, number in followers:
-            follower.link(number, digest)
+            before = fetch.own_priority
+            if priority < before:
+                fetch.own_priority = priority
+                self._shared.hurried(fetch, before)
+                self._changed.notify_all()
 
-    def _hand_over(self) -> None:
-        """Fetches that ended early leave what others waited for; the engine holds the lock."""
-        for fetch in [fetch for fetch in self._fetches if fetch.ended]:
+    def _share(self, fetch: Fetch) -> None:
+        awaited: dict[Fetch, list[int]] = {}
+        for file in fetch.files_to_share:
+            leader = self._shared.join(fetch, file)
+            if leader is not None:
+                fetch.follow(file)
+                awaited.setdefault(leader[0], []).append(leader[1])
+        for other, files in awaited.items():
+            if other is not fetch and fetch.own_priority <= other.priority:
+                other.prefer(files)
+
+    def _ended(self, fetch: Fetch) -> None:
+        """A fetch is over: what others waited for and did not get from it, they bring themselves."""
+        if fetch in self._fetches:
             self._fetches.remove(fetch)
-            for leader, number in self._shared.left(fetch):
-                leader.lead(number)
+        for leader, number in self._shared.left(fetch):
+            leader.lead(number)
+        if not self._fetches:
+            self._concurrency.idle()
+        self._changed.notify_all()
 
     def throttled(self) -> None:
         """An origin asked to slow down."""
         with self._changed:
-            self._concurrency.throttled()
+            self._concurrency.throttled(time.monotonic())
 
     @property
     def requests_limit(self) -> int:
@@ -90,7 +105,7 @@ class FetchEngine:
         return self._concurrency.limit
 
     def close(self) -> None:
-        """Cancel every fetch and end the workers; waits for both."""
+        """Cancel every fetch and end the workers; waits for both. Idempotent."""
         with self._changed:
             self._closed = True
             fetches, workers = list(self._fetches), list(self._workers)
@@ -102,49 +117,59 @@ class FetchEngine:
         self._pool.trim()
 
     def _hire(self) -> None:
-        """Have as many workers as requests are allowed."""
-        with self._changed:
-            while len(self._workers) < self._concurrency.limit and not self._closed:
-                worker = threading.Thread(target=self._work, name=f"fetch-{len(self._workers)}", daemon=True)
-                self._workers.add(worker)
+        """Have as many workers as requests are allowed. Raises RuntimeError if there is no thread at all."""
+        while len(self._workers) < self._concurrency.limit and not self._closed:
+            worker = threading.Thread(target=self._work, name=f"fetch-{len(self._workers)}", daemon=True)
+            try:
                 worker.start()
-            self._changed.notify_all()
+            except RuntimeError:
+                if not self._workers:
+                    raise
+                break  # this process may have no more threads: fewer do it, too
+            self._workers.add(worker)
+        self._changed.notify_all()
 
     def _work(self) -> None:
-        buffer = Buffer()
-        try:
-            while (taken := self._take()) is not None:
-                fetch, span = taken
-                buffer = self._perform(fetch, span, buffer)
-        finally:
-            with self._changed:
-                self._workers.discard(threading.current_thread())
+        buffer: Buffer | None = None
+        while (taken := self._take()) is not None:
+            buffer = self._perform(*taken, buffer)
+            del taken  # an idle worker keeps no ended fetch alive
 
     def _take(self) -> tuple[Fetch, Span] | None:
-        """The next span of the most wanted fetch; None when this worker should end."""
+        """The next span of the most wanted fetch; None when this worker should end, and then it counts no more."""
         with self._changed:
             idle_until_s = time.monotonic() + IDLE_S
             while not self._closed:
-                self._hand_over()
-                if self._busy < self._concurrency.limit:
-                    for fetch in sorted(self._fetches, key=lambda item: (item.priority, item.active)):
-                        span = fetch.take(self._concurrency.limit)
-                        if span is not None:
-                            self._busy += 1
-                            return fetch, span
+                taken = self._next()
+                if taken is not None:
+                    return taken
                 left_s = idle_until_s - time.monotonic()
                 if left_s <= 0:
-                    self._workers.discard(threading.current_thread())
-                    return None
+                    break
                 self._changed.wait(left_s)
+            self._workers.discard(threading.current_thread())
+            if not self._workers:
+                self._pool.trim()
             return None
 
-    def _perform(self, fetch: Fetch, span: Span, buffer: Buffer) -> Buffer:
-        run = _Run(self, fetch, span, buffer)
+    def _next(self) -> tuple[Fetch, Span] | None:
+        if self._busy >= self._concurrency.limit:
+            return None
+        for fetch in sorted(self._fetches, key=lambda item: (item.priority, item.active)):
+            span = fetch.take(self._concurrency.limit)
+            if span is not None:
+                self._busy += 1
+                if any(other.left for other in self._fetches):
+                    self._hire()  # workers that had nothing to do may have ended meanwhile
+                return fetch, span
+        return None
+
+    def _perform(self, fetch: Fetch, span: Span, buffer: Buffer | None) -> Buffer | None:
+        run = Run(fetch, span, buffer, self)
         error: BaseException | None = None
         try:
-            run.check() if span.work is Work.CHECK else run.fetch()
-        except Exception as caught:
+            run.perform()
+        except BaseException as caught:  # whatever it was, the fetch must end with it
             error = caught
         with self._changed:
             self._busy -= 1
@@ -152,82 +177,13 @@ class FetchEngine:
         return run.buffer
 
     def moved(self, count: int) -> None:
+        """`count` bytes came from an origin."""
         with self._changed:
             before = self._concurrency.limit
             self._concurrency.moved(count, time.monotonic(), saturated=self._busy >= before)
-            more = self._concurrency.limit > before
-        if more:
-            self._hire()
+            if self._concurrency.limit > before:
+                self._hire()
 
     def outranked(self, fetch: Fetch) -> bool:
         """Whether a fetch that goes before this one has something to do (looked at without the lock: late by a chunk at worst)."""
         return any(other.priority < fetch.priority and other.left for other in tuple(self._fetches))
-
-
-class _Run:
-    """One span in the hands of one worker. `done` is the first chunk that is not done."""
-
-    def __init__(self, engine: FetchEngine, fetch: Fetch, span: Span, buffer: Buffer) -> None:
-        self._engine = engine
-        self._fetch = fetch
-        self._span = span
-        self._incoming: IncomingFile = fetch.incoming(span.file)
-        self.buffer = buffer
-        self.done = span.first
-
-    def check(self) -> None:
-        """Compare what an interrupted fetch left with its journal; what differs is fetched."""
-        hints = self._incoming.hints()
-        for chunk in self._span.chunks:
-            self._fetch.cancelled.check()
-            at = chunk_range(chunk, self._incoming.size_bytes)
-            view = self.buffer.view[: at.size_bytes]
-            self._incoming.read(at.start, view)
-            mark = xxhash.xxh3_128_digest(view)
-            if mark == hints.get(chunk):
-                self._fetch.meter.reused(at.size_bytes)
-                self._arrived(chunk, mark)
-            else:
-                self._fetch.missing(self._span.file, chunk)
-            self.done = chunk + 1
-
-    def fetch(self) -> None:
-        """Read the span from the origin, chunk by chunk, until it ends or something more wanted comes."""
-        whole = self._fetch.is_whole(self._span.file)
-        size_bytes = self._incoming.size_bytes
-        span = ByteRange(chunk_range(self._span.first, size_bytes).start, chunk_range(self._span.stop - 1, size_bytes).stop)
-        with self._fetch.body(self._span.file, span) as body:
-            for chunk in self._span.chunks:
-                at = chunk_range(chunk, size_bytes)
-                view = self.buffer.view[: at.size_bytes]
-                self._fill(body, view)
-                if at.stop == span.stop:
-                    _expect_end(body)
-                mark = xxhash.xxh3_128_digest(view)
-                self._incoming.write(at.start, view, self._fetch.route)
-                self._fetch.meter.fetched(at.size_bytes)
-                self._arrived(chunk, mark)
-                self.done = chunk + 1
-                self._engine.moved(at.size_bytes)
-                if not whole and self._engine.outranked(self._fetch):
-                    return
-
-    def _fill(self, body: Body, view: memoryview) -> None:
-        got = 0
-        while got < len(view):
-            count = body.readinto(view[got:])
-            if count == 0:
-                raise RuntimeError(f"a source ended `{self._incoming.path}` early without saying so")
-            got += count
-
-    def _arrived(self, chunk: int, mark: bytes) -> None:
-        self._incoming.mark(chunk, mark)
-        self.buffer, hashed = self._fetch.assembly(self._span.file).arrived(chunk, self.buffer, mark)
-        if hashed:
-            self._fetch.hashed(self._span.file)
-
-
-def _expect_end(body: Body) -> None:
-    """Let the source notice bytes beyond the promised ones before the last chunk counts."""
-    if body.readinto(memoryview(bytearray(1))) != 0:
-        raise RuntimeError("a source handed out more than the range that was asked for")

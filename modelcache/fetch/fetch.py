@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 from modelcache.abc.source import Body, RemoteFile, Source
 from modelcache.abc.store import IncomingFile, Ingest, Route
 from modelcache.chunks import CHUNK_BYTES, ChunkTable
-from modelcache.digest import Digest
+from modelcache.digest import Algorithm, Digest
 from modelcache.errors import Cancelled, DigestMismatch, Unavailable
 from modelcache.fetch.assembly import Assembly
 from modelcache.fetch.buffers import BufferPool
@@ -35,7 +36,7 @@ class FetchRequest:
 
     Attributes:
         uri: canonical, for progress and errors.
-        remote: the listed files, in the order of `ingest.files`.
+        remote: the listed files, in the order of `ingest.files`. Each is compared with all of its `digests`.
         identities: one text per file; files of equal, non-empty identity have equal bytes and are fetched once.
         route: how bytes go to disk.
     """
@@ -49,30 +50,44 @@ class FetchRequest:
     route: Route
 
 
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """What a fetch shares with the engine that runs it.
+
+    Attributes:
+        changed: the engine's lock (re-entrant), notified when there may be something to do or to wait for no longer.
+        published: called under the lock, once, when a file is published; who waits for it.
+        ended: called under the lock, once, when the fetch ends.
+    """
+
+    pool: BufferPool
+    changed: threading.Condition
+    published: Callable[[Fetch, int], list[tuple[Fetch, int]]]
+    ended: Callable[[Fetch], None]
+
+
 class Fetch:
     """One fetch in progress. Thread-safe. Ends when every file is complete, on the first error, or when cancelled."""
 
-    def __init__(
-        self,
-        request: FetchRequest,
-        pool: BufferPool,
-        changed: threading.Condition,
-        on_complete: Callable[[Fetch, int, Digest], None],
-    ) -> None:
-        self._on_complete = on_complete
+    def __init__(self, request: FetchRequest, around: Surroundings) -> None:
         self._request = request
-        self._pool = pool
-        self._changed = changed
+        self._around = around
+        self._changed = around.changed
         self._incoming: Sequence[IncomingFile] = request.ingest.files
         self._left = {i for i, item in enumerate(self._incoming) if item.sha256 is None}
+        self._hints = {i: dict(self._incoming[i].hints()) for i in self._left if request.remote[i].resumable}
         self._schedule = Schedule([self._planned(i) if i in self._left else None for i in range(len(self._incoming))])
-        self._assemblies = {i: Assembly(self._incoming[i], request.remote[i].digests, pool) for i in self._left}
-        self._tries = dict.fromkeys(self._left, 1)
+        self._assemblies = {i: Assembly(self._incoming[i], request.remote[i].digests, around.pool) for i in self._left}
+        self._small_open = {i for i in self._left if self._is_small(i)}
+        self._digest_tries: Counter[int] = Counter()
+        self._whole_tries: Counter[int] = Counter()
+        self._reused: Counter[int] = Counter()
         self._batch: list[int] = []
         self._error: BaseException | None = None
         self._bodies: set[Body] = set()
+        self._lent: Counter[Priority] = Counter()
+        self.own_priority = request.priority
         self.cancelled = Cancellation()
-        self.priority = request.priority
         self.route = request.route
         self.active = 0
         self.compared: dict[int, tuple[Digest, ...]] = {}
@@ -83,56 +98,21 @@ class Fetch:
                 self.meter.file_done()
 
     def _planned(self, file: int) -> PlannedFile:
-        remote, incoming = self._request.remote[file], self._incoming[file]
+        remote = self._request.remote[file]
         return PlannedFile(
-            size_bytes=incoming.size_bytes,
+            size_bytes=self._incoming[file].size_bytes,
             whole=not remote.resumable,
             leads=remote.path.endswith(".safetensors"),
-            hinted=frozenset(incoming.hints()) if remote.resumable else frozenset(),
+            hinted=frozenset(self._hints.get(file, ())),
         )
+
+    def _is_small(self, file: int) -> bool:
+        return self._incoming[file].size_bytes <= SMALL_BYTES
 
     # -- for the caller ---------------------------------------------------------------------------------------------
 
-    @property
-    def files_left(self) -> set[int]:
-        """Numbers of the files that are not complete. A copy."""
-        with self._changed:
-            return set(self._left)
-
-    def identity(self, file: int) -> str:
-        """What says that two fetches want the same bytes; empty if nothing does."""
-        return self._request.identities[file]
-
-    def follow(self, file: int) -> None:
-        """Another fetch brings this file; the engine holds the lock."""
-        self._schedule.park(file)
-
-    def link(self, file: int, digest: Digest) -> None:
-        """The other fetch has published this file: link it, or bring it after all if it is gone again."""
-        try:
-            if not self.ended and self._incoming[file].link(digest):
-                self.meter.reused(self._incoming[file].size_bytes)
-                self._done(file, digest)
-                return
-        except Exception as error:
-            self._fail(error)
-        self.lead(file)
-
-    def lead(self, file: int) -> None:
-        """The other fetch did not bring this file: bring it."""
-        with self._changed:
-            if file in self._left:
-                self._schedule.unpark(file)
-            self._changed.notify_all()
-
-    def begin(self) -> None:
-        """Complete what needs no bytes (empty files)."""
-        for file in [i for i in self._left if self._incoming[i].size_bytes == 0]:
-            self.hashed(file)
-        self._settle()
-
     def wait(self, cancel: Cancellation) -> None:
-        """Until it has ended and no worker touches the ingest any more.
+        """Until it has ended and no thread of the engine touches the ingest any more.
 
         Raises:
             Cancelled: by `cancel` or `Fetch.cancel`.
@@ -148,7 +128,7 @@ class Fetch:
 
     def cancel(self) -> None:
         """Stop; what is marked stays for the next fetch."""
-        self._fail(Cancelled("cancelled; what was fetched is kept for the next try", address=self._request.uri))
+        self.fail(Cancelled("cancelled; what was fetched is kept for the next try", address=self._request.uri))
 
     def look(self, phase: Phase = Phase.FETCHING) -> Progress:
         return self.meter.look(self._request.uri, phase)
@@ -157,13 +137,94 @@ class Fetch:
         """A reader waits for these chunks: they go before everything else of this fetch."""
         with self._changed:
             self._schedule.want(file, first_chunk, stop_chunk)
+            self._changed.notify_all()
 
     @property
     def read_back_bytes(self) -> int:
         """Bytes that had to be read back from disk to be hashed."""
         return sum(item.read_back_bytes for item in self._assemblies.values())
 
+    # -- for the engine, which holds the lock -----------------------------------------------------------------------
+
+    @property
+    def files_to_share(self) -> list[int]:
+        """Numbers of the files that bytes are to come for, in order."""
+        return sorted(file for file in self._left if self._incoming[file].size_bytes > 0)
+
+    def identity(self, file: int) -> str:
+        """What says that two fetches want the same bytes; empty if nothing does."""
+        return self._request.identities[file]
+
+    @property
+    def priority(self) -> Priority:
+        """Its own, or that of the most urgent fetch that waits for a file of it."""
+        return next((level for level in Priority if level < self.own_priority and self._lent[level] > 0), self.own_priority)
+
+    def lend(self, priority: Priority) -> None:
+        """A fetch of this priority waits for a file of this one."""
+        self._lent[priority] += 1
+
+    def unlend(self, priority: Priority) -> None:
+        self._lent[priority] -= 1
+
+    def follow(self, file: int) -> None:
+        """Another fetch brings this file."""
+        self._schedule.park(file)
+        self._small_open.discard(file)
+
+    def lead(self, file: int) -> None:
+        """The other fetch did not bring this file: bring it."""
+        if file in self._left:
+            self._schedule.unpark(file)
+            if self._is_small(file):
+                self._small_open.add(file)
+
+    def prefer(self, files: Collection[int]) -> None:
+        """Others wait for these files."""
+        self._schedule.prefer(files)
+
+    def take(self, window_files: int) -> Span | None:
+        """The next span."""
+        if self.ended:
+            return None
+        span = self._schedule.take(window_files)
+        if span is not None:
+            self.active += 1
+        return span
+
     # -- for the engine's workers -----------------------------------------------------------------------------------
+
+    def begin(self) -> None:
+        """Complete what needs no bytes (empty files)."""
+        with self._changed:
+            empty = sorted(file for file in self._left if self._incoming[file].size_bytes == 0)
+        try:
+            for file in empty:
+                self.hashed(file)
+            self._settle()
+        except Exception as error:
+            self.fail(error)
+
+    def link(self, file: int, digest: Digest) -> None:
+        """The other fetch has published this file: link it, or bring it after all if it is gone again or not what was stated here."""
+        with self._changed:
+            if self.ended:
+                return
+            self.active += 1  # so that `wait` does not give the ingest back meanwhile
+        try:
+            stated = [item for item in self._request.remote[file].digests if item.algorithm is Algorithm.SHA256]
+            if all(item == digest for item in stated) and self._incoming[file].link(digest):
+                self.meter.reused(self._incoming[file].size_bytes)
+                self._done(file, digest)
+            else:
+                with self._changed:
+                    self.lead(file)
+        except Exception as error:
+            self.fail(error)
+        finally:
+            with self._changed:
+                self.active -= 1
+                self._changed.notify_all()
 
     @property
     def ended(self) -> bool:
@@ -174,17 +235,12 @@ class Fetch:
         """Whether spans wait to be taken."""
         return not self.ended and self._schedule.left
 
-    def take(self, window_files: int) -> Span | None:
-        """The next span; the engine holds the lock."""
-        if self.ended:
-            return None
-        span = self._schedule.take(window_files)
-        if span is not None:
-            self.active += 1
-        return span
-
     def incoming(self, file: int) -> IncomingFile:
         return self._incoming[file]
+
+    def hints(self, file: int) -> Mapping[int, bytes]:
+        """What an interrupted fetch says to have left, as of the start."""
+        return self._hints[file]
 
     def assembly(self, file: int) -> Assembly:
         return self._assemblies[file]
@@ -207,9 +263,16 @@ class Fetch:
                 self._bodies.discard(body)
             body.close()
 
+    def reused(self, file: int, count: int) -> None:
+        """`count` bytes that an interrupted fetch left are right."""
+        with self._changed:
+            self._reused[file] += count
+        self.meter.reused(count)
+
     def missing(self, file: int, chunk: int) -> None:
         with self._changed:
             self._schedule.missing(file, chunk)
+            self._changed.notify_all()
 
     def hashed(self, file: int) -> None:
         """Every byte of a file went through its checksums: publish its blob, or start it over if they are wrong."""
@@ -217,41 +280,47 @@ class Fetch:
         try:
             digest, table = assembly.result(f"{self._request.uri} {self._request.remote[file].path}")
         except DigestMismatch:
-            if self._tries[file] >= DIGEST_TRIES:
+            self._digest_tries[file] += 1
+            if self._digest_tries[file] >= DIGEST_TRIES or self._incoming[file].size_bytes == 0:
                 raise
             self._request.source.close()  # so that the next try has a fresh connection
             self._start_over(file)
             return
         self.compared[file] = assembly.compared
-        if self._incoming[file].size_bytes <= SMALL_BYTES:
+        if self._is_small(file):
             self._complete_in_batches(file)
         else:
             self._complete(file, digest, table)
 
     def ended_span(self, span: Span, done: int, error: BaseException | None) -> None:
         """A worker is through with a span, up to chunk `done`."""
-        if error is not None and self._may_start_over(span.file, error):
-            error, done = None, span.stop
-            self._start_over(span.file)
+        try:
+            if error is not None and self._may_start_over(span.file, error):
+                self._whole_tries[span.file] += 1
+                self._start_over(span.file)
+                error, done = None, span.stop
+        except Exception as caught:
+            error = caught
         with self._changed:
             self._schedule.ended(span, done)
         if error is not None:
-            self._fail(error)
+            self.fail(error)
         try:
             self._settle()
         except Exception as caught:
-            self._fail(caught)
+            self.fail(caught)
         with self._changed:
             self.active -= 1
             self._changed.notify_all()
 
     def _may_start_over(self, file: int, error: BaseException) -> bool:
-        return isinstance(error, Unavailable) and self.is_whole(file) and self._tries[file] < WHOLE_TRIES and not self.cancelled.requested
+        if self.cancelled.requested or not self.is_whole(file):
+            return False
+        return isinstance(error, Unavailable) and self._whole_tries[file] + 1 < WHOLE_TRIES
 
     def _start_over(self, file: int) -> None:
-        self._tries[file] += 1
         incoming = self._incoming[file]
-        self.meter.lost(incoming.ranges().size_bytes)
+        self.meter.lost(incoming.ranges().size_bytes, self._reused.pop(file, 0))
         incoming.restart()
         self._assemblies[file].restart()
         with self._changed:
@@ -265,21 +334,27 @@ class Fetch:
     def _done(self, file: int, digest: Digest) -> None:
         self.meter.file_done()
         with self._changed:
+            # One step: a fetch that looks ended with its last file must not hand that file to who waits for it.
             self._left.discard(file)
+            followers = self._around.published(self, file)
+            if not self._left and self._error is None:
+                self._around.ended(self)
             self._changed.notify_all()
-        self._on_complete(self, file, digest)
+        for follower, number in followers:
+            follower.link(number, digest)
 
     def _complete_in_batches(self, file: int) -> None:
         with self._changed:
             self._batch.append(file)
+            self._small_open.discard(file)
             full = len(self._batch) >= FLUSH_FILES
         if full:
             self._flush()
 
     def _settle(self) -> None:
-        """Flush the last small files once nothing else can join them."""
+        """Flush the last small files once no other is on its way."""
         with self._changed:
-            due = bool(self._batch) and self._error is None and not self._schedule.left
+            due = bool(self._batch) and self._error is None and not self._small_open
         if due:
             self._flush()
 
@@ -292,10 +367,13 @@ class Fetch:
         for file in batch:
             self._complete(file, *self._assemblies[file].result(self._request.remote[file].path))
 
-    def _fail(self, error: BaseException) -> None:
+    def fail(self, error: BaseException) -> None:
+        """End with this error, unless it has ended."""
         with self._changed:
-            if self._error is None and self._left:
-                self._error = error
+            if self.ended:
+                return
+            self._error = error
+            self._around.ended(self)
             bodies = list(self._bodies)
             self._changed.notify_all()
         self.cancelled.cancel()

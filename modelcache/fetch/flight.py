@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Hashable
-from typing import Generic, TypeVar
+from typing import Generic, TypeVar, cast
 
 from modelcache.errors import Cancelled
 from modelcache.patience import Cancellation
@@ -16,12 +16,17 @@ LOOK_S = 0.2
 
 
 class Flight(Generic[V]):
-    """One doing, in a thread of its own, that several callers wait for."""
+    """One doing, in a thread of its own, that several callers wait for.
+
+    Attributes:
+        leaving: its last caller has gone; nobody joins any more.
+    """
 
     def __init__(self) -> None:
         self.cancel = Cancellation()
         self.ended = threading.Event()
         self.waiters = 0
+        self.leaving = False
         self.value: V | None = None
         self.error: BaseException | None = None
 
@@ -50,10 +55,10 @@ class SingleFlight(Generic[K, V]):
         `look` is called now and then while waiting, from the caller's own thread.
 
         Raises:
-            Cancelled: by `cancel`.
-            Whatever `do` raises, to everyone who waits.
+            Cancelled: by `cancel`; the doing has ended then, unless others wait for it.
+            Whatever `do` and `look` raise.
         """
-        flight = self._board(key, do)
+        flight = self._board(key, do, cancel)
         try:
             while not flight.ended.wait(LOOK_S):
                 if look is not None:
@@ -65,26 +70,39 @@ class SingleFlight(Generic[K, V]):
         if not flight.ended.is_set():
             raise Cancelled("cancelled; what was fetched is kept for the next try")
         if flight.error is not None:
-            raise flight.error
-        assert flight.value is not None
-        return flight.value
+            try:
+                raise flight.error
+            finally:
+                del flight  # else error, traceback, this frame and the flight keep each other alive
+        return cast(V, flight.value)
 
-    def _board(self, key: K, do: Callable[[Cancellation], V]) -> Flight[V]:
+    def _board(self, key: K, do: Callable[[Cancellation], V], cancel: Cancellation | None) -> Flight[V]:
         while True:
             with self._lock:
+                if cancel is not None:
+                    cancel.check()
                 flight = self._flights.get(key)
                 if flight is None:
-                    flight = self._flights[key] = Flight()
-                    threading.Thread(target=self._fly, args=(key, flight, do), name=self._name, daemon=True).start()
-                if not flight.cancel.requested:
+                    flight = self._start(key, do)
+                if not flight.leaving:
                     flight.waiters += 1
                     return flight
-            flight.ended.wait()
+            while not flight.ended.wait(LOOK_S):
+                if cancel is not None:
+                    cancel.check()
+
+    def _start(self, key: K, do: Callable[[Cancellation], V]) -> Flight[V]:
+        flight: Flight[V] = Flight()
+        threading.Thread(target=self._fly, args=(key, flight, do), name=self._name, daemon=True).start()
+        self._flights[key] = flight  # under the lock, which the thread needs to take it out again
+        return flight
 
     def join(self) -> None:
         """Cancel everything in progress and wait until it has ended."""
         with self._lock:
             flights = list(self._flights.values())
+            for flight in flights:
+                flight.leaving = True
         for flight in flights:
             flight.cancel.cancel()
         for flight in flights:
@@ -94,6 +112,7 @@ class SingleFlight(Generic[K, V]):
         with self._lock:
             flight.waiters -= 1
             last = flight.waiters == 0 and not flight.ended.is_set()
+            flight.leaving = flight.leaving or last
         if last:
             flight.cancel.cancel()
             flight.ended.wait()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum, StrEnum
 
@@ -12,9 +12,6 @@ from modelcache.chunks import chunk_count
 SPAN_CHUNKS = 16
 """Longest span one request asks for: 64 MiB. Longer ones would save less than 1 % of requests' cost at 100 ms a request and 1 GiB/s,
 and would keep a waiting model's first request behind them for longer on origins that can't be broken off."""
-
-PASSED_FILES = 32
-"""Finished files are cleared out of the order when a look passes more than these, so that looks stay short with 10,000 files."""
 
 
 class Priority(IntEnum):
@@ -63,33 +60,61 @@ class Span:
 
 @dataclass(slots=True)
 class _Todo:
-    """What is left of one file: chunks not handed out, as sorted disjoint runs."""
+    """What is left of one file: chunks not handed out, as sorted disjoint runs.
+
+    Attributes:
+        wanted: runs that readers wait for; they stay, so that chunks given back go first again.
+        active: spans of it that are out.
+        ordered, queued: whether it stands in the order, and in the queue of wanted files.
+    """
 
     plan: PlannedFile
     fetch: list[tuple[int, int]] = field(default_factory=list)
     check: list[tuple[int, int]] = field(default_factory=list)
+    wanted: list[tuple[int, int]] = field(default_factory=list)
     active: int = 0
+    ordered: bool = True
+    queued: bool = False
 
     @property
     def left(self) -> bool:
         return bool(self.fetch or self.check)
+
+    @property
+    def ready(self) -> bool:
+        """Whether a span of it may go out now; a whole file's only one at a time."""
+        return self.left and not (self.plan.whole and self.active)
+
+    @property
+    def chunks(self) -> int:
+        return chunk_count(self.plan.size_bytes)
+
+    @property
+    def most(self) -> int:
+        """Chunks that the next span of it may have."""
+        return self.chunks if self.plan.whole else max(1, SPAN_CHUNKS // (self.active + 1))
+
+    @property
+    def early(self) -> bool:
+        """Whether its first chunk goes before other bytes, and waits to be fetched."""
+        first = self.chunks == 1 or (self.plan.leads and not self.plan.whole)
+        return first and bool(self.fetch) and self.fetch[0][0] == 0
 
 
 class Schedule:
     """Hands out the spans of one fetch: wanted ranges, then small files and heads, then file order. Not thread-safe.
 
     Every chunk is handed out once, unless it is given back. Several spans of one file are out at a time only when there are
-    fewer files than workers; then they are short, so that all of them together stay within what is held in memory for the hash.
+    fewer files than workers; they shrink as they get more, so that what is ahead of the hash stays small. A call costs as much
+    as the window is wide, however many files there are.
     """
 
     def __init__(self, files: Sequence[PlannedFile | None]) -> None:
         """`files[i]` is None for a file that is here already."""
         self._todo = {i: _todo(plan) for i, plan in enumerate(files) if plan is not None and plan.size_bytes > 0}
-        self._early = deque(
-            i for i, todo in self._todo.items() if not todo.plan.whole and (todo.plan.leads or chunk_count(todo.plan.size_bytes) == 1)
-        )
+        self._early = deque(i for i, todo in self._todo.items() if todo.early)
         self._order = deque(self._todo)
-        self._wanted: deque[tuple[int, int, int]] = deque()
+        self._wanted: deque[int] = deque()
         self._with_work = set(self._todo)
 
     @property
@@ -98,28 +123,27 @@ class Schedule:
         return bool(self._with_work)
 
     def take(self, window_files: int) -> Span | None:
-        """The next span, or None when nothing is left. At most about `window_files` files are open at a time."""
-        return self._take_wanted() or self._take_early() or self._take_body(window_files)
+        """The next span, or None when nothing can go out now. At most about `window_files` files are open at a time."""
+        return self._take_wanted() or self._take_early() or self._take_body(max(1, window_files))
 
     def ended(self, span: Span, stop: int) -> None:
-        """A span is over; its chunks before `stop` are done, the others wait again."""
+        """A span is over; its chunks before `stop` are done, the others wait again (of a whole file, all of them)."""
         todo = self._todo[span.file]
         todo.active -= 1
         if stop < span.stop:
             _put(todo.check if span.work is Work.CHECK else todo.fetch, 0 if todo.plan.whole else stop, span.stop)
-            self._with_work.add(span.file)
+        self._again(span.file)
 
     def missing(self, file: int, chunk: int) -> None:
         """A checked chunk was not what its journal said: fetch it."""
         _put(self._todo[file].fetch, chunk, chunk + 1)
-        self._with_work.add(file)
+        self._again(file)
 
     def restart(self, file: int) -> None:
         """All of a file must come again; no chunk of it is on its way."""
         todo = self._todo[file]
-        todo.check = []
-        todo.fetch = [(0, chunk_count(todo.plan.size_bytes))]
-        self._back(file)
+        todo.check, todo.fetch = [], [(0, todo.chunks)]
+        self._again(file)
 
     def park(self, file: int) -> None:
         """Somebody else brings this file; hand nothing of it out (yet)."""
@@ -131,65 +155,84 @@ class Schedule:
         """Nobody else brings it after all: as at the start."""
         todo = _todo(self._todo[file].plan)
         self._todo[file].check, self._todo[file].fetch = todo.check, todo.fetch
-        self._back(file)
+        self._again(file)
 
     def want(self, file: int, first: int, stop: int) -> None:
-        """A reader waits for these chunks: they go first."""
-        if file in self._todo and not self._todo[file].plan.whole:
-            self._wanted.append((file, first, stop))
+        """A reader waits for these chunks: they go first (with all of their file, if only one request can serve it)."""
+        todo = self._todo.get(file)
+        if todo is not None:
+            whole = todo.plan.whole
+            todo.wanted = _merged([*todo.wanted, (0 if whole else first, todo.chunks if whole else min(stop, todo.chunks))])
+            self._queue(file)
 
-    def _back(self, file: int) -> None:
+    def prefer(self, files: Collection[int]) -> None:
+        """Others wait for these files: they go before the rest of the order."""
+        ahead = [file for file in files if file in self._todo]
+        moved = set(ahead)
+        self._order = deque([*ahead, *(file for file in self._order if file not in moved)])
+        for file in ahead:
+            self._todo[file].ordered = True
+
+    def _again(self, file: int) -> None:
+        """Something of this file may have come to wait: it stands wherever the next look finds it."""
+        todo = self._todo[file]
+        if not todo.left:
+            return
         self._with_work.add(file)
-        if file not in self._order:
+        if not todo.ordered:
+            todo.ordered = True
             self._order.append(file)
+        if todo.early:
+            self._early.append(file)
+        self._queue(file)
+
+    def _queue(self, file: int) -> None:
+        todo = self._todo[file]
+        if todo.wanted and todo.left and not todo.queued:
+            todo.queued = True
+            self._wanted.append(file)
 
     def _take_wanted(self) -> Span | None:
         while self._wanted:
-            file, first, stop = self._wanted[0]
+            file = self._wanted[0]
             todo = self._todo[file]
-            for runs, work in ((todo.check, Work.CHECK), (todo.fetch, Work.FETCH)):
-                got = _cut(runs, first, stop, SPAN_CHUNKS)
-                if got is not None:
-                    return self._out(file, got, work)
+            for first, stop in todo.wanted if todo.ready else ():
+                for runs, work in ((todo.check, Work.CHECK), (todo.fetch, Work.FETCH)):
+                    got = _cut(runs, first, stop, todo.most)
+                    if got is not None:
+                        return self._out(file, got, work)
             self._wanted.popleft()
+            todo.queued = False
         return None
 
     def _take_early(self) -> Span | None:
         while self._early:
             file = self._early.popleft()
             todo = self._todo[file]
-            got = _cut(todo.fetch, 0, 1, 1)
+            got = _cut(todo.fetch, 0, 1, 1) if todo.ready else None
             if got is not None:
                 return self._out(file, got, Work.FETCH)
         return None
 
     def _take_body(self, window_files: int) -> Span | None:
-        best: int | None = None
-        seen = passed = 0
-        for file in self._order:
+        looked: list[int] = []
+        while self._order and len(looked) < window_files:
+            file = self._order.popleft()
             todo = self._todo[file]
-            if not todo.left and not todo.active:
-                passed += 1
-                continue
-            seen += 1
-            if todo.left and not (todo.plan.whole and todo.active) and (best is None or todo.active < self._todo[best].active):
-                best = file
-            if seen >= window_files:
-                break
-        if passed > PASSED_FILES:
-            self._order = deque(file for file in self._order if self._todo[file].left or self._todo[file].active)
-        if best is None:
+            if todo.left or todo.active:
+                looked.append(file)
+            else:
+                todo.ordered = False
+        self._order.extendleft(reversed(looked))
+        ready = [file for file in looked if self._todo[file].ready]
+        if not ready:
             return None
-        return self._cut_body(best, SPAN_CHUNKS if seen >= window_files else max(1, SPAN_CHUNKS // window_files))
-
-    def _cut_body(self, file: int, most: int) -> Span:
-        todo = self._todo[file]
-        if todo.plan.whole:
-            most = chunk_count(todo.plan.size_bytes)
+        best = min(ready, key=lambda file: self._todo[file].active)
+        todo = self._todo[best]
         runs, work = (todo.check, Work.CHECK) if todo.check else (todo.fetch, Work.FETCH)
-        got = _cut(runs, 0, chunk_count(todo.plan.size_bytes), most)
+        got = _cut(runs, 0, todo.chunks, todo.most)
         assert got is not None
-        return self._out(file, got, work)
+        return self._out(best, got, work)
 
     def _out(self, file: int, run: tuple[int, int], work: Work) -> Span:
         self._todo[file].active += 1
@@ -216,6 +259,17 @@ def _put(runs: list[tuple[int, int]], first: int, stop: int) -> None:
         runs[at : at + 2] = [(first, runs[at + 1][1])]
     if at > 0 and runs[at - 1][1] == first:
         runs[at - 1 : at + 1] = [(runs[at - 1][0], runs[at][1])]
+
+
+def _merged(runs: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    """The same chunks as sorted runs that neither overlap nor touch."""
+    merged: list[tuple[int, int]] = []
+    for first, stop in sorted(runs):
+        if merged and first <= merged[-1][1]:
+            merged[-1] = (merged[-1][0], max(merged[-1][1], stop))
+        else:
+            merged.append((first, stop))
+    return merged
 
 
 def _cut(runs: list[tuple[int, int]], first: int, stop: int, most: int) -> tuple[int, int] | None:

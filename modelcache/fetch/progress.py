@@ -79,10 +79,11 @@ class Meter:
             self._reused += count
             self._done += count
 
-    def lost(self, count: int) -> None:
-        """`count` bytes counted as done were dropped and must come again."""
+    def lost(self, count: int, reused: int = 0) -> None:
+        """`count` bytes counted as done, `reused` of them as reused, were dropped and must come again."""
         with self._lock:
             self._done -= count
+            self._reused -= reused
 
     def file_done(self) -> None:
         with self._lock:

@@ -3,25 +3,32 @@
 from __future__ import annotations
 
 from modelcache.fetch.fetch import Fetch
+from modelcache.fetch.plan import Priority
 
 
 class SharedFiles:
-    """Who leads and who follows, by the identity of the bytes. Not thread-safe; the engine's lock guards it."""
+    """Who leads and who follows, by the identity of the bytes. Not thread-safe; the engine's lock guards it.
+
+    Who follows lends its priority to who leads, for as long as it waits: a pod must not wait behind somebody's prewarming
+    because that was first to ask for a file of both.
+    """
 
     def __init__(self) -> None:
         self._leader: dict[str, tuple[Fetch, int]] = {}
         self._followers: dict[str, list[tuple[Fetch, int]]] = {}
 
-    def join(self, fetch: Fetch, file: int) -> bool:
-        """Whether `fetch` is to bring this file itself; False: it follows another, or another file of its own."""
+    def join(self, fetch: Fetch, file: int) -> tuple[Fetch, int] | None:
+        """None: `fetch` is to bring this file itself. Else which file of which fetch it waits for (it may be its own)."""
         identity = fetch.identity(file)
         if identity == "":
-            return True
+            return None
         if identity not in self._leader:
             self._leader[identity] = (fetch, file)
-            return True
+            return None
+        leader = self._leader[identity]
         self._followers.setdefault(identity, []).append((fetch, file))
-        return False
+        leader[0].lend(fetch.own_priority)
+        return leader
 
     def completed(self, fetch: Fetch, file: int) -> list[tuple[Fetch, int]]:
         """This file is published; who waits for it."""
@@ -29,12 +36,23 @@ class SharedFiles:
         if self._leader.get(identity) != (fetch, file):
             return []
         del self._leader[identity]
-        return self._followers.pop(identity, [])
+        followers = self._followers.pop(identity, [])
+        for follower, _ in followers:
+            fetch.unlend(follower.own_priority)
+        return followers
+
+    def hurried(self, fetch: Fetch, before: Priority) -> None:
+        """The own priority of this fetch was `before`."""
+        for identity, waiting in self._followers.items():
+            for follower, _ in waiting:
+                if follower is fetch:
+                    self._leader[identity][0].unlend(before)
+                    self._leader[identity][0].lend(fetch.own_priority)
 
     def left(self, fetch: Fetch) -> list[tuple[Fetch, int]]:
         """This fetch has ended: forget it; who leads now in its stead."""
         for identity in list(self._followers):
-            self._followers[identity] = [item for item in self._followers[identity] if item[0] is not fetch]
+            self._unfollow(identity, fetch)
         promoted = []
         for identity in [identity for identity, leader in self._leader.items() if leader[0] is fetch]:
             del self._leader[identity]
@@ -44,4 +62,18 @@ class SharedFiles:
                 promoted.append(waiting[0])
             if waiting[1:]:
                 self._followers[identity] = waiting[1:]
+                for follower, _ in waiting[1:]:
+                    waiting[0][0].lend(follower.own_priority)
         return promoted
+
+    def _unfollow(self, identity: str, fetch: Fetch) -> None:
+        staying = []
+        for follower, file in self._followers[identity]:
+            if follower is fetch:
+                self._leader[identity][0].unlend(fetch.own_priority)
+            else:
+                staying.append((follower, file))
+        if staying:
+            self._followers[identity] = staying
+        else:
+            del self._followers[identity]

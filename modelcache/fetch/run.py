@@ -1,0 +1,124 @@
+"""One span in the hands of one worker: from the origin, or from what an earlier try left, into the ingest and its checksums."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import xxhash
+
+from modelcache.abc.source import Body
+from modelcache.abc.store import IncomingFile
+from modelcache.chunks import chunk_range
+from modelcache.errors import StoreFault
+from modelcache.fetch.buffers import Buffer
+from modelcache.fetch.fetch import Fetch
+from modelcache.fetch.plan import Span, Work
+from modelcache.ranges import ByteRange
+
+
+class Traffic(Protocol):
+    """What a run tells and asks between two chunks."""
+
+    def moved(self, count: int) -> None: ...
+
+    def outranked(self, fetch: Fetch) -> bool: ...
+
+
+class Run:
+    """Performs one span, once.
+
+    Attributes:
+        buffer: the worker's; after a chunk it may be another one.
+        done: the first chunk that is not done.
+    """
+
+    def __init__(self, fetch: Fetch, span: Span, buffer: Buffer | None, traffic: Traffic) -> None:
+        self._fetch = fetch
+        self._span = span
+        self._traffic = traffic
+        self._incoming: IncomingFile = fetch.incoming(span.file)
+        self._hashed = False
+        self.buffer = buffer
+        self.done = span.first
+
+    def perform(self) -> None:
+        """Raises what the source, the store and the checksums raise."""
+        buffer = self.buffer or Buffer()
+        self.buffer = buffer
+        self._check(buffer) if self._span.work is Work.CHECK else self._read(buffer)
+        if self._hashed:
+            self._fetch.hashed(self._span.file)
+
+    def _check(self, buffer: Buffer) -> None:
+        """Compare what an interrupted fetch left with its journal; what differs is fetched."""
+        hints = self._fetch.hints(self._span.file)
+        for chunk in self._span.chunks:
+            self._fetch.cancelled.check()
+            at = chunk_range(chunk, self._incoming.size_bytes)
+            mark = self._mark_on_disk(at, buffer)
+            if mark is not None and mark == hints.get(chunk):
+                self._fetch.reused(self._span.file, at.size_bytes)
+                buffer = self._arrived(chunk, buffer, mark)
+            else:
+                self._fetch.missing(self._span.file, chunk)
+            self.done = chunk + 1
+
+    def _mark_on_disk(self, at: ByteRange, buffer: Buffer) -> bytes | None:
+        view = buffer.view[: at.size_bytes]
+        try:
+            self._incoming.read(at.start, view)
+        except StoreFault:
+            return None  # the journal got to the disk and the bytes did not: a hint that proved wrong
+        return xxhash.xxh3_128_digest(view)
+
+    def _read(self, buffer: Buffer) -> None:
+        """Read the span from the origin, chunk by chunk, until it ends or something more wanted comes.
+
+        The connection is given back before the last chunk is written and hashed: that can take long, when others that were
+        ahead follow it, and ends with the publishing of the blob.
+        """
+        size_bytes = self._incoming.size_bytes
+        last = self._span.stop - 1
+        span = ByteRange(chunk_range(self._span.first, size_bytes).start, chunk_range(last, size_bytes).stop)
+        leaves = not self._fetch.is_whole(self._span.file)
+        with self._fetch.body(self._span.file, span) as body:
+            for chunk in range(self._span.first, last):
+                self._fill(body, chunk, buffer)
+                buffer = self._keep(chunk, buffer)
+                if leaves and self._traffic.outranked(self._fetch):
+                    return
+            self._fill(body, last, buffer)
+            _expect_end(body)
+        self._keep(last, buffer)
+
+    def _fill(self, body: Body, chunk: int, buffer: Buffer) -> None:
+        view = buffer.view[: chunk_range(chunk, self._incoming.size_bytes).size_bytes]
+        got = 0
+        while got < len(view):
+            count = body.readinto(view[got:])
+            if count == 0:
+                raise RuntimeError(f"a source ended `{self._incoming.path}` early without saying so")
+            got += count
+
+    def _keep(self, chunk: int, buffer: Buffer) -> Buffer:
+        at = chunk_range(chunk, self._incoming.size_bytes)
+        view = buffer.view[: at.size_bytes]
+        mark = xxhash.xxh3_128_digest(view)
+        self._incoming.write(at.start, view, self._fetch.route)
+        self._fetch.meter.fetched(at.size_bytes)
+        buffer = self._arrived(chunk, buffer, mark)
+        self.done = chunk + 1
+        self._traffic.moved(at.size_bytes)
+        return buffer
+
+    def _arrived(self, chunk: int, buffer: Buffer, mark: bytes) -> Buffer:
+        self._incoming.mark(chunk, mark)
+        self.buffer, hashed = self._fetch.assembly(self._span.file).arrived(chunk, buffer, mark)
+        self._hashed = self._hashed or hashed
+        return self.buffer
+
+
+def _expect_end(body: Body) -> None:
+    """Let the source notice bytes beyond the promised ones before the last chunk counts."""
+    if body.readinto(memoryview(bytearray(1))) != 0:
+        raise RuntimeError("a source handed out more than the range that was asked for")

@@ -1,0 +1,78 @@
+"""Fetch engines and requests, in few words, over a `MemorySource` and any store: for tests."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import pytest
+
+import modelcache.chunks
+import modelcache.fetch.fetch
+from modelcache.abc.source import Listing, RemoteFile, Source
+from modelcache.abc.store import IngestFile, RefKey, Route, Store
+from modelcache.digest import Algorithm, Digest
+from modelcache.fetch.concurrency import ConcurrencyBounds
+from modelcache.fetch.engine import EngineLimits, FetchEngine
+from modelcache.fetch.fetch import FetchRequest
+from modelcache.fetch.plan import Priority
+from modelcache.patience import Cancellation
+from modelcache.uri import StorageUri
+
+SMALL_CHUNK_BYTES = 4096
+
+
+@contextmanager
+def small_chunks(size_bytes: int = SMALL_CHUNK_BYTES) -> Iterator[int]:
+    """Chunks of a few KiB inside the block, so that files of hundreds of them are cheap; gives their size."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(modelcache.chunks, "CHUNK_BYTES", size_bytes)
+        patch.setattr(modelcache.fetch.fetch, "SMALL_BYTES", size_bytes)
+        yield size_bytes
+
+
+@contextmanager
+def running_engine(requests: int = 4, *, spare_buffers: int = 4) -> Iterator[FetchEngine]:
+    """An engine with a fixed number of requests in flight, closed after the block."""
+    engine = FetchEngine(EngineLimits(ConcurrencyBounds(requests, requests, requests), spare_buffers))
+    try:
+        yield engine
+    finally:
+        engine.close()
+
+
+def place(name: str = "model") -> StorageUri:
+    """A URI of a `MemorySource`, which asks for everything in it."""
+    return StorageUri("memory", "origin", name)
+
+
+def stated_sha256(file: RemoteFile) -> Digest | None:
+    return next((digest for digest in file.digests if digest.algorithm is Algorithm.SHA256), None)
+
+
+def version_of(listing: Listing, file: RemoteFile) -> str:
+    return f"{listing.origin} {file.locator} {file.validator}" if file.resumable else ""
+
+
+def request_for(
+    store: Store,
+    source: Source,
+    name: str = "model",
+    *,
+    priority: Priority = Priority.WAITING,
+    identities: Sequence[str] | None = None,
+) -> FetchRequest:
+    """Everything that the source has, into a new ingest of the store; by default no file is shared with other fetches."""
+    uri = place(name)
+    listing = source.list(uri, Cancellation())
+    wanted = [IngestFile(file.path, file.size_bytes, version_of(listing, file), stated_sha256(file)) for file in listing.files]
+    ingest = store.ingest(RefKey(str(uri), str(listing.origin)), wanted)
+    return FetchRequest(
+        uri=str(uri),
+        source=source,
+        remote=listing.files,
+        ingest=ingest,
+        identities=tuple(identities) if identities is not None else ("",) * len(listing.files),
+        priority=priority,
+        route=Route.BUFFERED,
+    )
