@@ -10,7 +10,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 
 from modelcache.abc.source import Body, Listing, Origin, RemoteFile, Source
-from modelcache.errors import OriginBusy, Unavailable
+from modelcache.errors import OriginBusy, OriginUnreachable, Unavailable
 from modelcache.patience import Cancellation
 from modelcache.ranges import ByteRange
 from modelcache.uri import StorageUri
@@ -25,12 +25,15 @@ class RetryLimits:
     Attributes:
         deadline_s: from the first failure; nothing is tried later.
         attempts: in all, the first included.
+        first_contact_attempts: in all, while a listing can't even connect: more often a wrong name than an outage, and nothing is
+            lost by telling so soon.
         base_s, cap_s: the n-th pause is drawn from 0 to `base_s` times 2 to the n-th, at most `cap_s` (full jitter, so that many
             clients of one origin spread: Exponential Backoff And Jitter, AWS Architecture Blog, 2015).
     """
 
     deadline_s: float = 300.0
     attempts: int = 12
+    first_contact_attempts: int = 4
     base_s: float = 0.25
     cap_s: float = 20.0
 
@@ -80,7 +83,7 @@ class RetryingSource:
 
     def list(self, uri: StorageUri, cancel: Cancellation) -> Listing:
         """As `Source.list`."""
-        tries = self._tries()
+        tries = _Tries(self._limits, self._pace, self._on_throttle, first_contact=True)
         while True:
             try:
                 return self._source.list(uri, cancel)
@@ -103,8 +106,9 @@ class RetryingSource:
 class _Tries:
     """Failures of one call since its last progress."""
 
-    def __init__(self, limits: RetryLimits, pace: Pace, on_throttle: Callable[[], None] | None) -> None:
+    def __init__(self, limits: RetryLimits, pace: Pace, on_throttle: Callable[[], None] | None, *, first_contact: bool = False) -> None:
         self._limits = limits
+        self._first_contact = first_contact
         self._pace = pace
         self._on_throttle = on_throttle
         self._failures = 0
@@ -123,9 +127,11 @@ class _Tries:
         if self._failures == 0:
             self._give_up_s = now_s + self._limits.deadline_s
         self._failures += 1
+        unreachable = self._first_contact and isinstance(error, OriginUnreachable)
+        attempts = min(self._limits.attempts, self._limits.first_contact_attempts) if unreachable else self._limits.attempts
         backoff_s = min(self._limits.cap_s, self._limits.base_s * 2 ** min(self._failures, 30)) * self._pace.jitter()
         pause_s = max(backoff_s, error.retry_after_s or 0.0)
-        if not error.retryable or self._failures >= self._limits.attempts or now_s + pause_s > self._give_up_s:
+        if not error.retryable or self._failures >= attempts or now_s + pause_s > self._give_up_s:
             raise error
         _log.info("%s; try %d in %.1f s", error, self._failures + 1, pause_s)
         self._pace.pause(cancel, pause_s)

@@ -171,6 +171,15 @@ def test_attempts_without_progress_are_bounded() -> None:
     assert (str(caught.value), len(source.opened), len(clock.pauses)) == ("3", LIMITS.attempts, LIMITS.attempts - 1)
 
 
+def test_a_listing_that_never_connects_is_given_up_sooner() -> None:
+    limits = RetryLimits(attempts=9, first_contact_attempts=3)
+    for error, tries in ((OriginUnreachable("x"), 3), (OriginBusy("x"), 9)):
+        source = Flaky([error] * 20)
+        with pytest.raises(type(error)):
+            RetryingSource(source, limits, pace=Clock().pace()).list(URI, Cancellation())
+        assert source.lists == tries
+
+
 def test_the_time_without_progress_is_bounded() -> None:
     clock = Clock(jitter=1.0)
     source = RetryingSource(Flaky([OriginBusy("x", retry_after_s=60.0)] * 9), LIMITS, pace=clock.pace())
