@@ -51,9 +51,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
             file.write(json.dumps(line) + "\n")
         shown = [line[key] for key in ("hit_p50_ms", "hit_p99_ms", "first_p50_ms", "open_p50_ms", "command_p50_ms")]
         print(f"| {files} | {' | '.join(f'{value:.2f}' for value in shown)} |")
-        if line["hit_p99_ms"] >= LIMIT_MS:
-            missed.append(f"MISSED   a hit of {files} files takes {line['hit_p99_ms']:.1f} ms at p99 (to stay under: {LIMIT_MS:g})")
-    print("\n".join(missed or [f"reached  every hit stays under {LIMIT_MS:g} ms at p99"]))
+        for what, key in (("a hit", "hit_p99_ms"), ("the first hit of a process", "first_p50_ms")):
+            if line[key] >= LIMIT_MS:
+                missed.append(f"MISSED   {what} on a model of {files} files: {key} is {line[key]:.1f} (to stay under: {LIMIT_MS:g})")
+    print("\n".join(missed or [f"reached  every hit stays under {LIMIT_MS:g} ms"]))
     print(out)
 
 
