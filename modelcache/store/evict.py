@@ -26,7 +26,7 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True)
 class Victim:
-    """A chosen snapshot and the bytes that its removal frees once those before it in the list are gone."""
+    """A chosen snapshot and the blocks, in bytes, that its removal frees once those before it in the list are gone."""
 
     digest: Digest
     freed_bytes: int
@@ -52,7 +52,7 @@ def choose_victims(snapshots: Iterable[Candidate], blobs: Mapping[str, BlobFact]
             if digits in left:
                 left[digits] -= count
                 if left[digits] == 0:
-                    bytes_here += blobs[digits].size_bytes
+                    bytes_here += blobs[digits].allocated_bytes
                     freed.add(digits)
         chosen.append((snapshot, bytes_here))
         total += bytes_here
@@ -60,11 +60,11 @@ def choose_victims(snapshots: Iterable[Candidate], blobs: Mapping[str, BlobFact]
 
 
 def freed_bytes(snapshots: Sequence[Candidate], blobs: Mapping[str, BlobFact]) -> int:
-    """What the removal of all unheld snapshots would free."""
-    total = sum(fact.size_bytes for fact in blobs.values()) + 1
+    """Blocks, in bytes, that the removal of all unheld snapshots would free."""
+    total = sum(fact.allocated_bytes for fact in blobs.values()) + 1
     return sum(victim.freed_bytes for victim in choose_victims(snapshots, blobs, total))
 
 
 def own_bytes(links: Mapping[str, int], blobs: Mapping[str, BlobFact]) -> int:
-    """What the removal of one snapshot alone would free."""
+    """Bytes of content that only this snapshot names."""
     return sum(blobs[digits].size_bytes for digits, count in links.items() if digits in blobs and blobs[digits].names == count)

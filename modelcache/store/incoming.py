@@ -62,7 +62,8 @@ class LocalIncoming:
         self._number = number
         self.wanted = wanted
         self._key = file_key(wanted)
-        self._hints = {chunk: mark for chunk, mark in remembered.marks.items() if chunk < chunk_count(wanted.size_bytes)}
+        marks = remembered.marks if wanted.path in filling.workspace.adopted else {}
+        self._hints = {chunk: mark for chunk, mark in marks.items() if chunk < chunk_count(wanted.size_bytes)}
         self._here = RangeSet()
         self._sha256: Digest | None = None
         self._sealed = False
@@ -225,14 +226,16 @@ class LocalIncoming:
         return True
 
     def resume(self, remembered: Remembered) -> bool:
-        """Whether an earlier ingest published this file and its blob is still the file in the tree. Under the shared store lock."""
-        if remembered.sha256 is None or self.path not in self._filling.workspace.adopted:
+        """Become the blob that an earlier ingest made of this very version, if it is here. Under the shared store lock."""
+        known = remembered.sha256
+        if known is None or self.wanted.sha256 not in (None, known):
             return False
-        inode = os.stat(self._place).st_ino
-        if all(found.st_ino != inode for _, found in self._filling.blobs.inodes(remembered.sha256)):
-            return False
-        self._is_blob(remembered.sha256)
-        return True
+        if self.path in self._filling.workspace.adopted:
+            inode = os.stat(self._place).st_ino
+            if any(found.st_ino == inode for _, found in self._filling.blobs.inodes(known)):
+                self._is_blob(known)
+                return True
+        return self.size_bytes > 0 and self.hold(known)
 
     @guarded
     def restart(self) -> None:

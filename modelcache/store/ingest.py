@@ -38,7 +38,7 @@ class LocalIngest:
             tree=workspace.tree,
             descriptors=Descriptors(OPEN_FILES),
         )
-        remembered = workspace.journal.read() if workspace.adopted else {}
+        remembered = workspace.journal.read()
         self._remembered = [remembered.get(file_key(file), Remembered()) if file.version else Remembered() for file in files]
         self._files = [LocalIncoming(self._filling, number, file, self._remembered[number]) for number, file in enumerate(files)]
         self._reserved_bytes = 0

@@ -90,7 +90,7 @@ class MakingRoom:
         blobs = self._parts.blobs.unnamed(doomed)
         places = [self._parts.root.layout.trash, *ingests]
         own = sum(found.st_blocks * BLOCK_BYTES for place in places for found in regular_files(place) if found.st_nlink == 1)
-        return Garbage(ingests, blobs, doomed, own + sum(fact.size_bytes for fact in blobs.values()))
+        return Garbage(ingests, blobs, doomed, own + sum(fact.allocated_bytes for fact in blobs.values()))
 
     def _remove_garbage(self, garbage: Garbage) -> None:
         self._parts.trash.empty()

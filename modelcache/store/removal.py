@@ -11,7 +11,7 @@ from modelcache.digest import Digest, sha256
 from modelcache.errors import InUse, NotCached
 from modelcache.store import records
 from modelcache.store.blobs import EMPTY
-from modelcache.store.evict import own_bytes
+from modelcache.store.evict import Candidate, freed_bytes
 from modelcache.store.layout import TEMP_PREFIX
 from modelcache.store.parts import Parts
 from modelcache.store.workspace import JOURNAL, PLAN, TREE, ingest_directories, is_owned
@@ -85,7 +85,7 @@ class Removal:
             raise InUse(f"snapshot `{digest}` is held by {', '.join(f'`{holder}`' for holder in holders)}")
         links = self._parts.snapshots.summary(digest).links
         facts = self._parts.blobs.facts(only=[sha256(digits) for digits in links if len(digits) == len(EMPTY.hex)])
-        return Evicted(digest, self.uris(digest), own_bytes(links, facts))
+        return Evicted(digest, self.uris(digest), freed_bytes([Candidate(digest, 0.0, links, held=False)], facts))
 
     def uris(self, digest: Digest) -> tuple[str, ...]:
         return tuple(ref.key.uri for ref in self._parts.refs.of_manifest(digest))
@@ -127,6 +127,7 @@ class Removal:
             if not self._parts.leases.damaged():
                 held = {lease.manifest for lease in self._parts.leases.living()}
                 self._parts.snapshots.withdraw(digest for digest in self._parts.snapshots.incomplete() if digest not in held)
+            self._parts.snapshots.seal()
             self._sweep_refs()
         self._parts.blobs.drop_tables()
 
@@ -138,8 +139,8 @@ class Removal:
 
 
 def _is_useful(ingest: Path) -> bool:
-    """Whether somebody could go on with it."""
-    return (ingest / TREE).is_dir() and (ingest / PLAN).is_file()
+    """Whether somebody could go on with it: with its files, or with what its journal says of the blobs that it made."""
+    return (ingest / PLAN).is_file() and ((ingest / TREE).is_dir() or (ingest / JOURNAL).is_file())
 
 
 def _touched_at_s(ingest: Path) -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import stat
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -130,6 +131,13 @@ class Snapshots:
             durable.fsync_directory(self._layout.snapshots)
         if sum(records.remove(self._layout.manifest(digest)) for digest in todo):
             durable.fsync_directory(self._layout.manifests)
+
+    def seal(self) -> None:
+        """Take back the right to write into snapshots that a crash in a publish or a withdrawal left. Under the exclusive store lock."""
+        for digest in self.every():
+            path = self._layout.snapshot(digest)
+            if stat.S_IMODE(os.stat(path).st_mode) != DIRECTORY_MODE:
+                durable.chmod(path, DIRECTORY_MODE)
 
     def incomplete(self) -> list[Digest]:
         """Snapshots without a manifest and manifests without a snapshot: what a crash between two steps leaves."""

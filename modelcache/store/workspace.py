@@ -56,7 +56,11 @@ class Workspace:
 
     @classmethod
     def take_over(cls, root: Root, key: RefKey, files: Sequence[IngestFile]) -> Workspace | None:
-        """That of an ended ingest of the same ref, emptied of what `files` has no use for."""
+        """That of an ended ingest of the same ref, emptied of what `files` has no use for.
+
+        Its tree may have become a snapshot: of an ingest that was killed before the ref was written, the journal still knows which
+        blobs it made.
+        """
         with root.lock.shared():  # `collect` asks under the exclusive one who is owned.
             ended = _ended(root, key)
         if ended is None:
@@ -65,6 +69,9 @@ class Workspace:
         kept = {(file.path, file.size_bytes, file.version) for file in planned if file.version}
         kept &= {(file.path, file.size_bytes, file.version) for file in files}
         try:
+            for directory, mode in ((TREE, 0o755), (TEMPORARY, 0o700)):
+                if not (path / directory).is_dir():
+                    durable.mkdir(path / directory, mode)
             for name in os.listdir(path / TEMPORARY):
                 remove_tree(path / TEMPORARY / name)
             adopted = _prune(path / TREE, {name: size for name, size, _ in kept})
@@ -225,7 +232,7 @@ def _ended(root: Root, key: RefKey) -> tuple[Path, int, list[IngestFile]] | None
     """An ended ingest of this ref, locked for us, and its plan."""
     for path in ingest_directories(root):
         plan = read_plan(path)
-        if plan is not None and plan[0] == key and (path / TREE).is_dir():
+        if plan is not None and plan[0] == key:
             lock_fd = try_own(path)
             if lock_fd is not None:
                 return path, lock_fd, plan[1]
