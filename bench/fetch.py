@@ -57,6 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options.cache.mkdir(parents=True, exist_ok=True)
     install(options.cache, (each.venv for each in plan.contenders))
     out: Path = options.out or HERE / "results" / f"fetch-{datetime.datetime.now(datetime.UTC):%Y-%m-%d-%H%M}.jsonl"
+    out.parent.mkdir(parents=True, exist_ok=True)
     lines = []
     for line in measure(plan, Place(options.cache, (options.scratch or options.cache) / "bench-scratch")):
         lines.append(line)

@@ -35,6 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = _parser().parse_args(arguments)
     out: Path = options.out or Path(__file__).parent / "results" / f"hit-{datetime.datetime.now(datetime.UTC):%Y-%m-%d-%H%M}.jsonl"
     options.cache.mkdir(parents=True, exist_ok=True)
+    out.parent.mkdir(parents=True, exist_ok=True)
     where = machine.facts(options.cache)
     print(f"| {' | '.join(HEADINGS)} |\n|{'---|' * len(HEADINGS)}")
     missed = []
