@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import inspect
+import sys
 from collections.abc import Callable, Mapping
+from contextlib import redirect_stdout
 from dataclasses import dataclass, field
 from typing import Annotated, Any
 
@@ -67,7 +69,8 @@ def start(context: typer.Context, common: CommonOptions, version: Version = Fals
         session.finish(version=__version__)
         raise typer.Exit(ExitCode.OK)
     if context.invoked_subcommand is None:
-        typer.echo(context.get_help(), err=True)
+        with redirect_stdout(sys.stderr):
+            typer.echo(context.get_help())
         raise typer.Exit(ExitCode.USAGE)
 
 

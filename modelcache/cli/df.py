@@ -13,7 +13,7 @@ from modelcache.units import format_bytes
 if TYPE_CHECKING:
     from modelcache.abc.store import SnapshotInfo, Usage
 
-COLUMNS = (Column("what"), Column("bytes", right=True), Column("meaning", folds=True))
+COLUMNS = (Column("what"), Column("bytes", right=True), Column("meaning"))
 
 
 def df(session: Session) -> ExitCode:

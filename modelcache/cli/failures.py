@@ -11,6 +11,7 @@ from modelcache.cli.redaction import redact
 from modelcache.cli.session import Session
 from modelcache.errors import Cancelled, ModelCacheError
 
+RETRY_HINT = "the same command may work later"
 TRACEBACK_HINT = "this is a defect or a broken machine; the same command with -v shows the traceback"
 
 
@@ -25,6 +26,8 @@ def report(session: Session, error: BaseException) -> ExitCode:
         fields = Cancelled("cancelled").as_dict()
     elif isinstance(error, ModelCacheError):
         fields = error.as_dict() | {"message": str(error)}
+        if error.retryable:
+            fields.setdefault("hint", RETRY_HINT)
         details = _details(fields) if output.style.verbose else ""
     else:
         fields = unexpected(error, environ)

@@ -26,11 +26,15 @@ def cancelled_by_signals(cancel: Cancellation, output: Output) -> Iterator[None]
     """
     said = STOPPING_EVENT if output.style.as_json else STOPPING
 
+    stopping = False
+
     def stop(number: int, frame: FrameType | None) -> None:
-        if cancel.requested:
+        nonlocal stopping
+        if stopping:
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
             return
+        stopping = True
         with suppress(OSError):  # stderr may be gone
             os.write(2, said)  # not through a buffer that this signal may have interrupted
         cancel.cancel()

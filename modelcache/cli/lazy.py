@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from modelcache.cache import ModelCache, Refresh
     from modelcache.cli.findings import Finding
     from modelcache.cli.progress_view import ProgressView
-    from modelcache.cli.tables import Table
     from modelcache.config import Config
     from modelcache.uri import StorageUri, UriSecrets
 
@@ -52,13 +51,6 @@ def redact_url(text: str) -> str:
     from modelcache.uri_secrets import redact_url
 
     return redact_url(text)
-
-
-def draw_table(table: Table, stream: TextIO, *, color: bool) -> None:
-    """A table on a terminal, by rich."""
-    from modelcache.cli.screen import draw_table
-
-    draw_table(table, stream, color=color)
 
 
 def bars(stream: TextIO, *, color: bool) -> ProgressView:

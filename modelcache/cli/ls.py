@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 SHORT_DIGITS = 12
 COLUMNS = (
     Column("digest"), Column("size", right=True), Column("own", right=True), Column("files", right=True), Column("used", right=True),
-    Column("held by"), Column("uri", folds=True),
+    Column("held by"), Column("uri"),
 )  # fmt: skip
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -11,10 +12,9 @@ from io import TextIOWrapper
 from pathlib import Path
 from typing import TextIO
 
-from modelcache.cli import lazy
-from modelcache.cli.tables import Table, plain_lines, printable
+from modelcache.cli.tables import Table, printable, table_lines
 
-BOLD_RED, GREEN, YELLOW, DIM, PLAIN = "\x1b[1;31m", "\x1b[32m", "\x1b[33m", "\x1b[2m", "\x1b[0m"
+BOLD, BOLD_RED, GREEN, YELLOW, DIM, PLAIN = "\x1b[1m", "\x1b[1;31m", "\x1b[32m", "\x1b[33m", "\x1b[2m", "\x1b[0m"
 
 
 class ReaderGone(Exception):
@@ -77,13 +77,15 @@ class Output:
             self._flushed(lambda: self._out.buffer.write(os.fsencode(path) + b"\n"))
 
     def table(self, table: Table) -> None:
-        """A table, for people: drawn on a terminal, else in aligned columns that nothing is cut from."""
+        """A table, for people; nothing is cut off."""
         if self.style.as_json:
             return
-        if self.style.draws and self._out.isatty():
-            self._flushed(lambda: lazy.draw_table(table, self._out, color=self.style.color))
-        else:
-            self._write_out("".join(printable(line) + "\n" for line in plain_lines(table)))
+        shown = Table(table.columns, tuple(tuple(printable(cell) for cell in row) for row in table.rows))
+        on_terminal = self._out.isatty()
+        header, *lines = table_lines(shown, shutil.get_terminal_size().columns if on_terminal else None)
+        if on_terminal and self.style.color:
+            header = f"{BOLD}{header}{PLAIN}"
+        self._write_out("".join(line + "\n" for line in (header, *lines)))
 
     # -- along the way ----------------------------------------------------------------------------------------------
 

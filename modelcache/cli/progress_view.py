@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 LINE_INTERVAL_S = 5.0
 """A log gets a line per phase and one per this many seconds."""
 EVENT_INTERVAL_S = 1.0
+SETTLED_S = 0.5
+"""A rate over less time than this says nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,7 +174,7 @@ class Reading:
 
     def look(self, bytes_done: int, bytes_total: int) -> Look:
         elapsed_s = self.elapsed_s
-        rate = bytes_done / elapsed_s if elapsed_s > 0 and bytes_done else None
+        rate = bytes_done / elapsed_s if elapsed_s >= SETTLED_S and bytes_done else None
         eta_s = (bytes_total - bytes_done) / rate if rate else None
         fields: dict[str, object] = {
             "phase": "reading",

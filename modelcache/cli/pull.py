@@ -62,7 +62,8 @@ def _pull(session: Session, cache: ModelCache, uri: str, refresh: Refresh, cance
 
     def show(progress: Progress) -> None:
         looks[:] = [progress]
-        view.show(look_of_fetch(progress))
+        if progress.phase != "done":  # the summary tells
+            view.show(look_of_fetch(progress))
 
     with progress_view(session.output) as view:
         try:

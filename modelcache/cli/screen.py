@@ -1,4 +1,4 @@
-"""What is drawn on a terminal, with rich. Imported by `lazy` alone."""
+"""Progress drawn on a terminal, with rich. Imported by `lazy` alone."""
 
 from __future__ import annotations
 
@@ -9,29 +9,13 @@ from typing import TextIO
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.progress_bar import ProgressBar
-from rich.table import Table as RichTable
+from rich.table import Table
 from rich.text import Text
 
 from modelcache.cli.progress_view import Look
-from modelcache.cli.tables import Table, printable
+from modelcache.cli.tables import printable
 
 BAR_CELLS = 40
-
-
-def draw_table(table: Table, stream: TextIO, *, color: bool) -> None:
-    """The table in the width of the terminal; columns that fold give way, nothing is cut off."""
-    drawn = RichTable(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold", title=table.title or None, title_justify="left")
-    for column in table.columns:
-        drawn.add_column(
-            column.title,
-            justify="right" if column.right else "left",
-            overflow="fold",
-            no_wrap=not column.folds,
-            min_width=24 if column.folds else None,
-        )
-    for row in table.rows:
-        drawn.add_row(*(Text(printable(cell)) for cell in row))
-    _console(stream, color=color).print(drawn)
 
 
 class BarView:
@@ -71,7 +55,7 @@ def _drawn(look: Look, width: int) -> RenderableType:
     if not look.bytes_total:
         return Group(title, Text(f"{look.phase} …", style="dim"))
     cells = max(10, min(BAR_CELLS, width - 20))
-    head = RichTable.grid(padding=(0, 1))
+    head = Table.grid(padding=(0, 1))
     head.add_row(Text(f"{look.phase:<10}"), ProgressBar(total=1.0, completed=look.share, width=cells), Text(f"{look.share:4.0%}"))
     return Group(title, head, Text(_fitting(look.words(), width), no_wrap=True, overflow="ellipsis"))
 

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from modelcache.abc.store import Lease, Ref, SnapshotInfo
     from modelcache.manifest import Manifest
 
-FILE_COLUMNS = (Column("size", right=True), Column("sha256"), Column("digest"), Column("file", folds=True))
-LEASE_COLUMNS = (Column("hold"), Column("since"), Column("until"), Column("holder", folds=True))
+FILE_COLUMNS = (Column("size", right=True), Column("sha256"), Column("digest"), Column("file"))
+LEASE_COLUMNS = (Column("hold"), Column("since"), Column("until"), Column("holder"))
 SHORT_DIGITS = 16
 
 
@@ -40,7 +40,7 @@ def _print(session: Session, info: SnapshotInfo, manifest: Manifest) -> None:
     extent = f"{format_bytes(info.size_bytes)} in {counted(info.file_count, 'file')}"
     output.line(f"snapshot  {info.digest}")
     output.line(f"path      {info.path}")
-    output.line(f"size      {extent}, {format_bytes(info.own_bytes)} of it its own")
+    output.line(f"size      {extent}; {format_bytes(info.own_bytes)} of it in no other model")
     output.line(f"used      {format_age(info.last_used_at_s)} ago")
     for ref in info.refs:
         output.line("")

@@ -1,50 +1,85 @@
-"""Tables as values, and how they read where there is no terminal. `screen` draws them where there is one."""
+"""Tables as values, and how they read in a pipe and on a terminal."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+import unicodedata
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+
+INDENT = "  "
 
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """One column.
-
-    Attributes:
-        right: numbers are set to the right.
-        folds: gives way first where the terminal is narrow; its text is continued on the next line.
-    """
+    """One column; numbers are set to the right."""
 
     title: str
     right: bool = False
-    folds: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """Rows of text; a cell may hold several lines. `title` stands above it, or not at all."""
+    """Rows of text; a cell may hold several lines. The last column is the one that may be long."""
 
     columns: tuple[Column, ...]
     rows: tuple[tuple[str, ...], ...]
-    title: str = ""
 
 
-def plain_lines(table: Table) -> list[str]:
-    """The table in aligned columns, two spaces apart, nothing cut off, no space at the end of a line."""
-    lines = [tuple(column.title.upper() for column in table.columns)]
-    for row in table.rows:
-        cells = [cell.split("\n") for cell in row]
-        height = max(len(cell) for cell in cells)
-        lines += [tuple(cell[at] if at < len(cell) else "" for cell in cells) for at in range(height)]
-    widths = [max(len(line[at]) for line in lines) for at in range(len(table.columns))]
-    shown = [_aligned(line, table.columns, widths) for line in lines if any(line)]
-    return [table.title, *shown] if table.title else shown
+def table_lines(table: Table, width: int | None = None) -> list[str]:
+    """The table in aligned columns, two spaces apart, header first, nothing cut off, no space at the end of a line.
+
+    Args:
+        width: of the terminal, in cells; None: no terminal. Where a row doesn't fit, the last column stands below it, indented,
+            and the terminal breaks what is longer still, so that a URI can be copied whole.
+    """
+    header = tuple(column.title.upper() for column in table.columns)
+    lines = _aligned([header, *_flat(table.rows)], table.columns)
+    if width is None or max(map(cells_of, lines)) <= width:
+        return lines
+    short = [header[:-1], *(row[:-1] for row in table.rows)]
+    below = [(), *(tuple(row[-1].split("\n")) for row in table.rows)]
+    columns = table.columns[:-1]
+    widths = _widths([line for row in short for line in _flat([row])], columns)
+    stacked = []
+    for row, texts in zip(short, below, strict=True):
+        stacked += [_joined(line, columns, widths) for line in _flat([row])]
+        stacked += [INDENT + text for text in texts if text]
+    return stacked
 
 
-def _aligned(cells: Sequence[str], columns: Sequence[Column], widths: Sequence[int]) -> str:
-    padded = (cell.rjust(width) if column.right else cell.ljust(width) for cell, column, width in zip(cells, columns, widths, strict=True))
-    return "  ".join(padded).rstrip()
+def _flat(rows: Iterable[Sequence[str]]) -> list[tuple[str, ...]]:
+    """Rows whose cells hold several lines as several rows, empty where a cell has fewer."""
+    flat = []
+    for row in rows:
+        split = [cell.split("\n") for cell in row]
+        height = max(map(len, split))
+        flat += [tuple(lines[at] if at < len(lines) else "" for lines in split) for at in range(height)]
+    return flat
+
+
+def _aligned(lines: Sequence[Sequence[str]], columns: Sequence[Column]) -> list[str]:
+    widths = _widths(lines, columns)
+    return [_joined(line, columns, widths) for line in lines]
+
+
+def _widths(lines: Sequence[Sequence[str]], columns: Sequence[Column]) -> list[int]:
+    return [max(cells_of(line[at]) for line in lines) for at in range(len(columns))]
+
+
+def _joined(line: Sequence[str], columns: Sequence[Column], widths: Sequence[int]) -> str:
+    padded = []
+    for text, column, width in zip(line, columns, widths, strict=True):
+        space = " " * (width - cells_of(text))
+        padded.append(space + text if column.right else text + space)
+    return INDENT.join(padded).rstrip()
+
+
+def cells_of(text: str) -> int:
+    """How many cells of a terminal a text takes: two per wide character, none per combining one."""
+    if text.isascii():
+        return len(text)
+    return sum(0 if unicodedata.combining(char) else 2 if unicodedata.east_asian_width(char) in "WF" else 1 for char in text)
 
 
 def format_age(at_s: float, *, now_s: float | None = None) -> str:

@@ -1,0 +1,225 @@
+"""Every command by the real executable, on a real store."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+
+import pytest
+
+from tests.cli.conftest import WEIGHTS
+from tests.cli.executable import Executable
+
+
+def test_pull_prints_the_path_alone_on_stdout_and_what_it_did_on_stderr(cli: Executable, model: Path) -> None:
+    first = cli("pull", model)
+    second = cli("pull", model)
+
+    assert first.code == second.code == 0
+    assert first.out == second.out
+    snapshot = Path(first.out.removesuffix("\n"))
+    assert {path.name: path.read_bytes() for path in snapshot.iterdir()} == {path.name: path.read_bytes() for path in model.iterdir()}
+    assert f"file://{model}: fetched 9.0 MiB, reused 0 B, 2 files in " in first.err.splitlines()[-1]
+    assert f"file://{model}: hit: nothing fetched (9.0 MiB, 2 files, " in second.err.splitlines()[-1]
+
+
+def test_a_quiet_pull_says_nothing_but_the_path(cli: Executable, model: Path) -> None:
+    done = cli("pull", "-q", model)
+
+    assert (done.code, done.err, done.out.count("\n")) == (0, "", 1)
+
+
+def test_uris_are_pulled_in_order_and_the_first_failure_ends_it(cli: Executable, model: Path, sibling: Path, tmp_path: Path) -> None:
+    done = cli("pull", "--json", model, tmp_path / "nowhere", sibling)
+
+    assert done.code == 3
+    assert [snapshot["uri"] for snapshot in done.document["snapshots"]] == [f"file://{model}"]
+    assert done.document["error"]["code"] == "not-found"
+    assert done.document["error"]["exit_code"] == 3
+    assert cli("path", sibling).code == 3
+
+
+def test_bytes_that_another_model_has_are_reused_and_stored_once(cli: Executable, model: Path, sibling: Path) -> None:
+    cli("pull", model, sibling)
+    used = cli("df", "--json").document
+
+    assert used["snapshots"] == 2
+    assert used["apart_bytes"] == 2 * (len(WEIGHTS) + 12)
+    assert len(WEIGHTS) <= used["blobs_bytes"] < len(WEIGHTS) + 16 * 4096
+    assert used["own_bytes"] == 24
+
+
+def test_uris_come_from_stdin(cli: Executable, model: Path, sibling: Path) -> None:
+    done = cli("pull", "--json", "-", stdin=f"{model}\n\n  {sibling}  \n")
+
+    assert done.code == 0
+    assert [snapshot["uri"] for snapshot in done.document["snapshots"]] == [f"file://{model}", f"file://{sibling}"]
+
+
+def test_patterns_of_options_join_those_of_the_uri(cli: Executable, model: Path) -> None:
+    (model / "notes & more.txt").write_text("x")
+    (model / "old.bin").write_text("x")
+
+    done = cli("pull", "--json", f"{model}#exclude=*.bin", "--exclude", "*.safetensors", "--include", "*.json", "--include", "notes & m*")
+
+    (snapshot,) = done.document["snapshots"]
+    assert snapshot["uri"] == f"file://{model}#include=*.json&include=notes%20%26%20m*&exclude=*.bin&exclude=*.safetensors"
+    assert sorted(os.listdir(snapshot["path"])) == ["config.json", "notes & more.txt"]
+
+
+def test_offline_asks_no_origin(cli: Executable, model: Path) -> None:
+    before = cli("pull", "--offline", model)
+    path = cli("pull", "-q", model).out
+    model.rename(model.with_name("gone"))
+
+    assert (before.code, cli("pull", model).code) == (3, 3)
+    assert cli("pull", "-q", "--offline", model).out == path
+    assert cli("pull", "-q", "--refresh", "auto", model).out == path
+
+
+def test_a_changed_origin_gives_a_new_snapshot_beside_the_old_one(cli: Executable, model: Path) -> None:
+    old = cli("pull", "-q", model).out
+    (model / "config.json").write_bytes(b'{"model": 3, "longer": true}')
+    new = cli("pull", "--json", model).document["snapshots"][0]
+
+    assert new["path"] + "\n" != old
+    assert new["reused_bytes"] == len(WEIGHTS)
+    assert Path(old.strip()).is_dir()
+
+
+def test_a_cap_that_is_too_small_refuses_with_the_numbers(cli: Executable, model: Path) -> None:
+    done = cli("pull", "--json", "--max-bytes", "1MiB", model)
+
+    assert done.code == 7
+    assert done.document["snapshots"] == []
+    error = done.document["error"]
+    assert error["code"] == "no-space"
+    assert error["needed_bytes"] > error["available_bytes"]
+    assert cli("df", "--json").document["blobs_bytes"] == 0
+
+
+def test_ls_and_path_and_show_tell_what_is_here(cli: Executable, model: Path, sibling: Path) -> None:
+    cli("pull", "-q", model, sibling)
+    lines = cli("ls").out.splitlines()
+    digest = cli("show", "--json", model).document["digest"].removeprefix("sha256:")
+    shown = cli("show", model).out
+
+    assert lines[0].split() == ["DIGEST", "SIZE", "OWN", "FILES", "USED", "HELD", "BY", "URI"]
+    assert [line.split()[-1] for line in lines[1:]] == [f"file://{sibling}", f"file://{model}"]
+    assert cli("path", digest[:8]).out == cli("path", f"sha256:{digest}").out == cli("path", f"file://{model}").out
+    assert hashlib.sha256(WEIGHTS).hexdigest()[:16] in shown
+    assert hashlib.sha256(WEIGHTS).hexdigest() not in shown
+    assert hashlib.sha256(WEIGHTS).hexdigest() in cli("show", "-v", model).out
+    assert "computed" in shown
+
+
+def test_two_uris_of_one_model_share_it_and_rm_forgets_one(cli: Executable, model: Path, tmp_path: Path) -> None:
+    twin = tmp_path / "twin"
+    twin.mkdir()
+    for path in model.iterdir():
+        (twin / path.name).write_bytes(path.read_bytes())
+    cli("pull", "-q", model, twin)
+    (listed,) = cli("ls", "--json").document["snapshots"]
+    removed = cli("rm", "--json", twin).document
+
+    assert sorted(listed["uris"]) == sorted([f"file://{model}", f"file://{twin}"])
+    assert removed["freed_bytes"] == 0
+    assert cli("path", model).code == 0
+    assert cli("path", twin).code == 3
+
+
+def test_a_pinned_model_is_not_removed(cli: Executable, model: Path) -> None:
+    cli("pull", "-q", model)
+    pinned = cli("pin", model, "--holder", "me")
+    refused = cli("rm", model)
+    listed = cli("ls").out
+    ended = cli("unpin", "--json", model).document["unpinned"]
+    dry = cli("rm", "--dry-run", "--json", model).document
+    kept = cli("path", model).code
+    removed = cli("rm", "--json", model).document
+
+    assert pinned.code == 0
+    assert refused.code == 9
+    assert "error: " in refused.err
+    assert "me" in refused.err.splitlines()[0]
+    assert "pin me" in listed
+    assert (ended, kept) == (1, 0)
+    assert dry["removed"] == removed["removed"]
+    assert (dry["dry_run"], removed["dry_run"]) == (True, False)
+    assert removed["freed_bytes"] >= len(WEIGHTS)
+    assert cli("ls", "--json").document["snapshots"] == []
+
+
+def test_gc_makes_the_room_that_is_asked_for(cli: Executable, model: Path) -> None:
+    cli("pull", "-q", model)
+    enough = cli("gc", "--json").document
+    dry = cli("gc", "--json", "-n", "--need", "1TiB")
+    cap = {"MODELCACHE_MAX_BYTES": "10MiB"}
+    need = cli("gc", "--json", "--need", "5MiB", **cap).document
+
+    assert enough["evicted"] == []
+    assert dry.code == 0
+    assert dry.document["dry_run"]
+    assert [evicted["uris"] for evicted in need["evicted"]] == [[f"file://{model}"]]
+    assert cli("path", model).code == 3
+
+
+def damage(cli: Executable, model: Path) -> Path:
+    """Flip a byte of the second chunk of the weights, as a dying disk would."""
+    blob = Path(cli("path", model).out.strip()) / "model.safetensors"
+    blob.chmod(0o644)
+    with blob.open("r+b") as file:
+        file.seek(5 * 1024 * 1024)
+        byte = file.read(1)
+        file.seek(5 * 1024 * 1024)
+        file.write(bytes([byte[0] ^ 1]))
+        file.flush()
+        os.fsync(file.fileno())
+    blob.chmod(0o444)
+    return blob
+
+
+def test_verify_finds_damage_and_a_pull_repairs_it(cli: Executable, model: Path) -> None:
+    cli("pull", "-q", model)
+    sound = cli("verify", "--json", model)
+    damage(cli, model)
+    found = cli("verify")
+    gone = cli("path", model)
+    repaired = cli("pull", "-q", model)
+
+    assert (sound.code, sound.document["damages"], sound.document["snapshots"]) == (0, [], 1)
+    assert sound.document["bytes_read"] == len(WEIGHTS) + 12
+    assert found.code == 6
+    assert "damaged: " in found.out
+    assert "chunks of 4 MiB: 1" in found.out
+    assert gone.code == 3
+    assert (Path(repaired.out.strip()) / "model.safetensors").read_bytes() == WEIGHTS
+    assert cli("verify").code == 0
+
+
+@pytest.mark.parametrize("command", ["df", "verify", "gc", "path x", "show x", "pin x", "unpin x", "rm x"])
+def test_commands_that_look_make_no_store(cli: Executable, command: str) -> None:
+    done = cli(*command.split())
+
+    assert done.code == 3
+    assert "there is no store at" in done.err
+    assert not cli.root.exists()
+
+
+def test_ls_of_no_store_is_empty(cli: Executable) -> None:
+    done = cli("ls", "--json")
+
+    assert (done.code, done.document) == (0, {"root": str(cli.root), "snapshots": []})
+    assert not cli.root.exists()
+
+
+def test_common_options_stand_before_or_after_the_command(cli: Executable, model: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    before = cli("--root", other, "--json", "pull", model).document["snapshots"][0]["path"]
+    after = cli("ls", "--json", "--root", other).document
+
+    assert before.startswith(f"{other}/")
+    assert after["root"] == str(other)
+    assert len(after["snapshots"]) == 1
+    assert not cli.root.exists()

@@ -1,0 +1,102 @@
+"""Ctrl-C and SIGTERM, on real processes."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+from subprocess import PIPE
+
+import pytest
+
+from modelcache.chunks import CHUNK_BYTES
+from modelcache.testing.fault_server import FaultServer
+from tests.cli.conftest import WEIGHTS, stalled_from
+from tests.cli.executable import DEADLINE_S, Executable, started
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_stops_a_pull_and_the_next_one_goes_on_from_there(cli: Executable, server: FaultServer, number: signal.Signals) -> None:
+    server.put("/model.bin", WEIGHTS)
+    server.fail("/model.bin", stalled_from(CHUNK_BYTES))
+    url = f"{server.endpoint}/model.bin"
+    with cli.start("--json", "pull", url, stdout=PIPE, stderr=PIPE) as process:
+        assert process.stderr is not None
+        for line in process.stderr:
+            if json.loads(line).get("bytes_done") == CHUNK_BYTES:
+                break
+        process.send_signal(number)
+        out, err = process.communicate(timeout=DEADLINE_S)
+    server.fail("/model.bin", lambda call: call.reply(call.proper))
+    again = cli("--json", "pull", url).document["snapshots"][0]
+
+    assert process.returncode == 130
+    assert '{"event": "stopping"}' in err.splitlines()
+    error = json.loads(out)["error"]
+    assert error["code"] == "cancelled"
+    assert error["message"] == f"cancelled; 4.0 MiB of 9.0 MiB are here: {url}"
+    assert (again["reused_bytes"], again["fetched_bytes"]) == (CHUNK_BYTES, len(WEIGHTS) - CHUNK_BYTES)
+
+
+def test_people_are_told_what_ctrl_c_kept(cli: Executable, server: FaultServer) -> None:
+    server.put("/model.bin", WEIGHTS)
+    server.fail("/model.bin", stalled_from(0))
+    with cli.start("pull", f"{server.endpoint}/model.bin", stdout=PIPE, stderr=PIPE) as process:
+        assert process.stderr is not None
+        assert process.stderr.readline().endswith(": resolving\n")
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=DEADLINE_S)
+
+    assert (process.returncode, out) == (130, "")
+    assert "stopping; what was fetched is kept" in err
+    assert err.splitlines()[-2].startswith("error: cancelled")
+    assert err.splitlines()[-1].startswith("hint: ")
+
+
+DEAF = """
+import sys
+from modelcache.cli.interrupts import cancelled_by_signals
+from modelcache.cli.output import Output, Style
+from modelcache.patience import Cancellation
+with cancelled_by_signals(Cancellation(), Output(Style(), out=sys.stdout, err=sys.stderr)):
+    print("ready", flush=True)
+    while True:  # work that doesn't hear the cancellation
+        sys.stdin.read(1)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_the_second_signal_ends_a_process_that_does_not_stop(number: signal.Signals) -> None:
+    with started([sys.executable, "-c", DEAF], stdin=PIPE, stdout=PIPE, stderr=PIPE) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        assert process.stdout.readline() == "ready\n"
+        process.send_signal(number)
+        assert process.stderr.readline() == "\n"
+        assert "once more ends at once" in process.stderr.readline()
+        process.send_signal(number)
+        process.wait(DEADLINE_S)
+
+    assert process.returncode == -number
+
+
+def test_a_signal_outside_of_long_work_is_a_cancelled_command(cli: Executable) -> None:
+    """`pull -` waits for stdin."""
+    with cli.start("--json", "pull", "-", "-v", stdin=PIPE, stdout=PIPE, stderr=PIPE) as process:
+        wait_until_stdin_is_read(process.pid)
+        process.send_signal(signal.SIGTERM)
+        out, err = process.communicate(timeout=DEADLINE_S)
+
+    assert (process.returncode, err) == (130, "")
+    assert json.loads(out)["error"]["code"] == "cancelled"
+
+
+def wait_until_stdin_is_read(pid: int) -> None:
+    """Until the process sleeps in read(2) of its stdin."""
+    watch = subprocess.run(
+        ["bash", "-c", f"until read -r call first rest < /proc/{pid}/syscall && [[ $call == 0 && $first == 0x0 ]]; do :; done"],
+        timeout=DEADLINE_S,
+        check=False,
+    )
+    assert watch.returncode == 0
