@@ -70,10 +70,7 @@ class SingleFlight(Generic[K, V]):
         if not flight.ended.is_set():
             raise Cancelled("cancelled; what was fetched is kept for the next try")
         if flight.error is not None:
-            try:
-                raise flight.error
-            finally:
-                del flight  # else error, traceback, this frame and the flight keep each other alive
+            raise flight.error
         return cast(V, flight.value)
 
     def _board(self, key: K, do: Callable[[Cancellation], V], cancel: Cancellation | None) -> Flight[V]:

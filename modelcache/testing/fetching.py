@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import threading
+import weakref
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import pytest
 
 import modelcache.chunks
+import modelcache.fetch.buffers
 import modelcache.fetch.fetch
+import modelcache.fetch.run
 from modelcache.abc.source import Listing, RemoteFile, Source
 from modelcache.abc.store import IngestFile, RefKey, Route, Store
 from modelcache.digest import Algorithm, Digest
+from modelcache.fetch.buffers import Buffer
 from modelcache.fetch.concurrency import ConcurrencyBounds
 from modelcache.fetch.engine import EngineLimits, FetchEngine
-from modelcache.fetch.fetch import FetchRequest
+from modelcache.fetch.fetch import Fetch, FetchRequest
 from modelcache.fetch.plan import Priority
 from modelcache.patience import Cancellation
+from modelcache.testing.memory_store import MemoryStore
+from modelcache.testing.store_filling import digest_of, table_of
 from modelcache.uri import StorageUri
 
 SMALL_CHUNK_BYTES = 4096
@@ -76,3 +83,41 @@ def request_for(
         priority=priority,
         route=Route.BUFFERED,
     )
+
+
+def finish(fetch: Fetch) -> None:
+    """Wait until it has ended; what it raises is raised."""
+    fetch.wait(Cancellation())
+
+
+def check_filled(store: MemoryStore, request: FetchRequest, files: Mapping[str, bytes]) -> None:
+    """Every file of the ingest is published with the right bytes and the right chunk table."""
+    for incoming in request.ingest.files:
+        data = files[incoming.path]
+        digest = digest_of(data)
+        assert incoming.sha256 == digest, incoming.path
+        assert store.shelf.blobs[digest].data == data, incoming.path
+        assert store.shelf.blobs[digest].table == table_of(data), incoming.path
+
+
+@contextmanager
+def counted_buffers() -> Iterator[Callable[[], int]]:
+    """Gives a function that tells the most buffers that were alive at a time inside the block."""
+    alive: weakref.WeakSet[Buffer] = weakref.WeakSet()
+    most = 0
+    lock = threading.Lock()
+
+    class Counted(Buffer):
+        __slots__ = ("__weakref__",)
+
+        def __init__(self) -> None:
+            super().__init__()
+            nonlocal most
+            with lock:
+                alive.add(self)
+                most = max(most, len(alive))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(modelcache.fetch.buffers, "Buffer", Counted)
+        patch.setattr(modelcache.fetch.run, "Buffer", Counted)
+        yield lambda: most

@@ -143,7 +143,20 @@ def test_release_gives_back_what_waits_for_a_chunk_that_never_comes() -> None:
         buffer, _ = arrive(assembly, file, data, chunk, buffer)
     assert pool.out == 3
     assembly.release()
+    assembly.release()
     assert pool.out == 0
+
+
+def test_restart_gives_back_what_waits() -> None:
+    data = content(4 * 4096)
+    file, pool = incoming(len(data)), CountingPool(8)
+    assembly = Assembly(file, [], pool)
+    buffer, _ = arrive(assembly, file, data, 2, Buffer())
+    assembly.restart()
+    assert pool.out == 0
+    for chunk in range(4):
+        buffer, whole = arrive(assembly, file, data, chunk, buffer)
+        assert whole == (chunk == 3)
 
 
 def test_an_empty_file_is_hashed_from_the_start() -> None:

@@ -78,16 +78,6 @@ def test_after_a_complaint_it_waits_long_before_it_tries_more() -> None:
     assert max(origin.run(60)) > halved
 
 
-def test_bytes_from_before_a_window_are_not_its_own() -> None:
-    """Else the first window of a fetch is too good by a chunk, and a step up is compared with what never was."""
-    concurrency = Concurrency(ConcurrencyBounds(1, 1, 4))
-    steps = []
-    for second in range(40):
-        concurrency.moved(CHUNK * (1000 if second == 0 else 1 + second // 20), float(second), saturated=True)
-        steps.append(concurrency.limit)
-    assert max(steps) > 1
-
-
 @pytest.mark.parametrize("run_s", [0.5, 1.5, 2.5, 3.5, 4.5])
 def test_time_without_a_fetch_is_no_slowness(run_s: float) -> None:
     origin = Origin(lambda limit: 400e6)

@@ -1,0 +1,476 @@
+"""The engine over a dict: every byte once, in bounded memory, resumed, and ended by whatever ends it."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import hypothesis.strategies as st
+import pytest
+from hypothesis import given, settings
+
+import modelcache.fetch.engine
+from modelcache.abc.source import RemoteFile
+from modelcache.chunks import ChunkTable
+from modelcache.digest import Digest
+from modelcache.errors import Cancelled
+from modelcache.fetch.engine import FetchEngine
+from modelcache.fetch.plan import Priority
+from modelcache.fetch.progress import Phase
+from modelcache.patience import Cancellation
+from modelcache.ranges import ByteRange
+from modelcache.testing.fetching import check_filled, counted_buffers, finish, request_for, running_engine, small_chunks
+from modelcache.testing.memory_ingest import MemoryIncoming
+from modelcache.testing.memory_source import MemorySource, state_sha256
+from modelcache.testing.memory_store import MemoryStore
+from modelcache.testing.store_filling import content
+
+DEADLINE_S = 20.0
+CHUNK = 4096
+
+
+@pytest.fixture(autouse=True)
+def chunk_bytes() -> Iterator[int]:
+    with small_chunks(CHUNK) as size_bytes:
+        yield size_bytes
+
+
+@st.composite
+def models(draw: st.DrawFn) -> dict[str, bytes]:
+    sizes = draw(st.lists(st.one_of(st.integers(0, 3), st.integers(0, 30 * CHUNK)), min_size=1, max_size=6))
+    ends = draw(st.lists(st.sampled_from([".json", ".safetensors"]), min_size=len(sizes), max_size=len(sizes)))
+    return {f"file-{at}{end}": content(size, seed=at) for at, (size, end) in enumerate(zip(sizes, ends, strict=True))}
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    files=models(),
+    resumable=st.booleans(),
+    stated=st.booleans(),
+    requests=st.integers(1, 6),
+    spare=st.integers(0, 6),
+    piece_bytes=st.integers(700, 3 * CHUNK),
+)
+def test_every_byte_comes_once_and_every_file_is_right(
+    files: dict[str, bytes], resumable: bool, stated: bool, requests: int, spare: int, piece_bytes: int
+) -> None:
+    store = MemoryStore()
+    source = MemorySource(files, resumable=resumable, piece_bytes=piece_bytes)
+    if stated:
+        source.state = state_sha256
+    with running_engine(requests, spare_buffers=spare) as engine, counted_buffers() as most_buffers:
+        request = request_for(store, source)
+        compared = {at: request.remote[at].digests for at, file in enumerate(request.ingest.files) if file.sha256 is None}
+        fetch = engine.start(request)
+        finish(fetch)
+        seen = fetch.look(Phase.DONE)
+    check_filled(store, request, files)
+    assert source.books.bytes == {path: len(data) for path, data in files.items() if data}
+    assert source.open_bodies == 0
+    assert most_buffers() <= requests + spare
+    total = sum(map(len, files.values()))
+    assert (seen.bytes_total, seen.bytes_done, seen.bytes_fetched, seen.bytes_reused) == (total, total, total, 0)
+    assert (seen.files_done, seen.files_total) == (len(files), len(files))
+    assert fetch.compared == compared
+
+
+def test_what_is_here_is_not_fetched() -> None:
+    files = {"a": content(5 * CHUNK, 1), "b": content(5 * CHUNK, 2)}
+    store = MemoryStore()
+    with running_engine() as engine:
+        finish(engine.start(request_for(store, MemorySource({"x": files["a"]}, state=state_sha256), "other")))
+        source = MemorySource(files, state=state_sha256)
+        request = request_for(store, source)
+        fetch = engine.start(request)
+        finish(fetch)
+        assert source.books.bytes == {"b": 5 * CHUNK}
+        seen = fetch.look(Phase.DONE)
+        assert (seen.bytes_reused, seen.bytes_fetched, seen.bytes_done) == (5 * CHUNK, 5 * CHUNK, 10 * CHUNK)
+        assert seen.files_done == 2
+        request = request_for(store, source, "again")
+        finish(engine.start(request))
+        check_filled(store, request, files)
+    assert sum(source.books.bytes.values()) == 5 * CHUNK
+
+
+def test_small_files_are_made_durable_together_and_before_they_are_complete(monkeypatch: pytest.MonkeyPatch) -> None:
+    files = {f"{number:04}": content(40 + number % 7, number) for number in range(600)}
+    store, source = MemoryStore(), MemorySource(files)
+    request = request_for(store, source)
+    flushed: list[int] = []
+
+    def flush(group: list[object]) -> None:
+        assert all(incoming.sha256 is None for incoming in request.ingest.files if incoming in group)
+        flushed.append(len(group))
+
+    monkeypatch.setattr(request.ingest, "flush", flush)
+    with running_engine(3) as engine:
+        finish(engine.start(request))
+    check_filled(store, request, files)
+    assert sum(flushed) == 600
+    assert len(flushed) <= 600 / 256 + 3  # in full batches, and what three workers had begun when one was full
+
+
+def test_small_files_do_not_wait_for_large_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A config must be readable, and be linked by others, long before the weights have come."""
+    files = {"a-weights": content(40 * CHUNK), "config.json": b"{}", "empty": b"", "tokenizer.json": b"[]"}
+    store, source = MemoryStore(), MemorySource(files)
+    gate = source.gate("a-weights")
+    request = request_for(store, source)
+    done: dict[str, threading.Event] = {path: threading.Event() for path in files}
+    complete = MemoryIncoming.complete
+
+    def told(incoming: MemoryIncoming, sha256: Digest, table: ChunkTable) -> None:
+        complete(incoming, sha256, table)
+        done[incoming.path].set()
+
+    monkeypatch.setattr(MemoryIncoming, "complete", told)
+    with running_engine(2) as engine:
+        fetch = engine.start(request)
+        gate.await_readers()
+        for path in ("config.json", "empty", "tokenizer.json"):
+            assert done[path].wait(DEADLINE_S), path
+        assert not done["a-weights"].is_set()
+        gate.open()
+        finish(fetch)
+    check_filled(store, request, files)
+
+
+def test_heads_come_first_then_file_order_and_what_a_reader_wants_before_all() -> None:
+    files = {"a.bin": content(20 * CHUNK, 1), "b.safetensors": content(20 * CHUNK, 2), "c.json": content(10, 3)}
+    store, source = MemoryStore(), MemorySource(files)
+    gate = source.gate("b.safetensors")
+    request = request_for(store, source)
+    with running_engine(1) as engine:
+        fetch = engine.start(request)
+        gate.await_readers()
+        fetch.want(0, 7, 9)
+        gate.open()
+        finish(fetch)
+    spans = [(path, span.start // CHUNK, -(-span.stop // CHUNK)) for path, span in source.books.spans]
+    assert spans == [
+        ("b.safetensors", 0, 1),
+        ("a.bin", 7, 9),
+        ("c.json", 0, 1),
+        ("a.bin", 0, 7),
+        ("a.bin", 9, 20),
+        ("b.safetensors", 1, 17),
+        ("b.safetensors", 17, 20),
+    ]
+
+
+# -- interrupted and resumed --------------------------------------------------------------------------------------------
+
+
+def interrupted(store: MemoryStore, source: MemorySource, engine: FetchEngine, path: str, chunk: int) -> None:
+    """A fetch that is cancelled while it waits for this chunk."""
+    gate = source.gate(path, chunk * CHUNK)
+    request = request_for(store, source)
+    fetch = engine.start(request)
+    gate.await_readers()
+    cancel = Cancellation()
+    cancel.cancel()
+    with pytest.raises(Cancelled, match="kept for the next try"):
+        fetch.wait(cancel)
+    request.ingest.keep()
+    assert source.open_bodies == 0
+    gate.open()
+
+
+def test_a_cancelled_fetch_costs_at_most_the_chunk_it_was_at() -> None:
+    files = {"a": content(30 * CHUNK)}
+    store, source = MemoryStore(), MemorySource(files)
+    with running_engine(1) as engine:
+        interrupted(store, source, engine, "a", 11)
+        assert source.books.bytes["a"] == 11 * CHUNK
+        request = request_for(store, source)
+        fetch = engine.start(request)
+        finish(fetch)
+        seen = fetch.look(Phase.DONE)
+    check_filled(store, request, files)
+    assert source.books.bytes["a"] == 30 * CHUNK
+    assert (seen.bytes_reused, seen.bytes_fetched, seen.bytes_done) == (11 * CHUNK, 19 * CHUNK, 30 * CHUNK)
+
+
+@pytest.mark.parametrize("requests", [1, 4])
+def test_what_the_journal_says_counts_only_if_the_disk_says_so_too(requests: int) -> None:
+    files = {"a": content(30 * CHUNK)}
+    store, source = MemoryStore(), MemorySource(files)
+    with running_engine(1) as engine:
+        interrupted(store, source, engine, "a", 11)
+    kept = next(iter(store.shelf.kept.values())).files[0]
+    kept._data[3 * CHUNK + 5] ^= 0xFF
+    kept._data[8 * CHUNK] ^= 0xFF
+    kept._marks[20] = b"\0" * 16  # journalled, never written
+    with running_engine(requests) as engine:
+        request = request_for(store, source)
+        fetch = engine.start(request)
+        finish(fetch)
+        seen = fetch.look(Phase.DONE)
+    check_filled(store, request, files)
+    assert (seen.bytes_reused, seen.bytes_fetched, seen.bytes_done) == (9 * CHUNK, 21 * CHUNK, 30 * CHUNK)
+
+
+def test_kept_chunks_that_cannot_be_read_are_fetched(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A journal that reached the disk before the data did may speak of bytes behind the end of the file."""
+    files = {"a": content(30 * CHUNK)}
+    store, source = MemoryStore(), MemorySource(files)
+    with running_engine(1) as engine:
+        interrupted(store, source, engine, "a", 11)
+        request = request_for(store, source)
+        incoming = request.ingest.files[0]
+        data = incoming._data  # type: ignore[attr-defined]
+        del data[5 * CHUNK :]
+        real_write = incoming.write
+
+        def write(offset: int, part: memoryview, route: object) -> None:
+            if len(data) < offset + len(part):
+                data.extend(bytes(offset + len(part) - len(data)))
+            real_write(offset, part, request.route)
+
+        monkeypatch.setattr(incoming, "write", write)
+        fetch = engine.start(request)
+        finish(fetch)
+    check_filled(store, request, files)
+    assert fetch.look().bytes_reused == 5 * CHUNK
+
+
+def test_a_replaced_file_is_not_resumed_from_the_old_one() -> None:
+    store, source = MemoryStore(), MemorySource({"a": content(30 * CHUNK)})
+    with running_engine(1) as engine:
+        interrupted(store, source, engine, "a", 11)
+        files = {"a": content(30 * CHUNK, seed=5)}
+        source.put("a", files["a"])
+        source.books.bytes.clear()
+        request = request_for(store, source)
+        finish(engine.start(request))
+    check_filled(store, request, files)
+    assert source.books.bytes["a"] == 30 * CHUNK
+
+
+# -- cancelled, whatever it is doing --------------------------------------------------------------------------------------
+
+
+def test_cancelled_while_a_source_opens() -> None:
+    store, source = MemoryStore(), MemorySource({"a": content(3 * CHUNK)})
+    opening, released = threading.Event(), threading.Event()
+    cancel = Cancellation()
+
+    def on_open(file: RemoteFile, span: ByteRange) -> None:
+        opening.set()
+        assert released.wait(DEADLINE_S)
+
+    source.on_open = on_open
+    with running_engine(1) as engine, ThreadPoolExecutor(1) as threads:
+        fetch = engine.start(request_for(store, source))
+        waiting = threads.submit(fetch.wait, cancel)
+        assert opening.wait(DEADLINE_S)
+        cancel.cancel()
+        released.set()
+        with pytest.raises(Cancelled):
+            waiting.result(DEADLINE_S)
+    assert source.books.opened == {}
+
+
+def test_the_wait_is_not_over_while_a_worker_touches_the_ingest() -> None:
+    files = {"a": content(3 * CHUNK)}
+    store, source = MemoryStore(), MemorySource(files)
+    request = request_for(store, source)
+    incoming = request.ingest.files[0]
+    completing, released, cancel = threading.Event(), threading.Event(), Cancellation()
+
+    def complete(*arguments: object) -> None:
+        completing.set()
+        assert released.wait(DEADLINE_S)
+
+    with running_engine(1) as engine, ThreadPoolExecutor(1) as threads, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(incoming, "complete", complete)
+        fetch = engine.start(request)
+        waiting = threads.submit(fetch.wait, cancel)
+        assert completing.wait(DEADLINE_S)
+        cancel.cancel()
+        assert fetch.ended
+        assert not waiting.done()
+        released.set()
+        with pytest.raises(Cancelled):
+            waiting.result(DEADLINE_S)
+
+
+def test_cancelled_before_it_is_waited_for() -> None:
+    store, source = MemoryStore(), MemorySource({"a": content(3 * CHUNK)})
+    gate = source.gate("a")
+    with running_engine(2) as engine:
+        fetch = engine.start(request_for(store, source))
+        gate.await_readers()
+        fetch.cancel()
+        fetch.cancel()
+        with pytest.raises(Cancelled):
+            finish(fetch)
+    assert source.open_bodies == 0
+
+
+def test_a_cancellation_after_the_end_changes_nothing() -> None:
+    files = {"a": content(3 * CHUNK)}
+    store, source = MemoryStore(), MemorySource(files)
+    with running_engine(2) as engine:
+        request = request_for(store, source)
+        fetch = engine.start(request)
+        finish(fetch)
+        fetch.cancel()
+        finish(fetch)
+    check_filled(store, request, files)
+
+
+def test_closing_the_engine_cancels_and_ends_every_thread() -> None:
+    store, source = MemoryStore(), MemorySource({"a": content(30 * CHUNK), "b": content(30 * CHUNK)})
+    gates = [source.gate("a"), source.gate("b")]
+    with running_engine(4) as engine:
+        fetches = [engine.start(request_for(store, source, name)) for name in ("one", "two")]
+        for gate in gates:
+            gate.await_readers()
+        engine.close()
+        engine.close()
+        for fetch in fetches:
+            with pytest.raises(Cancelled):
+                finish(fetch)
+        assert not [thread for thread in threading.enumerate() if thread.name.startswith("fetch-")]
+        assert source.open_bodies == 0
+        with pytest.raises(RuntimeError, match="closed"):
+            engine.start(request_for(store, source))
+
+
+# -- threads --------------------------------------------------------------------------------------------------------------
+
+
+def test_workers_come_back_after_they_have_ended_for_want_of_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(modelcache.fetch.engine, "IDLE_S", 0.0)
+    files = {f"{number}": content(6 * CHUNK, number) for number in range(12)}
+    with running_engine(4) as engine:
+        for round_number in range(30):
+            store, source = MemoryStore(), MemorySource(files)
+            request = request_for(store, source, f"model-{round_number}")
+            finish(engine.start(request))
+            check_filled(store, request, files)
+
+
+def test_workers_that_ended_are_hired_again_when_work_comes_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two files: the second can't be resumed, breaks when all other workers have gone, and then still gets one."""
+    monkeypatch.setattr(modelcache.fetch.engine, "IDLE_S", 0.0)
+    files = {"a": content(40 * CHUNK)}
+    store, source = MemoryStore(), MemorySource(files, state=state_sha256)
+    source.spoil("a", 39 * CHUNK)
+    last = source.gate("a", 39 * CHUNK)
+    again: list[int] = []
+    enough = threading.Event()
+    with running_engine(4) as engine:
+        request = request_for(store, source)
+
+        def on_open(file: RemoteFile, span: ByteRange) -> None:
+            if source.books.closes:  # the second time
+                again.append(threading.get_ident())
+                if len(set(again)) >= 2:
+                    enough.set()
+                assert enough.wait(DEADLINE_S), "one worker alone fetches all of it again"
+
+        source.on_open = on_open
+        fetch = engine.start(request)
+        last.await_readers()
+        last.open()
+        finish(fetch)
+    check_filled(store, request, files)
+
+
+def test_no_thread_to_be_had_ends_the_fetch_with_that(monkeypatch: pytest.MonkeyPatch) -> None:
+    files = {"a": content(3 * CHUNK)}
+    store, source = MemoryStore(), MemorySource(files)
+    with running_engine(2) as engine:
+
+        def refuse(thread: threading.Thread) -> None:
+            raise RuntimeError("can't start new thread")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(threading.Thread, "start", refuse)
+            fetch = engine.start(request_for(store, source))
+            with pytest.raises(RuntimeError, match="new thread"):
+                finish(fetch)
+        request = request_for(store, source)
+        finish(engine.start(request))
+    check_filled(store, request, files)
+
+
+# -- who goes first -------------------------------------------------------------------------------------------------------
+
+
+def opens_of(*sources: MemorySource) -> list[str]:
+    """Endpoints in the order in which bodies were opened."""
+    order: list[str] = []
+
+    def writing(name: str) -> Callable[[RemoteFile, ByteRange], None]:
+        return lambda file, span: order.append(name)
+
+    for source in sources:
+        source.on_open = writing(source.origin.endpoint)
+    return order
+
+
+@pytest.mark.parametrize("requests", [1, 3])
+def test_who_waits_has_the_bandwidth_after_one_chunk(requests: int) -> None:
+    prewarmed = MemorySource({"a": content(60 * CHUNK, 1)}, endpoint="prewarmed")
+    awaited = MemorySource({"b": content(60 * CHUNK, 2)}, endpoint="awaited")
+    store = MemoryStore()
+    order = opens_of(prewarmed, awaited)
+    with running_engine(requests) as engine:
+        gate = prewarmed.gate("a", 3 * CHUNK)
+        other_gates = [prewarmed.gate("a", chunk * CHUNK) for chunk in (18, 26)[: requests - 1]]
+        early = engine.start(request_for(store, prewarmed, "early", priority=Priority.PREWARM))
+        for each in (gate, *other_gates):
+            each.await_readers()
+        late = engine.start(request_for(store, awaited, "late", priority=Priority.WAITING))
+        before = sum(prewarmed.books.bytes.values())
+        end_gate = awaited.gate("b", 59 * CHUNK)
+        for each in (gate, *other_gates):
+            each.open()
+        end_gate.await_readers()
+        assert sum(prewarmed.books.bytes.values()) - before <= requests * CHUNK
+        end_gate.open()
+        finish(late)
+        finish(early)
+    first = order.index("awaited")
+    last = len(order) - 1 - order[::-1].index("awaited")
+    assert set(order[:first]) == {"prewarmed"}
+    assert order[first : last - requests].count("prewarmed") == 0
+    assert prewarmed.books.bytes["a"] == 60 * CHUNK  # what it was at was given back, not fetched again
+
+
+def test_fetches_of_one_priority_take_turns() -> None:
+    sources = [MemorySource({"a": content(64 * CHUNK, number)}, endpoint=f"origin-{number}") for number in range(3)]
+    store = MemoryStore()
+    order = opens_of(*sources)
+    gate = sources[0].gate("a")
+    with running_engine(3) as engine:
+        fetches = [engine.start(request_for(store, sources[0], "0"))]
+        gate.await_readers()
+        fetches += [engine.start(request_for(store, source, str(number))) for number, source in enumerate(sources) if number]
+        gate.open()
+        for fetch in fetches:
+            finish(fetch)
+    counts = [order[:20].count(f"origin-{number}") for number in range(3)]
+    assert min(counts[1:]) >= 3
+
+
+def test_a_hurried_fetch_goes_before_those_it_was_equal_to() -> None:
+    slow, hurried = (MemorySource({"a": content(64 * CHUNK, number)}, endpoint=f"origin-{number}") for number in range(2))
+    store = MemoryStore()
+    order = opens_of(slow, hurried)
+    gate = slow.gate("a", CHUNK)
+    with running_engine(1) as engine:
+        first = engine.start(request_for(store, slow, "0", priority=Priority.PREWARM))
+        gate.await_readers()
+        second = engine.start(request_for(store, hurried, "1", priority=Priority.PREWARM))
+        engine.hurry(second, Priority.WAITING)
+        engine.hurry(second, Priority.REPAIR)  # never slower
+        gate.open()
+        finish(second)
+        finish(first)
+    assert order[:5] == ["origin-0", *["origin-1"] * 4]
