@@ -137,11 +137,9 @@ class Scrub:
             return
         table, _ = self._table(subject.digest)
         chunks = bad_chunks(table, reading)
-        if subject.snapshot is not None:
-            yield self._withdrawn(subject.path, subject.digest, why, chunks, [subject.snapshot])
-            return
         showing = list(self._showing(subject.digest, subject.inode))
-        yield self._withdrawn(subject.path, subject.digest, why, chunks, showing, quarantine=subject.inode)
+        quarantine = subject.inode if subject.snapshot is None else 0
+        yield self._withdrawn(subject.path, subject.digest, why, chunks, showing, quarantine=quarantine)
 
     def _mend(self, subject: Subject, reading: Reading) -> Iterator[Damage]:
         """The bytes are right: put right what else is said of them."""
