@@ -70,11 +70,17 @@ def write(fd: int, data: bytes | memoryview, offset: int) -> int:
     return os.pwrite(fd, data, offset)
 
 
+WRITE_BYTES = 256 << 10
+"""Most bytes of one buffered write. Beyond 1 MiB ext4 takes 2 MiB folios for the page cache, which have to be found and cleared as
+one piece: on a machine whose free memory is fragmented or lent to its host, a GiB written 4 MiB at a time cost 2.8 s of system time,
+256 KiB at a time 0.43 s (measured, Linux 6.18)."""
+
+
 def write_all(fd: int, data: bytes | memoryview, offset: int) -> None:
     """Write until nothing is left; a short write is continued."""
     view = memoryview(data)
     while view.nbytes:
-        done = write(fd, view, offset)
+        done = write(fd, view[:WRITE_BYTES], offset)
         view = view[done:]
         offset += done
 
