@@ -100,6 +100,7 @@ class PlainWire(_SocketWire):
 
     def receive_into(self, view: memoryview, *, whole: bool) -> int:
         # With SO_RCVTIMEO, MSG_WAITALL returns what it has when the time is over, and EAGAIN if that is nothing (recv(2)).
+        # SO_RCVLOWAT, which should spare wake-ups, starves the window: 0.01 to 0.4 GiB/s where this has 2.3 (loopback, nginx).
         flags = socket.MSG_WAITALL if whole else 0
         quiet_since_s = 0.0
         while True:

@@ -201,6 +201,15 @@ def test_configured_headers_go_to_their_host_alone(server: FaultServer) -> None:
         assert "t0ken" not in repr(options)
 
 
+def test_a_credential_is_of_one_origin(server: FaultServer) -> None:
+    with FaultServer() as other:
+        other.put(f"/{NAME}", SMALL)
+        with Reader(f"{server.endpoint.replace('://', '://u:p@')}/{NAME}?token=s3cret") as reader:
+            reader.source.list(parse_uri(f"{other.endpoint}/{NAME}")[0], Cancellation())
+        assert "authorization" not in other.received[0].headers
+        assert other.received[0].target == f"/{NAME}"
+
+
 def test_userinfo_wins_over_a_configured_authorization(server: FaultServer) -> None:
     options = HttpOptions(headers={"127.0.0.1": {"AUTHORIZATION": "Bearer t0ken"}})
     with Reader(f"{server.endpoint.replace('://', '://u:p@')}/{NAME}", options) as reader:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import threading
+from dataclasses import replace
 
 import pytest
 
 from modelcache.errors import BodyCut, ModelCacheError, OriginUnreachable, ProtocolViolation, SourceChanged
 from modelcache.ranges import ByteRange
 from modelcache.testing import faults
-from modelcache.testing.fault_server import Fault, FaultServer
+from modelcache.testing.fault_server import Call, Fault, FaultServer
 from tests.faults.reader import DATA, PATH, Reader, fails
 
 SPAN = ByteRange(1_000, 201_000)
@@ -28,6 +29,8 @@ SPAN = ByteRange(1_000, 201_000)
         pytest.param(faults.with_headers({"Content-Range": "bytes=1000-200999/300000"}), ProtocolViolation, id="malformed Content-Range"),
         pytest.param(faults.with_headers({"Content-Range": "octets 1000-200999/300000"}), ProtocolViolation, id="other unit"),
         pytest.param(faults.gzipped, ProtocolViolation, id="gzip"),
+        pytest.param(faults.with_headers({"Content-Encoding": "gzip"}), ProtocolViolation, id="gzip of the right size"),
+        pytest.param(faults.with_headers({"Content-Encoding": "identity, br"}), ProtocolViolation, id="two codings"),
         pytest.param(
             faults.with_headers({"Content-Length": "200001"}, body=DATA[1_000:201_001]), ProtocolViolation, id="longer than its range"
         ),
@@ -99,6 +102,25 @@ def test_bytes_beyond_the_promised_ones_are_never_handed_out(server: FaultServer
     server.fail(PATH, faults.overlong(extra, close=close, sent=sent), times=1)
     assert reader.read_but_the_end(file, SPAN, before_end=sent.wait, ends_with=ProtocolViolation) == DATA[SPAN.start : SPAN.stop]
     assert reader.read(file, SPAN) == DATA[SPAN.start : SPAN.stop]
+
+
+def test_late_bytes_in_front_of_an_announced_close_are_awaited(
+    server: FaultServer, reader: Reader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("modelcache.transport.body.CLOSE_WAIT_S", 30.0)
+    at_end = threading.Event()
+
+    def late(call: Call) -> None:
+        reply = call.proper
+        call.send(replace(reply, headers={**reply.headers, "Connection": "close"}).head() + reply.body)
+        at_end.wait(30)
+        call.ended.wait(0.05)  # the client is let into its last read
+        call.send(b"x")
+        call.hang_up()
+
+    file = reader.list()
+    server.fail(PATH, late)
+    assert reader.read_but_the_end(file, SPAN, before_end=at_end.set, ends_with=ProtocolViolation) == DATA[SPAN.start : SPAN.stop]
 
 
 def test_bytes_beyond_a_body_that_came_along_with_the_head_are_a_violation(server: FaultServer, reader: Reader) -> None:

@@ -163,6 +163,14 @@ def test_a_body_left_early_takes_its_connection_along(server: FaultServer, reade
     assert server.connections == 2
 
 
+def test_a_body_left_before_it_came_takes_its_connection_along(server: FaultServer, reader: Reader) -> None:
+    file = reader.list()
+    server.fail(PATH, faults.stalled(0), times=1)
+    reader.source.open(file, ByteRange(0, 10), Cancellation()).close()
+    assert reader.read(file) == DATA
+    assert server.connections == 2
+
+
 # -- the caller ends it ---------------------------------------------------------------------------------------------------
 
 
@@ -189,7 +197,17 @@ def test_a_waiting_read_is_broken_from_another_thread(request: pytest.FixtureReq
         body.abort()
 
 
-def test_a_wait_for_an_answer_is_cancelled(server: FaultServer, reader: Reader) -> None:
+def test_an_abort_behind_the_last_byte_is_told(server: FaultServer, reader: Reader) -> None:
+    body = reader.source.open(reader.list(), ByteRange(0, 10), Cancellation())
+    assert body.readinto(memoryview(bytearray(20))) == 10
+    body.abort()
+    with pytest.raises(Cancelled):
+        body.readinto(memoryview(bytearray(20)))
+    body.close()
+
+
+def test_a_wait_for_an_answer_is_cancelled(server: FaultServer, reader_of: MakeReader) -> None:
+    reader = reader_of(url_of(server.endpoint), stall_s=600)
     file = reader.list()
     server.fail(PATH, faults.stalled(None))
     cancel = Cancellation()
