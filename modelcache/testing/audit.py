@@ -1,0 +1,346 @@
+"""What a store's directory must look like, found by looking there and not through the store: format 1 and its promises.
+
+Nothing of `modelcache.store` is used here, so that a mistake there is not repeated here.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+from collections import Counter
+from collections.abc import Collection, Iterator
+from enum import StrEnum
+from pathlib import Path
+
+from modelcache.chunks import ChunkTable, chunk_count, chunk_range
+from modelcache.errors import DamagedRecord
+from modelcache.manifest import Manifest
+from modelcache.testing.audit_records import check_format, check_lease, check_ref, named_manifest
+from modelcache.testing.store_filling import digest_of, mark_of
+
+FIXED_MTIME_S = 315_532_800
+DIRECTORIES = ("blobs", "chunks", "manifests", "refs", "snapshots", "leases", "ingest", "trash", "quarantine")
+LOCKS = ("lock", "lock.turn", "lock.room")
+TEMPORARY = re.compile(r"\.tmp-[0-9a-f]{16}")
+BLOB = re.compile(r"([0-9a-f]{64})(?:\.([1-9][0-9]*))?")
+HEX64 = re.compile(r"[0-9a-f]{64}")
+HEX32 = re.compile(r"[0-9a-f]{32}")
+PREFIX = re.compile(r"[0-9a-f]{2}")
+INGEST_PARTS = {"lock", "plan.json", "journal", "tree", "tmp", "reserved"}
+INGEST_TEMPORARY = re.compile(r"plan\.json|reserved|[0-9]+\.(?:link|blob|chunks)")
+
+
+class Moment(StrEnum):
+    """When the audit looks: how much may lie around."""
+
+    CRASHED = "crashed"
+    """Processes may have been killed or be at work: half-done steps may be seen, but only those of the recovery table."""
+    SETTLED = "settled"
+    """Nobody is at work, and `collect` has run without grace: nothing at all is left over."""
+
+
+def audit(root: Path, moment: Moment, *, damaged: Collection[str] = (), quarantined: Collection[str] = ()) -> list[str]:
+    """Every violation, as a line that names the path; empty if there is none.
+
+    Args:
+        root: of a store that has been opened at least once, or of one whose first opening crashed.
+        damaged: hex sha256 of contents that are damaged just now, on purpose: a blob of this name may hold other bytes, and a file of
+            a snapshot may be a quarantined inode of it.
+        quarantined: hex sha256 of what may be in the quarantine.
+    """
+    return _Audit(root, moment, damaged, quarantined).findings()
+
+
+class _Audit:
+    def __init__(self, root: Path, moment: Moment, damaged: Collection[str], quarantined: Collection[str]) -> None:
+        self._root = root
+        self._settled = moment is Moment.SETTLED
+        self._damaged = damaged
+        self._quarantined = quarantined
+        self._found: list[str] = []
+        self._blobs: dict[str, dict[int, int]] = {}
+        """hex digits → number of the inode's name → inode"""
+        self._sizes: dict[str, int] = {}
+        self._names: Counter[int] = Counter()
+        self._links: dict[int, int] = {}
+        self._manifests: dict[str, Manifest] = {}
+        self._trees: set[str] = set()
+
+    def findings(self) -> list[str]:
+        if not (self._root / "format").exists():
+            return self._unfinished()
+        self._top()
+        self._check_blobs()
+        self._check_tables()
+        self._check_manifests()
+        self._check_quarantine()
+        self._check_snapshots()
+        self._check_refs()
+        self._check_leases()
+        self._check_ingests()
+        self._check_trash()
+        self._check_names()
+        return sorted(self._found)
+
+    # -- what is said -----------------------------------------------------------------------------------------------
+
+    def _wrong(self, path: Path, why: str) -> None:
+        self._found.append(f"{path.relative_to(self._root)}: {why}")
+
+    def _left_over(self, path: Path, why: str) -> None:
+        """Allowed right after a crash, and not once the store has settled."""
+        if self._settled:
+            self._wrong(path, f"left over: {why}")
+
+    def _expect(self, path: Path, condition: bool, why: str) -> None:
+        if not condition:
+            self._wrong(path, why)
+
+    def _mode(self, path: Path, *allowed: int) -> None:
+        mode = stat.S_IMODE(os.lstat(path).st_mode)
+        self._expect(path, mode in allowed, f"has mode {mode:04o}, not {' or '.join(f'{one:04o}' for one in allowed)}")
+
+    def _file(self, path: Path, *modes: int) -> bool:
+        """A regular file of one of these modes; its name is counted."""
+        found = os.lstat(path)
+        if not stat.S_ISREG(found.st_mode):
+            self._wrong(path, "is not a regular file")
+            return False
+        self._mode(path, *modes)
+        self._names[found.st_ino] += 1
+        self._links[found.st_ino] = found.st_nlink
+        return True
+
+    def _entries(self, directory: Path, *modes: int) -> Iterator[Path]:
+        """What is in a directory of the store, temporary names judged and left out."""
+        self._mode(directory, *modes)
+        for name in sorted(os.listdir(directory)):
+            if TEMPORARY.fullmatch(name):
+                self._left_over(directory / name, "a temporary name")
+                self._file(directory / name, 0o600, 0o444, 0o400)
+            else:
+                yield directory / name
+
+    # -- the top ----------------------------------------------------------------------------------------------------
+
+    def _unfinished(self) -> list[str]:
+        """A store whose making was interrupted: an empty directory, but for temporary files."""
+        if not self._root.exists():
+            return ["there is no directory"] if self._settled else []
+        for path in sorted(self._root.iterdir()):
+            self._expect(path, TEMPORARY.fullmatch(path.name) is not None, "is here, but `format` is not")
+        return sorted(self._found) if not self._settled else [*sorted(self._found), "there is no `format`"]
+
+    def _top(self) -> None:
+        for path in self._entries(self._root, 0o700):
+            if path.name == "format":
+                self._file(path, 0o400)
+                self._expect(path, check_format(path.read_bytes()), "is not a format file")
+            elif path.name in LOCKS:
+                self._file(path, 0o600)
+                self._expect(path, path.stat().st_size == 0, "a lock is not empty")
+            elif path.name not in (*DIRECTORIES, "lost+found"):
+                self._wrong(path, "is no part of a store")
+        for name in (*DIRECTORIES, *LOCKS):
+            if not (self._root / name).exists():
+                self._left_over(self._root / name, "missing: making the store was interrupted")
+
+    def _under(self, *parts: str) -> Path | None:
+        path = self._root.joinpath(*parts)
+        return path if path.is_dir() else None
+
+    def _two_levels(self, *parts: str) -> Iterator[Path]:
+        """The files of `DIRECTORY/sha256/ab/`."""
+        top = self._under(*parts)
+        if top is None:
+            return
+        for path in self._entries(top, 0o700):
+            self._expect(path, path.name == "sha256", "is no part of a store")
+            for prefix in self._entries(path, 0o700):
+                self._expect(prefix, PREFIX.fullmatch(prefix.name) is not None and prefix.is_dir(), "is no prefix directory")
+                yield from self._entries(prefix, 0o700)
+
+    # -- blobs and tables -------------------------------------------------------------------------------------------
+
+    def _check_blobs(self) -> None:
+        for path in self._two_levels("blobs"):
+            match = BLOB.fullmatch(path.name)
+            if match is None or path.parent.name != path.name[:2]:
+                self._wrong(path, "is no name of a blob")
+            elif self._file(path, 0o444):
+                self._check_blob(path, match[1], int(match[2] or 0))
+        for digits, numbers in self._blobs.items():
+            if sorted(numbers) != list(range(len(numbers))):
+                self._left_over(self._blob(digits), f"its inodes are numbered {sorted(numbers)}")
+
+    def _blob(self, digits: str) -> Path:
+        return self._root / "blobs" / "sha256" / digits[:2] / digits
+
+    def _check_blob(self, path: Path, digits: str, number: int) -> None:
+        found = path.lstat()
+        self._expect(path, found.st_size > 0, "a blob of no bytes")
+        self._expect(path, found.st_mtime == FIXED_MTIME_S, f"has mtime {found.st_mtime}")
+        data = path.read_bytes()
+        got = digest_of(data).hex
+        self._expect(path, got == digits or digits in self._damaged, f"WRONG BYTES: its sha256 is {got}")
+        self._blobs.setdefault(digits, {})[number] = found.st_ino
+        self._sizes[digits] = found.st_size
+        if chunk_count(found.st_size) > 1:
+            self._check_table_of(path, digits, data)
+        if found.st_nlink == 1:
+            self._left_over(path, "no snapshot and no ingest names it")
+
+    def _check_table_of(self, blob: Path, digits: str, data: bytes) -> None:
+        table = self._root / "chunks" / "sha256" / digits[:2] / digits
+        if not table.is_file():
+            self._wrong(blob, "has more than one chunk and no chunk table")
+            return
+        spans = [chunk_range(index, len(data)) for index in range(chunk_count(len(data)))]
+        marks = tuple(mark_of(data[span.start : span.stop]) for span in spans)
+        same = table.read_bytes() == ChunkTable(len(data), marks).encode()
+        self._expect(table, same or digits in self._damaged, "is not the chunk table of its blob")
+
+    def _check_tables(self) -> None:
+        for path in self._two_levels("chunks"):
+            if not self._file(path, 0o444):
+                continue
+            if HEX64.fullmatch(path.name) is None or path.parent.name != path.name[:2]:
+                self._wrong(path, "is no name of a chunk table")
+            elif path.name not in self._blobs:
+                self._left_over(path, "there is no blob of this name")
+            else:
+                self._expect(path, chunk_count(self._sizes[path.name]) > 1, "the table of a blob of one chunk")
+
+    # -- manifests and snapshots ------------------------------------------------------------------------------------
+
+    def _records(self, directory: str) -> Iterator[tuple[Path, str, bytes]]:
+        """Path, name without suffix and bytes of the records of a directory."""
+        top = self._under(directory)
+        if top is None:
+            return
+        for path in self._entries(top, 0o700):
+            if not path.name.endswith(".json"):
+                self._wrong(path, "is no record")
+            elif self._file(path, 0o600):
+                yield path, path.name.removesuffix(".json"), path.read_bytes()
+
+    def _check_manifests(self) -> None:
+        for path, name, data in self._records("manifests"):
+            self._expect(path, digest_of(data).hex == name, "its bytes are not what its name says")
+            try:
+                self._manifests[name] = Manifest.decode(data)
+            except DamagedRecord as error:
+                self._wrong(path, str(error))
+            if not (self._root / "snapshots" / name).is_dir():
+                self._left_over(path, "there is no snapshot of this name")
+
+    def _check_snapshots(self) -> None:
+        top = self._under("snapshots")
+        if top is None:
+            return
+        for path in self._entries(top, 0o700):
+            self._expect(path, HEX64.fullmatch(path.name) is not None and path.is_dir(), "is no snapshot")
+            # In the middle of a publish or an eviction the top may still, or already, be writable.
+            self._mode(path, *((0o555,) if self._settled else (0o555, 0o755)))
+            self._trees.add(path.name)
+            manifest = self._manifests.get(path.name)
+            files = dict(self._tree(path))
+            if manifest is None:
+                self._left_over(path, "there is no manifest of this name")
+                continue
+            wanted = {item.path: item for item in manifest.files}
+            for name in sorted(files.keys() ^ wanted.keys()):
+                self._wrong(path / name, "is not in the manifest" if name in files else "is missing")
+            for name in files.keys() & wanted.keys():
+                item = wanted[name]
+                self._check_member(path / name, files[name], item.size_bytes, item.sha256.hex)
+
+    def _tree(self, top: Path) -> Iterator[tuple[str, os.stat_result]]:
+        for parent, directories, files in os.walk(top):
+            for name in directories:
+                path = Path(parent, name)
+                self._mode(path, 0o555)
+                self._expect(path, any(path.iterdir()), "an empty directory in a snapshot")
+            for name in files:
+                path = Path(parent, name)
+                if self._file(path, 0o444):
+                    yield str(path.relative_to(top)), path.lstat()
+
+    def _check_member(self, path: Path, found: os.stat_result, size_bytes: int, digits: str) -> None:
+        self._expect(path, found.st_size == size_bytes, f"has {found.st_size} bytes, the manifest says {size_bytes}")
+        self._expect(path, found.st_mtime == FIXED_MTIME_S, f"has mtime {found.st_mtime}")
+        if size_bytes == 0:
+            self._expect(path, found.st_nlink == 1, "an empty file is linked")
+        elif found.st_ino not in self._blobs.get(digits, {}).values() and digits not in self._damaged:
+            self._wrong(path, f"is no inode of blob {digits}")
+
+    def _check_quarantine(self) -> None:
+        top = self._under("quarantine")
+        for path in () if top is None else self._entries(top, 0o700):
+            match = re.fullmatch(r"([0-9a-f]{64})\.[0-9]+", path.name)
+            self._expect(path, match is not None, "is no name of a quarantined blob")
+            self._file(path, 0o444)
+            self._expect(path, match is not None and match[1] in self._quarantined, "nothing of this name was damaged")
+
+    # -- refs and leases --------------------------------------------------------------------------------------------
+
+    def _published(self, digits: str) -> bool:
+        return digits in self._manifests and digits in self._trees
+
+    def _check_refs(self) -> None:
+        for path, name, data in self._records("refs"):
+            why = check_ref(data, name)
+            self._expect(path, why is None, str(why))
+            if why is None and not self._published(named_manifest(data)):
+                self._left_over(path, "its snapshot is not here")
+
+    def _check_leases(self) -> None:
+        for path, name, data in self._records("leases"):
+            why = check_lease(data, name)
+            self._expect(path, why is None, str(why))
+            if why is None and not self._published(named_manifest(data)):
+                self._left_over(path, "a lease to a snapshot that is not here")
+            if not name.startswith("pin-"):
+                self._left_over(path, "a lease of nobody")
+
+    # -- on the way in and out --------------------------------------------------------------------------------------
+
+    def _check_ingests(self) -> None:
+        top = self._under("ingest")
+        for path in () if top is None else self._entries(top, 0o700):
+            self._left_over(path, "an ingest")
+            self._expect(path, HEX32.fullmatch(path.name) is not None and path.is_dir(), "is no ingest")
+            for part in sorted(path.iterdir()):
+                if part.name not in INGEST_PARTS:
+                    self._wrong(part, "is no part of an ingest")
+                elif part.name == "tree":
+                    self._count(part)
+                elif part.name == "tmp":
+                    for temporary in sorted(part.iterdir()):
+                        self._expect(temporary, INGEST_TEMPORARY.fullmatch(temporary.name) is not None, "is no temporary file of an ingest")
+                    self._count(part)
+                else:
+                    self._file(part, 0o600)
+
+    def _check_trash(self) -> None:
+        top = self._under("trash")
+        for path in () if top is None else self._entries(top, 0o700):
+            self._left_over(path, "in the trash")
+            self._count(path)
+
+    def _count(self, path: Path) -> None:
+        """Count the names in something that is judged as a whole."""
+        if not path.is_dir():
+            self._file(path, 0o400, 0o444, 0o600)
+            return
+        self._mode(path, 0o555, 0o700, 0o755)
+        for each in sorted(path.iterdir()):
+            self._count(each)
+
+    def _check_names(self) -> None:
+        """Every name of every file was seen: nothing of the store is named elsewhere."""
+        for digits, numbers in self._blobs.items():
+            for inode in numbers.values():
+                seen, said = self._names[inode], self._links[inode]
+                self._expect(self._blob(digits), seen == said, f"has {said} names, of which {seen} are in the store")

@@ -1,0 +1,63 @@
+"""The small records of format 1, judged by their bytes: `format`, refs, leases. Written from the format's description alone."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from typing import Any
+
+_FORMAT = re.compile(rb"modelcache 1\nowner (0|[1-9][0-9]*)\nstore [0-9a-f]{32}\n")
+_HEX64 = re.compile(r"[0-9a-f]{64}")
+_REF = {"uri", "origin", "revision", "immutable", "manifest", "files", "created_at_s", "checked_at_s", "version"}
+_REF_FILE = {"path", "size_bytes", "validator", "sha256", "stated"}
+_LEASE = {"id", "manifest", "holder", "kind", "created_at_s", "expires_at_s", "version"}
+
+
+def check_format(data: bytes) -> bool:
+    return _FORMAT.fullmatch(data) is not None
+
+
+def check_ref(data: bytes, name: str) -> str | None:
+    """What is wrong with the ref of this name (without `.json`), if anything."""
+    record = _canonical(data)
+    if record is None or record.keys() != _REF or any(file.keys() != _REF_FILE for file in record["files"]):
+        return "is not a ref in canonical form"
+    if name != _half(record["uri"]) + _half(record["origin"]):
+        return f"is filed under another name than that of {record['uri']} at {record['origin']}"
+    if not all(_HEX64.fullmatch(digits) for digits in (record["manifest"], *(file["sha256"] for file in record["files"]))):
+        return "a digest in it is none"
+    return None
+
+
+def check_lease(data: bytes, name: str) -> str | None:
+    """What is wrong with the lease of this name (without `.json`), if anything."""
+    record = _canonical(data)
+    if record is None or record.keys() != _LEASE or not _HEX64.fullmatch(record["manifest"]):
+        return "is not a lease in canonical form"
+    if record["id"] != name or name.partition("-")[0] != record["kind"]:
+        return f"is filed under another name than `{record['id']}`, a {record['kind']}"
+    if (record["expires_at_s"] is None) != (record["kind"] in ("pin", "process")):
+        return f"a {record['kind']} that expires at {record['expires_at_s']}"
+    return None
+
+
+def named_manifest(data: bytes) -> str:
+    """Hex digits of the snapshot that a ref or a lease names."""
+    return str(json.loads(data)["manifest"])
+
+
+def _canonical(data: bytes) -> dict[str, Any] | None:
+    """The record, if these are the only bytes that can stand for it."""
+    try:
+        record = json.loads(data)
+    except ValueError:
+        return None
+    if not isinstance(record, dict) or record.get("version") != 1:
+        return None
+    text = json.dumps(record, ensure_ascii=False, sort_keys=True, separators=(",", ":")) + "\n"
+    return record if text.encode("utf-8") == data else None
+
+
+def _half(text: str) -> str:
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:32]
