@@ -146,16 +146,18 @@ class Blobs:
         durable.write_new(temporary, table.encode(), sync=True, mode=0o444)
         durable.rename(temporary, target)
         durable.fsync_directory(target.parent)
+        durable.fsync_directory(self._layout.tables)
 
     def adopt(self, digest: Digest, source: Path) -> None:
         """Give a verified file of a snapshot its blob's name back."""
         target = self._layout.blob(digest)
         self._publish_as(target, source)
-        durable.fsync_directory(target.parent)
+        self.fsync_names([digest])
 
     def fsync_names(self, digests: Iterable[Digest]) -> None:
         """Make the names of these blobs durable, whoever made them."""
-        for directory in sorted({self._layout.blob(digest).parent for digest in digests if digest != EMPTY}):
+        directories = {self._layout.blob(digest).parent for digest in digests if digest != EMPTY}
+        for directory in [*sorted(directories), self._layout.blobs]:
             durable.fsync_directory(directory)
 
     def quarantine(self, path: Path, digest: Digest) -> Path | None:
@@ -232,6 +234,7 @@ class Blobs:
         target = self._layout.table(digest)
         if self._publish_as(target, temporary):
             durable.fsync_directory(target.parent)
+            durable.fsync_directory(self._layout.tables)
         remove(temporary)
 
     def _clear(self, digest: Digest, size_bytes: int) -> None:
@@ -268,7 +271,6 @@ class Blobs:
     def _make_parent(path: Path) -> None:
         with contextlib.suppress(FileExistsError):
             durable.mkdir(path.parent, 0o700)
-            durable.fsync_directory(path.parent.parent)
 
 
 def readable_table(blobs: Blobs, digest: Digest) -> ChunkTable | None:

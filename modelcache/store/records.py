@@ -29,7 +29,7 @@ def decode(data: bytes, address: str) -> dict[str, object]:
     """
     try:
         record = json.loads(data)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DamagedRecord(f"not a record ({error})", address=address) from error
     if not isinstance(record, dict):
         raise DamagedRecord("not a record: no JSON object", address=address)

@@ -163,8 +163,10 @@ def _summary(digest: Digest, data: bytes) -> Summary:
         files = json.loads(data)["files"]
         for file in files:
             digits = file["sha256"]
+            if not is_hex(digits, 64):
+                raise ValueError(f"`{digits}` is no sha256")
             names[digits] = names.get(digits, 0) + 1
             sizes[digits] = int(file["size_bytes"])
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise DamagedRecord(f"not a manifest ({error})") from error
     return Summary(digest, names, sizes, len(files))

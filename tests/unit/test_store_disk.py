@@ -1,0 +1,397 @@
+"""A disk that runs full, fails, folds names, or can't do what the store would like."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import mmap
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from modelcache.abc.store import IngestFile, Limits, Route
+from modelcache.chunks import CHUNK_BYTES
+from modelcache.errors import ModelCacheError, NoSpace, StoreFault, StoreReadOnly, UnsafePath
+from modelcache.patience import Cancellation
+from modelcache.store import durable
+from modelcache.store.budget import Budget
+from modelcache.store.descriptors import Descriptors
+from modelcache.store.incoming import OPEN_FILES
+from modelcache.store.parts import Parts
+from modelcache.store.root import open_root
+from modelcache.store.store import LocalStore
+from modelcache.testing.store_filling import complete_all, content, digest_of, fill, manifest_of, ref_of, table_of, wanted, write_chunks
+from modelcache.testing.store_fixtures import MODEL, NO_LIMITS, model
+from modelcache.units import MIB
+
+WEIGHTS = "weights/model.safetensors"
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> LocalStore:
+    return LocalStore(tmp_path / "root", NO_LIMITS)
+
+
+def failing(number: int) -> Callable[..., None]:
+    def fail(*_: object, **__: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    return fail
+
+
+def files_below(root: Path) -> list[str]:
+    return [str(path.relative_to(root)) for path in root.rglob("*") if path.is_file() and not path.name.startswith(("lock", "format"))]
+
+
+# -- room -------------------------------------------------------------------------------------------------------------
+
+
+def test_a_full_disk_at_booking_gives_everything_back(store: LocalStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    book, calls = durable.fallocate, iter(range(100))
+
+    def second_fails(fd: int, size_bytes: int, mode: int = 0) -> bool:
+        if next(calls) == 1:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return book(fd, size_bytes, mode)
+
+    monkeypatch.setattr(durable, "fallocate", second_fails)
+    with pytest.raises(NoSpace) as caught:
+        store.ingest(ref_of(MODEL).key, wanted(MODEL))
+    assert caught.value.needed_bytes >= sum(map(len, MODEL.values()))
+    assert files_below(store.root) == []
+
+
+def test_a_full_disk_keeps_what_an_earlier_ingest_had(store: LocalStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    files = model(1, 2 * MIB)
+    first = store.ingest(ref_of(files).key, wanted(files))
+    write_chunks(first.files[0], files["model.safetensors"])
+    first.keep()
+    with monkeypatch.context() as patch:
+        patch.setattr(durable, "fallocate", failing(errno.ENOSPC))
+        with pytest.raises(NoSpace):
+            store.ingest(ref_of(files).key, wanted(files | {"more": b"more"}))
+    again = store.ingest(ref_of(files).key, wanted(files))
+    assert set(again.files[0].hints()) == {0}
+    again.discard()
+
+
+def test_where_blocks_cant_be_booked_a_number_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is promised counts, written or not, until the ingest ends."""
+    monkeypatch.setattr(durable, "fallocate", lambda *_: False)
+    store = LocalStore(tmp_path / "root", Limits(max_bytes=4 * MIB, high_watermark=1.0, low_watermark=1.0))
+    files, other = model(1, 3 * MIB), model(2, 3 * MIB)
+    ingest = store.ingest(ref_of(files).key, wanted(files))
+    (reserved,) = store.root.glob("ingest/*/reserved")
+    assert reserved.read_text("ascii") == f"{3 * MIB}\n"
+    assert 3 * MIB <= store.usage().ingest_bytes <= 3 * MIB + 65536
+    for step in ("begun", "complete", "kept"):
+        if step == "complete":
+            complete_all(ingest, files)
+        elif step == "kept":
+            ingest.keep()
+        with pytest.raises(NoSpace):
+            store.ingest(ref_of(other, uri="s3://b/other").key, wanted(other | {"yet": content(2 * MIB)}))
+        assert store.usage().available_bytes <= MIB
+    again = store.ingest(ref_of(files).key, wanted(files))
+    snapshot = again.publish(manifest_of(files), ref_of(files))
+    store.evict(snapshot.digest)
+    fill(store, other)
+
+
+class FakeDisk:
+    """A file system of 100 MiB: what the store has allocated there, and what others have."""
+
+    TOTAL = 100 * MIB
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.others_bytes = 0
+
+    def statvfs(self, _: object) -> os.statvfs_result:
+        found = {path.lstat().st_ino: path.lstat().st_blocks for path in self.root.rglob("*") if path.is_file()}
+        free = (self.TOTAL - self.others_bytes - sum(found.values()) * 512) // 4096
+        blocks = self.TOTAL // 4096
+        return os.statvfs_result((4096, 4096, blocks, free, free, 10**6, 10**6, 10**6, 0, 255))
+
+
+@pytest.fixture
+def disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeDisk:
+    fake = FakeDisk(tmp_path / "root")
+    monkeypatch.setattr(os, "statvfs", fake.statvfs)
+    return fake
+
+
+WATERMARKS = Limits(max_bytes=None, high_watermark=0.9, low_watermark=0.5)
+
+
+def test_the_room_under_a_watermark(tmp_path: Path, disk: FakeDisk) -> None:
+    budget = Budget(Parts.of(open_root(tmp_path / "root", create=True)), WATERMARKS)
+    disk.others_bytes = 40 * MIB
+    room = budget.room()
+    assert (room.total_bytes, room.free_bytes - room.available_bytes) == (100 * MIB, 10 * MIB)
+    assert 50 * MIB - 65536 <= room.available_bytes <= 50 * MIB
+    assert room.available_bytes - room.low_bytes == 40 * MIB
+    disk.others_bytes = 95 * MIB
+    assert budget.room().available_bytes < 0
+    assert budget.rounded(1) == budget.rounded(4096) == 4096
+
+
+def test_eviction_goes_down_to_the_low_watermark(tmp_path: Path, disk: FakeDisk) -> None:
+    now = [1_000_000.0]
+    store = LocalStore(tmp_path / "root", WATERMARKS, clock=lambda: now[0])
+    for seed in range(8):
+        now[0] += 1
+        fill(store, model(seed, 10 * MIB), uri=f"s3://b/{seed}")
+    now[0] += 1
+    fill(store, model(9, 15 * MIB), uri="s3://b/9")
+    assert [ref.key.uri for ref in store.refs()] == ["s3://b/5", "s3://b/6", "s3://b/7", "s3://b/9"]
+
+
+def test_a_low_watermark_that_others_keep_out_of_reach_empties_nothing(tmp_path: Path, disk: FakeDisk) -> None:
+    now = [1_000_000.0]
+    store = LocalStore(tmp_path / "root", WATERMARKS, clock=lambda: now[0])
+    disk.others_bytes = 49 * MIB
+    for seed in range(4):
+        now[0] += 1
+        fill(store, model(seed, 10 * MIB), uri=f"s3://b/{seed}")
+    now[0] += 1
+    fill(store, model(9, 5 * MIB), uri="s3://b/9")
+    assert [ref.key.uri for ref in store.refs()] == ["s3://b/1", "s3://b/2", "s3://b/3", "s3://b/9"]
+
+
+def test_collect_comes_back_under_a_passed_watermark(tmp_path: Path, disk: FakeDisk) -> None:
+    store = LocalStore(tmp_path / "root", WATERMARKS)
+    fill(store, model(1, 10 * MIB), uri="s3://b/1")
+    held = fill(store, model(2, 10 * MIB), uri="s3://b/2")
+    store.pin(held.digest, holder="user")
+    assert store.collect().evicted == ()
+    disk.others_bytes = 75 * MIB
+    assert [item.uris for item in store.collect(dry_run=True).evicted] == [("s3://b/1",)]
+    assert [item.uris for item in store.collect().evicted] == [("s3://b/1",)]
+    assert store.collect().evicted == ()
+
+
+# -- writing ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("number", "kind"), [(errno.ENOSPC, NoSpace), (errno.EDQUOT, NoSpace), (errno.EIO, StoreFault), (errno.EROFS, StoreReadOnly)]
+)
+@pytest.mark.parametrize("route", Route)
+def test_a_write_that_fails(
+    store: LocalStore, monkeypatch: pytest.MonkeyPatch, number: int, kind: type[ModelCacheError], route: Route
+) -> None:
+    files = model(1)
+    ingest = store.ingest(ref_of(files).key, wanted(files))
+    with monkeypatch.context() as patch:
+        patch.setattr(durable, "write", failing(number))
+        with pytest.raises(kind) as caught:
+            ingest.files[0].write(0, memoryview(mmap.mmap(-1, 8192)), route)
+    assert "OSError" not in str(caught.value)
+    complete_all(ingest, files)
+    ingest.publish(manifest_of(files), ref_of(files))
+
+
+def test_an_fsync_that_failed_is_done_again(store: LocalStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    files = model(1)
+    ingest = store.ingest(ref_of(files).key, wanted(files))
+    file, data = ingest.files[0], files["model.safetensors"]
+    write_chunks(file, data)
+    with monkeypatch.context() as patch:
+        patch.setattr(durable, "syncfs", failing(errno.EIO))
+        with pytest.raises(StoreFault):
+            ingest.flush([file])
+        patch.setattr(durable, "fsync", failing(errno.EIO))
+        for _ in range(2):
+            with pytest.raises(StoreFault):
+                file.complete(digest_of(data), table_of(data))
+    assert not store.has_blob(digest_of(data))
+    file.complete(digest_of(data), table_of(data))
+    ingest.publish(manifest_of(files), ref_of(files))
+
+
+@pytest.mark.parametrize("route", Route)
+@pytest.mark.parametrize("most", [511, 4096, 5000])
+def test_short_writes_are_continued(store: LocalStore, monkeypatch: pytest.MonkeyPatch, route: Route, most: int) -> None:
+    whole = durable.write
+
+    def short(fd: int, data: bytes | memoryview, offset: int) -> int:
+        direct = fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_DIRECT
+        return whole(fd, data[: max(512, most // 512 * 512) if direct else most], offset)
+
+    monkeypatch.setattr(durable, "write", short)
+    files = {"file": content(100_000, seed=1)}
+    ingest = store.ingest(ref_of(files).key, wanted(files))
+    buffer = mmap.mmap(-1, 1 << 17)
+    buffer[: len(files["file"])] = files["file"]
+    ingest.files[0].write(0, memoryview(buffer)[: len(files["file"])], route)
+    ingest.files[0].complete(digest_of(files["file"]), table_of(files["file"]))
+    assert (ingest.publish(manifest_of(files), ref_of(files)).path / "file").read_bytes() == files["file"]
+
+
+@pytest.mark.parametrize("refuses", [False, True])
+def test_direct_writes(store: LocalStore, monkeypatch: pytest.MonkeyPatch, refuses: bool) -> None:
+    """Aligned parts go around the page cache, the rest through it; a file system that can't is not asked twice."""
+    whole = durable.write
+    direct: list[tuple[int, int]] = []
+
+    def watched(fd: int, data: bytes | memoryview, offset: int) -> int:
+        if fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_DIRECT:
+            direct.append((offset, len(data)))
+            if refuses:
+                raise OSError(errno.EINVAL, "Invalid argument")
+        return whole(fd, data, offset)
+
+    monkeypatch.setattr(durable, "write", watched)
+    files = {"file": content(3 * 8192 + 100, seed=1)}
+    data = files["file"]
+    ingest = store.ingest(ref_of(files).key, wanted(files))
+    buffer = mmap.mmap(-1, 65536)
+    buffer[: len(data)] = data
+    view = memoryview(buffer)
+    file = ingest.files[0]
+    file.write(0, view[:8192], Route.DIRECT)
+    file.write(8192, view[8192:16484], Route.DIRECT)  # 100 bytes more than aligned.
+    file.write(16484, view[16484:20000], Route.DIRECT)  # Neither offset nor address.
+    file.write(20000, memoryview(data)[20000:], Route.DIRECT)  # Read-only memory.
+    back = bytearray(len(data))
+    file.read(0, memoryview(back))
+    assert back == data
+    assert direct == ([(0, 8192)] if refuses else [(0, 8192), (8192, 8192)])
+    file.complete(digest_of(data), table_of(data))
+    ingest.publish(manifest_of(files), ref_of(files))
+
+
+# -- names and links --------------------------------------------------------------------------------------------------
+
+
+def test_a_file_system_that_folds_case(store: LocalStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    def twin(path: Path | str) -> bool:
+        parent = Path(path).parent
+        return parent.is_dir() and Path(path).name.lower() in {name.lower() for name in os.listdir(parent)}
+
+    create, mkdir = durable.create, durable.mkdir
+
+    def folding_create(path: Path, mode: int = 0o600) -> int:
+        if twin(path):
+            raise FileExistsError(errno.EEXIST, "File exists", str(path))
+        return create(path, mode)
+
+    def folding_mkdir(path: Path, mode: int) -> None:
+        if twin(path):
+            raise FileExistsError(errno.EEXIST, "File exists", str(path))
+        mkdir(path, mode)
+
+    fill(store, {"known": b"known"}, uri="s3://b/known")
+    monkeypatch.setattr(durable, "create", folding_create)
+    monkeypatch.setattr(durable, "mkdir", folding_mkdir)
+    monkeypatch.setattr(os.path, "lexists", twin)
+    for files in ({"README": b"1", "readme": b"2"}, {"A/x": b"1", "a/y": b"2"}, {"X": b"known", "x": b"known"}):
+        with pytest.raises(UnsafePath, match="another name"):
+            store.ingest(ref_of(files).key, wanted(files, known=True))
+        assert list((store.root / "ingest").iterdir()) == []
+    fill(store, {"README": b"1", "A/x": b"1", "A/y": b"2"})
+
+
+def test_more_links_than_an_inode_can_have(store: LocalStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    link = durable.link
+
+    def limited(source: Path, target: Path) -> None:
+        if os.lstat(source).st_nlink >= 4 and not os.path.lexists(target):
+            raise OSError(errno.EMLINK, "Too many links")
+        link(source, target)
+
+    monkeypatch.setattr(durable, "link", limited)
+    shared = content(5000, seed=1)
+    snapshots = [fill(store, {"shared": shared, "own": b"%d" % number}, uri=f"s3://b/{number}", known=True) for number in range(8)]
+    assert all((snapshot.path / "shared").read_bytes() == shared for snapshot in snapshots)
+    blobs = sorted(path.name for path in (store.root / "blobs").rglob(f"{digest_of(shared).hex}*"))
+    assert blobs == [digest_of(shared).hex, f"{digest_of(shared).hex}.1", f"{digest_of(shared).hex}.2"]
+    assert store.verify(None, Cancellation()).damages == ()
+    assert store.usage().evictable_bytes == store.usage().blobs_bytes
+    for snapshot in snapshots[:7]:
+        assert store.evict(snapshot.digest).freed_bytes == 4096
+    assert store.evict(snapshots[7].digest).freed_bytes >= 2 * 4096
+    assert store.usage().blobs_bytes == 0
+
+
+def test_a_blob_of_another_size_is_no_blob(store: LocalStore) -> None:
+    """A failing disk cut it: it is not linked to, and the next fetch puts a whole one in its place."""
+    fill(store, MODEL, uri="s3://b/1")
+    digest = digest_of(MODEL[WEIGHTS])
+    (blob,) = (store.root / "blobs").rglob(digest.hex)
+    blob.chmod(0o600)
+    os.truncate(blob, 100)
+    ref = ref_of(MODEL | {"more": b"m"}, uri="s3://b/2")
+    ingest = store.ingest(ref.key, wanted(MODEL | {"more": b"m"}, known=True))
+    assert [file.path for file in ingest.files if file.sha256 is None] == [WEIGHTS, "more"]
+    complete_all(ingest, MODEL | {"more": b"m"})
+    snapshot = ingest.publish(manifest_of(MODEL | {"more": b"m"}), ref)
+    assert (snapshot.path / WEIGHTS).read_bytes() == MODEL[WEIGHTS]
+    assert [path.name for path in (store.root / "quarantine").iterdir()] == [f"{digest.hex}.0"]
+
+
+def test_a_published_inode_is_never_written_to(store: LocalStore) -> None:
+    """Also when the journal that said that it was published is lost."""
+    files = {"file": content(5000, seed=1)}
+    ingest = store.ingest(ref_of(files).key, wanted(files))
+    complete_all(ingest, files)
+    ingest.keep()
+    (journal,) = (store.root / "ingest").rglob("journal")
+    os.truncate(journal, 0)
+    again = store.ingest(ref_of(files).key, wanted(files))
+    assert again.files[0].sha256 is None
+    again.files[0].write(0, memoryview(b"other bytes"), Route.BUFFERED)
+    (blob,) = (store.root / "blobs").rglob(digest_of(files["file"]).hex)
+    assert blob.read_bytes() == files["file"]
+    again.discard()
+
+
+def test_without_a_version_nothing_is_journalled(store: LocalStore) -> None:
+    files = model(1)
+    ingest = store.ingest(ref_of(files).key, [IngestFile("model.safetensors", MIB, "", None)])
+    write_chunks(ingest.files[0], files["model.safetensors"])
+    (journal,) = (store.root / "ingest").rglob("journal")
+    assert journal.stat().st_size == 0
+    ingest.discard()
+
+
+# -- descriptors ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("end", ["keep", "discard", "publish"])
+def test_few_files_are_open_and_none_at_the_end(store: LocalStore, end: str) -> None:
+    before = len(os.listdir("/proc/self/fd"))
+    files = {f"{number:03}": content(CHUNK_BYTES // 1000, number) for number in range(3 * OPEN_FILES)}
+    ingest = store.ingest(ref_of(files).key, wanted(files))
+    for file in ingest.files:
+        write_chunks(file, files[file.path])
+        assert len(os.listdir("/proc/self/fd")) <= before + OPEN_FILES + 8
+    if end == "publish":
+        complete_all_written(ingest.files, files)
+        ingest.publish(manifest_of(files), ref_of(files))
+        ingest.files[0].read(0, memoryview(bytearray(10)))
+    else:
+        getattr(ingest, end)()
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+def complete_all_written(incoming: object, files: dict[str, bytes]) -> None:
+    assert isinstance(incoming, list)
+    for file in incoming:
+        file.complete(digest_of(files[file.path]), table_of(files[file.path]))
+
+
+def test_a_file_in_use_is_closed_by_its_last_user(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"a")
+    descriptors = Descriptors(limit=1)
+    with descriptors.using(0, tmp_path / "a", os.O_RDONLY) as first:
+        with descriptors.using(0, tmp_path / "a", os.O_RDONLY) as second:
+            assert first == second
+            descriptors.forget(0)
+            assert os.read(first, 1) == b"a"
+        assert os.fstat(first).st_size == 1
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(first)
