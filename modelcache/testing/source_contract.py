@@ -34,7 +34,8 @@ LARGE = content(24 * MIB + 7, seed=2)
 """More than a socket's two buffers hold, so that most of it is still at the origin once its first bytes were read."""
 OTHER = content(len(LARGE), seed=3)
 NAMES = ("weights.bin", "a b", "ünïcödé-模型", "100%", "%41", "a+b", "n#1", "what?", "a&b=c", "semi;colon,comma", "'quoted'", "~tilde")
-EXAMPLES = settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.differing_executors])
+HARMLESS = [HealthCheck.function_scoped_fixture, HealthCheck.differing_executors]  # one place serves all examples of a subclass
+EXAMPLES = settings(deadline=None, max_examples=60, suppress_health_check=HARMLESS)
 
 
 class Place(Protocol):
