@@ -6,6 +6,7 @@ import fcntl
 import os
 import re
 import secrets
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import NoneType
@@ -126,14 +127,14 @@ class Leases:
         durable.fsync_directory(self._layout.leases)
         return True
 
-    def sweep(self) -> None:
-        """Remove leases that have ended by themselves. Under the exclusive store lock: nobody renews meanwhile."""
+    def sweep(self, is_here: Callable[[Digest], bool]) -> None:
+        """Remove leases that have ended by themselves, or that hold nothing. Under the exclusive store lock: nobody renews meanwhile."""
         for path in self._paths():
             try:
                 lease = decode_lease(records.read(path), str(path))
             except (FileNotFoundError, DamagedRecord):
                 continue
-            if not self._in_force(lease, path):
+            if not self._in_force(lease, path) or not is_here(lease.manifest):
                 records.remove(path)
 
     # -- inside ---------------------------------------------------------------------------------------------------

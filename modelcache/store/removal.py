@@ -123,7 +123,7 @@ class Removal:
                 for name in os.listdir(directory):
                     if name.startswith(TEMP_PREFIX):
                         records.remove(directory / name)
-            self._parts.leases.sweep()
+            self._parts.leases.sweep(self._parts.snapshots.traces)
             if not self._parts.leases.damaged():
                 held = {lease.manifest for lease in self._parts.leases.living()}
                 self._parts.snapshots.withdraw(digest for digest in self._parts.snapshots.incomplete() if digest not in held)

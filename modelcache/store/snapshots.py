@@ -63,6 +63,10 @@ class Snapshots:
             return Snapshot(digest, path)
         return None
 
+    def traces(self, digest: Digest) -> bool:
+        """Whether anything of it is here, whole or not."""
+        return self._layout.snapshot(digest).is_dir() or self._layout.manifest(digest).is_file()
+
     def use(self, digest: Digest) -> Snapshot | None:
         """The snapshot if it is published; its last use is now."""
         found = self.find(digest)

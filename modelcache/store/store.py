@@ -165,7 +165,11 @@ class LocalStore:
         with disk_faults(self.address):
             with self._root.lock.shared():
                 held = self._parts.leases.put_process(manifest, holder)
-                found = self._parts.snapshots.use(manifest)
+                try:
+                    found = self._parts.snapshots.use(manifest)
+                except BaseException:
+                    held.end()
+                    raise
             if found is None:
                 held.end()
                 raise self._not_cached(manifest)

@@ -147,8 +147,8 @@ class Bench:
         """Have the origin serve these files under `name`, and touch what it serves already as little as it can."""
         top = self.directory / "origin" / name
         files = self.models[model or name]
-        for path in [path for path in top.rglob("*") if path.is_file() and str(path.relative_to(top)) not in files]:
-            path.unlink()
+        for old in [old for old in top.rglob("*") if old.is_file() and str(old.relative_to(top)) not in files]:
+            old.unlink()
         for path, data in files.items():
             target = top / path
             if not target.exists() or target.read_bytes() != data:

@@ -7,11 +7,11 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 
 from modelcache.abc.store import Limits
-from modelcache.errors import BodyCut, DigestMismatch, InUse
+from modelcache.errors import BodyCut, DigestMismatch, InUse, NotCached
 from modelcache.patience import Cancellation
 from modelcache.testing.crash import flip_bit
 from modelcache.testing.crash_bench import NO_LIMITS, Bench, State, chunk_bytes, models, stating_nothing, stating_sha256, stating_wrong
-from modelcache.testing.store_filling import digest_of
+from modelcache.testing.store_filling import digest_of, manifest_of
 
 Step = Callable[[Bench], None]
 
@@ -89,6 +89,17 @@ def lease(bench: Bench) -> None:
         raise AssertionError("a held snapshot was evicted")
 
 
+def hold_what_is_gone(bench: Bench) -> None:
+    store = bench.store()
+    digest = manifest_of(bench.models["first, later"]).digest
+    with suppress(NotCached):
+        store.pin(digest, holder="somebody")
+        raise AssertionError("what is not here was pinned")
+    with suppress(NotCached):
+        store.lease(digest, holder="a pod", ttl_s=3600)
+        raise AssertionError("what is not here was leased")
+
+
 def break_off(bench: Bench) -> None:
     """A fetch that the origin breaks off in its second chunk."""
     with suppress(BodyCut):
@@ -155,7 +166,7 @@ def scenarios() -> dict[str, Scenario]:
         ),
         "evict": Scenario(
             prepare=[*both, *changed, break_off_third],
-            steps=[evict("second"), evict("first"), collect],
+            steps=[evict("second"), evict("first"), hold_what_is_gone, collect],
             shown={},
         ),
         "room": Scenario(
