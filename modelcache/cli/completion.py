@@ -37,13 +37,13 @@ def complete_name(context: typer.Context, incomplete: str) -> list[tuple[str, st
         with session.open_cache() as cache:
             infos = cache.list()
     except ModelCacheError:
-        return []  # completing is no place to report errors; the command itself will
+        return []  # the shell asks in the middle of a line; the command itself will tell
     found = set()
     for info in infos:
         names = [ref.key.uri for ref in info.refs]
         if len(incomplete) >= LEAST_DIGITS:
             names.append(info.digest.hex[:SHOWN_DIGITS])
-        found |= {(name, format_bytes(info.size_bytes)) for name in names if name.startswith(incomplete)}
+        found |= {(name, format_bytes(info.size_bytes)) for name in names if name.startswith(incomplete) and name.isprintable()}
     return sorted(found)
 
 

@@ -14,8 +14,9 @@ from modelcache.cli.output import Output
 if TYPE_CHECKING:
     from modelcache.patience import Cancellation
 
-STOPPING = b"\nstopping; what was fetched is kept (once more ends at once)\n"
-STOPPING_EVENT = b'{"event": "stopping"}\n'
+STOPPING = b"stopping; what was fetched is kept (once more ends at once)"
+STOPPING_EVENT = b'{"event": "stopping"}'
+CLEAR_LINE, SHOW_CURSOR = b"\r\x1b[2K", b"\x1b[?25h"
 
 
 @contextmanager
@@ -24,19 +25,23 @@ def cancelled_by_signals(cancel: Cancellation, output: Output) -> Iterator[None]
 
     In the main thread only, as Python has it.
     """
-    said = STOPPING_EVENT if output.style.as_json else STOPPING
-
     stopping = False
 
     def stop(number: int, frame: FrameType | None) -> None:
         nonlocal stopping
         if stopping:
+            if output.drawing:
+                _say(SHOW_CURSOR + b"\n")
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
             return
         stopping = True
-        with suppress(OSError):  # stderr may be gone
-            os.write(2, said)  # not through a buffer that this signal may have interrupted
+        if output.style.as_json:
+            _say(STOPPING_EVENT + b"\n")
+        elif output.drawing:
+            _say(CLEAR_LINE + STOPPING)  # in place of the last line, so that what is drawn keeps its height
+        else:
+            _say(b"\n" + STOPPING + b"\n")
         cancel.cancel()
 
     before = [(number, signal.signal(number, stop)) for number in (signal.SIGINT, signal.SIGTERM)]
@@ -45,6 +50,12 @@ def cancelled_by_signals(cancel: Cancellation, output: Output) -> Iterator[None]
     finally:
         for number, previous in before:
             signal.signal(number, previous)
+
+
+def _say(text: bytes) -> None:
+    """Straight to stderr, not through a buffer that the signal may have interrupted."""
+    with suppress(OSError):  # stderr may be gone
+        os.write(2, text)
 
 
 def raise_on_sigterm() -> None:

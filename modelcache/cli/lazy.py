@@ -8,11 +8,12 @@ an import inside a function is an optional third-party package.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from modelcache.cache import ModelCache, Refresh
     from modelcache.cli.findings import Finding
+    from modelcache.cli.output import Output
     from modelcache.cli.progress_view import ProgressView
     from modelcache.config import Config
     from modelcache.uri import StorageUri, UriSecrets
@@ -53,11 +54,11 @@ def redact_url(text: str) -> str:
     return redact_url(text)
 
 
-def bars(stream: TextIO, *, color: bool) -> ProgressView:
+def bars(output: Output) -> ProgressView:
     """Progress on a terminal, by rich."""
     from modelcache.cli.screen import BarView
 
-    return BarView(stream, color=color)
+    return BarView(output)
 
 
 def examine(environ: Mapping[str, str], config: Config) -> Sequence[Finding]:

@@ -46,6 +46,8 @@ def _run(given: list[str]) -> int:
             return ExitCode.READER_GONE
         raise
     except Exception as error:
+        if COMPLETE_VARIABLE in os.environ:
+            return ExitCode.UNEXPECTED  # the shell asks in the middle of a line; the command itself will tell
         return _outside_of_commands(error, given)
 
 

@@ -38,12 +38,16 @@ class Output:
 
     With `--json` stdout gets exactly one document, on success (`document`) and on failure (`failure`); stderr gets JSON lines,
     each with an `event`. For people a result is lines and tables on stdout; notes, warnings and errors go to stderr.
+
+    Attributes:
+        drawing: something is drawn on stderr in place, and the cursor is hidden.
     """
 
     def __init__(self, style: Style, *, out: TextIO, err: TextIO) -> None:
         self.style = style
         self._out = out
         self._err = err
+        self.drawing = False
 
     @property
     def err_is_terminal(self) -> bool:

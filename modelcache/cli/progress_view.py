@@ -120,7 +120,7 @@ def progress_view(output: Output) -> Iterator[ProgressView]:
     elif output.style.as_json:
         view = PacedView(lambda look: output.event("progress", look.fields), EVENT_INTERVAL_S)
     elif output.err_is_terminal:
-        view = lazy.bars(output.err, color=output.style.color)
+        view = lazy.bars(output)
     else:
         view = PacedView(lambda look: output.note(line_of(look)), LINE_INTERVAL_S)
     try:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 from contextlib import suppress
-from typing import TextIO
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -12,6 +11,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from modelcache.cli.output import Output
 from modelcache.cli.progress_view import Look
 from modelcache.cli.tables import printable
 
@@ -21,12 +21,11 @@ BAR_CELLS = 40
 class BarView:
     """A bar and a line of words under the name of what is worked on, redrawn in place and cleared at the end."""
 
-    def __init__(self, stream: TextIO, *, color: bool) -> None:
+    def __init__(self, output: Output) -> None:
+        console = Console(file=output.err, no_color=not output.style.color, highlight=False, markup=False, emoji=False)
         self._lock = threading.RLock()
-        self._live: Live | None = Live(
-            console=_console(stream, color=color), auto_refresh=False, transient=True, redirect_stdout=False, redirect_stderr=False
-        )
-        self._started = False
+        self._output = output
+        self._live: Live | None = Live(console=console, auto_refresh=False, transient=True, redirect_stdout=False, redirect_stderr=False)
 
     def show(self, look: Look) -> None:
         with self._lock:
@@ -34,9 +33,9 @@ class BarView:
             if live is None:
                 return
             try:
-                if not self._started:
+                if not self._output.drawing:
                     live.start()
-                    self._started = True
+                    self._output.drawing = True
                 live.update(_drawn(look, live.console.width), refresh=True)
             except OSError:
                 self._live = None  # the terminal is gone; the work goes on
@@ -44,10 +43,11 @@ class BarView:
     def close(self) -> None:
         with self._lock:
             live, self._live = self._live, None
-            if live is None or not self._started:
+            if live is None or not self._output.drawing:
                 return
             with suppress(OSError):  # as in show
                 live.stop()
+            self._output.drawing = False
 
 
 def _drawn(look: Look, width: int) -> RenderableType:
@@ -68,7 +68,3 @@ def _fitting(words: list[str], width: int) -> str:
             break
         line = f"{line}, {word}"
     return line
-
-
-def _console(stream: TextIO, *, color: bool) -> Console:
-    return Console(file=stream, no_color=not color, highlight=False, markup=False, emoji=False)

@@ -7,11 +7,12 @@ import fcntl
 import mmap
 import os
 import stat
+import tempfile
 import time
 from pathlib import Path
 
 from modelcache.cache import ModelCache
-from modelcache.cli.findings import Finding, broken, doubtful, fine
+from modelcache.cli.findings import Finding, Level, broken, doubtful, fine
 from modelcache.cli.mounts import mount_of
 from modelcache.config import Config
 from modelcache.errors import ModelCacheError, StoreBusy, StoreLocation
@@ -32,9 +33,8 @@ def check_file_system(root: Path) -> list[Finding]:
     """Kind of file system, and what it can do, tried on unnamed files."""
     place = _existing(root)
     found = [_check_place(root, place), _check_kind(root, place)]
-    if os.access(place, os.W_OK | os.X_OK):
-        found.append(_check_direct(place))
-        found.append(_check_reflink(place))
+    if found[0].level is not Level.FAIL:
+        found += [_check_direct(place), _check_reflink(place)]
     return found
 
 
@@ -44,8 +44,13 @@ def _existing(root: Path) -> Path:
 
 
 def _check_place(root: Path, place: Path) -> Finding:
-    if not os.access(place, os.W_OK | os.X_OK):
-        return broken("root", f"no right to write: {place}", OTHER_ROOT)
+    try:
+        with tempfile.TemporaryFile(dir=place) as file:
+            file.write(b"x")
+    except OSError as error:
+        return broken(
+            "root", f"can't be written ({error.strerror}): {place}", f"have the right granted or the disk repaired, or {OTHER_ROOT}"
+        )
     if place != root:
         return fine("root", f"not there yet; the first pull makes it: {root}")
     status = root.stat()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import re
+import signal
 import struct
 import subprocess
 import termios
@@ -24,7 +25,7 @@ from modelcache.fetch.progress import Phase, Progress
 from modelcache.testing.fault_server import FaultServer
 from modelcache.units import GIB, MIB
 from tests.cli.conftest import WEIGHTS, stalled_from
-from tests.cli.executable import EXECUTABLE, Executable
+from tests.cli.executable import DEADLINE_S, EXECUTABLE, Executable
 
 HALFWAY = Progress(
     uri="s3://m/llama",
@@ -137,6 +138,29 @@ def test_bars_fit_the_terminal_and_are_cleared(cli: Executable, server: FaultSer
     assert got.rindex("\x1b[2K") < got.index("error:")  # cleared before the error
     assert got.count("\x1b[?25l") == got.count("\x1b[?25h") == 1  # the cursor is back
     assert "\x1b[1;31merror:\x1b[0m" in got
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_ctrl_c_leaves_a_terminal_as_it_was(cli: Executable, server: FaultServer, times: int) -> None:
+    server.put("/model.bin", WEIGHTS)
+    server.fail("/model.bin", stalled_from(CHUNK_BYTES))
+    url = f"{server.endpoint}/model.bin"
+    with terminal(100) as (reader, writer), cli.start("pull", url, stdin=writer, stdout=writer, stderr=writer) as process:
+        got = ""
+        while "44%" not in got:
+            got += os.read(reader, 65536).decode()
+        for _ in range(times):
+            process.send_signal(signal.SIGINT)
+        process.wait(DEADLINE_S)
+        while _waiting(reader):
+            got += os.read(reader, 65536).decode()
+
+    assert process.returncode in ((130,) if times == 1 else (130, -signal.SIGINT))
+    assert got.count("\x1b[?25l") == got.count("\x1b[?25h") == 1
+    if times == 1:
+        end = plain(got[got.rindex("\x1b[2K") :]).splitlines()
+        assert end[0].startswith("error: cancelled; 4.0 MiB of 9.0 MiB are here")
+        assert len(end) == 2
 
 
 @pytest.mark.parametrize("option", [["--no-color"], []])
