@@ -46,7 +46,7 @@ test: lint  ## lint, then every test; SEED=N repeats a run's random choices, PYT
 	$(if $(findstring root,$(CHOSEN)),echo "not root: the tests that mount a small file system are left out")
 	$(RUN) -m pytest -m "$(CHOSEN)" --hypothesis-seed=$(SEED) $(PYTEST_ARGS)
 
-soak: $(MADE)/dev  ## the tests that only show something in great numbers
+soak: $(MADE)/dev  ## the tests that only show something in great numbers; SOAK=N rounds of each
 	@$(ENVIRONMENT) system
 	echo "random seed: $(SEED) (make soak SEED=$(SEED) repeats it)"
 	$(RUN) -m pytest -m soak --hypothesis-seed=$(SEED) $(PYTEST_ARGS)
