@@ -58,6 +58,11 @@ def _say(text: bytes) -> None:
         os.write(2, text)
 
 
-def raise_on_sigterm() -> None:
-    """Outside of such blocks SIGTERM raises KeyboardInterrupt, as SIGINT does."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+@contextmanager
+def sigterm_interrupts() -> Iterator[None]:
+    """Inside the block SIGTERM raises KeyboardInterrupt, as SIGINT does."""
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -12,7 +12,7 @@ from modelcache.cli.app import Start, build
 from modelcache.cli.completion import COMPLETE_VARIABLE, complete_in_bash
 from modelcache.cli.exit_codes import ExitCode
 from modelcache.cli.failures import report, report_usage
-from modelcache.cli.interrupts import raise_on_sigterm
+from modelcache.cli.interrupts import sigterm_interrupts
 from modelcache.cli.options import CommonOptions
 from modelcache.cli.session import Session
 
@@ -28,12 +28,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns: the exit code.
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
-    raise_on_sigterm()
     if "--no-color" in given:
         os.environ["NO_COLOR"] = "1"  # what draws the help knows this alone
-    if os.environ.get(COMPLETE_VARIABLE) == "complete_bash" and "COMP_WORDS" in os.environ:
-        complete_in_bash(os.environ, lambda: _run(given))
-    return _run(given)
+    with sigterm_interrupts():
+        if os.environ.get(COMPLETE_VARIABLE) == "complete_bash" and "COMP_WORDS" in os.environ:
+            complete_in_bash(os.environ, lambda: _run(given))
+        return _run(given)
 
 
 def _run(given: list[str]) -> int:
