@@ -131,13 +131,14 @@ def test_patterns_and_an_expected_digest(seaweedfs: SeaweedFS, bucket: str, cach
         cache.ensure(f"s3://{bucket}/m#sha256={digest}")
 
 
-def test_refusals_name_the_thing(seaweedfs: SeaweedFS, bucket: str, cache: ModelCache, config: Config, tmp_path: Path) -> None:
+def test_refusals_name_the_thing(seaweedfs: SeaweedFS, bucket: str, cache: ModelCache, tmp_path: Path) -> None:
     put(seaweedfs, bucket, "m", {"config.json": b"{}"})
     with pytest.raises(NotFound, match=f"{bucket}/nothing"):
         cache.ensure(f"s3://{bucket}/nothing")
     with pytest.raises(NotCached):
         cache.ensure(f"s3://{bucket}/m", refresh=Refresh.NEVER)
-    with ModelCache(tmp_path / "other", config=Config.load(environ={}, s3=S3Options(endpoint=seaweedfs.endpoint, anonymous=True))) as anonymous:
+    nobody = Config.load(environ={}, root=tmp_path / "other", s3=S3Options(endpoint=seaweedfs.endpoint, anonymous=True))
+    with ModelCache(config=nobody) as anonymous:
         with pytest.raises(AccessDenied):
             anonymous.ensure(f"s3://{bucket}/m")
         key = seaweedfs.admin
