@@ -194,7 +194,8 @@ class Ingest(Protocol):
         ...
 
     def keep(self) -> None:
-        """Stop here and keep what is marked for the next ingest of the same versions; room is still booked. Idempotent."""
+        """Stop here and keep what is marked for the next ingest of the same versions; room booked behind it is given back.
+        Idempotent."""
         ...
 
     def discard(self) -> None:

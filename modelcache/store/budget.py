@@ -54,9 +54,15 @@ class Budget:
         return Room(total, free, available, low)
 
     def own_bytes(self) -> int:
-        """Blocks of all that the store holds, and what it has promised to ingests."""
-        blobs = sum(found.st_blocks * BLOCK_BYTES for _, _, found in self._parts.blobs.every())
-        return blobs + self.ingest_bytes() + sum(unshared_bytes(path) for path in (self._layout.trash, self._layout.quarantine))
+        """Blocks of all that the store holds, and what it has promised to ingests.
+
+        Each inode once, and looked for in the order in which others may move it meanwhile: none is missed.
+        """
+        blocks = {found.st_ino: found.st_blocks for found in regular_files(self._layout.ingests)}
+        blocks |= {found.st_ino: found.st_blocks for _, _, found in self._parts.blobs.every()}
+        for place in (self._layout.quarantine, self._layout.trash):
+            blocks |= {found.st_ino: found.st_blocks for found in regular_files(place)}
+        return sum(blocks.values()) * BLOCK_BYTES + self.promised_bytes()
 
     def ingest_bytes(self) -> int:
         """Blocks of what is on its way in and no blob yet, and what is promised to it."""
@@ -77,6 +83,8 @@ class Budget:
         except FileNotFoundError:
             return 0
         except ValueError:  # A record of a crash or a stray hand; what is on the disk is counted anyway.
+            return 0
+        if not (ingest / TREE).is_dir():  # It is a snapshot already.
             return 0
         return max(0, total - sum(found.st_blocks * BLOCK_BYTES for found in regular_files(ingest / TREE)))
 

@@ -246,6 +246,16 @@ class LocalIncoming:
         if self.wanted.version:
             self._filling.workspace.journal.forgotten(self._key)
 
+    def give_back(self) -> None:
+        """Give the blocks back that are booked behind the last chunk that is marked, now or by an earlier ingest."""
+        ends = [chunk_range(chunk, self.size_bytes).stop for chunk in self._hints]
+        end = max([*ends, *(span.stop for span in self._here)], default=0)
+        if end == self.size_bytes or not self._place.exists() or os.lstat(self._place).st_nlink > 1:
+            return  # Of several names, it is a blob that this ingest has not looked at.
+        with self._filling.descriptors.using(self._number, self._place, os.O_RDWR) as fd:
+            durable.truncate(fd, end)
+            durable.truncate(fd, self.size_bytes)
+
     def seal(self) -> bool:
         """Give the file the mode and times of a blob; whether it was written to since it was last made durable."""
         with self._filling.changed:

@@ -42,7 +42,6 @@ class LocalIngest:
         self._remembered = [remembered.get(file_key(file), Remembered()) if file.version else Remembered() for file in files]
         self._files = [LocalIncoming(self._filling, number, file, self._remembered[number]) for number, file in enumerate(files)]
         self._reserved_bytes = 0
-        self._kept = False
 
     @property
     def id(self) -> str:
@@ -144,9 +143,13 @@ class LocalIngest:
     def keep(self) -> None:
         if not self._filling.ended:
             self._end()
-            self._kept = True
             self._filling.gone = True
-            self._workspace.unlock()
+            try:
+                for file in self.missing:
+                    file.give_back()
+                self._workspace.forget_reserved()
+            finally:
+                self._workspace.unlock()
 
     @guarded
     def discard(self) -> None:

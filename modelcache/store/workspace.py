@@ -134,6 +134,9 @@ class Workspace:
         durable.write_new(temporary, f"{total_bytes}\n".encode(), sync=False)
         durable.rename(temporary, self.path / RESERVED)
 
+    def forget_reserved(self) -> None:
+        records.remove(self.path / RESERVED)
+
     def directories(self) -> Iterator[Path]:
         """Every directory of the tree, the deepest first."""
         for name in sorted(self._directories, key=lambda name: -len(name)):  # A parent's name is shorter; the tree's is empty.

@@ -128,6 +128,11 @@ class MemoryIncoming:
             self._hints = {}
             self._marks.clear()
 
+    def give_back(self) -> None:
+        """Give the room back that is booked behind the last chunk that is marked."""
+        ends = [chunk_range(chunk, self.size_bytes).stop for chunk in (*self._hints, *self._marks)]
+        self.room_bytes = min(self.room_bytes, max(ends, default=0))
+
     def _link(self, sha256: Digest) -> bool:
         found = self._ingest.shelf.blobs.get(sha256)
         if found is None or len(found.data) != self.size_bytes:
@@ -195,6 +200,8 @@ class MemoryIngest:
     def keep(self) -> None:
         if not self.ended:
             self._end()
+            for file in self._files:
+                file.give_back()
             self.kept_at_s = self.shelf.clock()
             self.shelf.kept[self.key] = self
 
