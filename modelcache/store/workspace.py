@@ -259,14 +259,14 @@ def _directories_of(paths: set[str]) -> set[str]:
 
 
 def _prune(tree: Path, kept: dict[str, int]) -> set[str]:
-    """Remove all but the files of these paths and sizes, and directories that are empty then; what is left."""
+    """Remove all but the files of these paths and (at most) sizes, and directories that are empty then; what is left."""
     left = set()
     for parent, directories, files in os.walk(tree, topdown=False):
         durable.chmod(parent, 0o755)  # A publish that was interrupted may have sealed it.
         for name in files:
             path = os.path.join(parent, name)
             relative = os.path.relpath(path, tree)
-            if kept.get(relative) == os.lstat(path).st_size:
+            if kept.get(relative, -1) >= os.lstat(path).st_size:  # Less: killed between two steps of giving its room back.
                 left.add(relative)
             else:
                 durable.unlink(path)
