@@ -36,6 +36,11 @@ def weights_of(files: list[IncomingFile]) -> IncomingFile:
     return next(file for file in files if file.path == WEIGHTS)
 
 
+def leftovers_of(old: dict[str, bytes], new: dict[str, bytes]) -> set[bytes]:
+    """Contents that only the first of two models has."""
+    return set(old.values()) - set(new.values())
+
+
 class IngestContract:
     @pytest.mark.parametrize("chunks", [[], [0], [0, 1, 2]])
     @pytest.mark.parametrize("completed", [False, True])
@@ -132,6 +137,20 @@ class IngestContract:
         second.publish(manifest_of(files), now)
         assert (leftovers() == []) == (change != "key")
 
+    def test_files_that_are_no_longer_wanted_go(self, store: Store, leftovers: Leftovers) -> None:
+        old = MODEL | {"old/deep/file": content(5000, seed=5), "turns": b"file"}
+        first = store.ingest(ref_of(MODEL).key, wanted(old))
+        complete_all(first, old)
+        first.keep()
+        new = MODEL | {"turns/into/directory": b"x", "old": b"a file now"}
+        second = store.ingest(ref_of(MODEL).key, wanted(new))
+        complete_all(second, new)
+        snapshot = second.publish(manifest_of(new), ref_of(new))
+        assert leftovers() == [] or all(name.startswith("blob") for name in leftovers())
+        assert store.verify(snapshot.digest, Cancellation()).damages == ()
+        assert store.collect().blobs_removed == len(leftovers_of(old, new))
+        assert leftovers() == []
+
     def test_restart_forgets(self, store: Store, read: Read) -> None:
         ref, data = ref_of(MODEL), MODEL[WEIGHTS]
         first = store.ingest(ref.key, wanted(MODEL))
@@ -155,7 +174,7 @@ class IngestContract:
         weights = weights_of(list(ingest.files))
         write_chunks(weights, content(len(data), seed=9), [0])
         assert not weights.link(digest_of(data))
-        assert weights.sha256 is None
+        assert [file.sha256 for file in ingest.files].count(None) == len(ingest.files)
         fill(store, {"other": data, "short": b"short"}, uri="s3://b/other")
         assert not weights.link(digest_of(b"short"))
         assert weights.link(digest_of(data))

@@ -30,7 +30,8 @@ class RoomContract:
         assert store.snapshot(snapshot.digest) == snapshot
         assert store.evict(snapshot.digest) == dry
         assert store.snapshot(snapshot.digest) is None
-        assert store.refs() == store.list() == []
+        assert store.refs() == []
+        assert store.list() == []
         assert not store.has_blob(digest_of(MODEL["config.json"]))
         assert leftovers() == []
         assert store.usage().blobs_bytes == 0
