@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from modelcache.cli.main import main
 from modelcache.testing.fault_server import Call, Fault, FaultServer
-from tests.cli.executable import Executable
+from tests.cli.executable import Done, Executable
 
 WEIGHTS = random.Random(7).randbytes(9 * 1024 * 1024)
 """Three chunks, the last one short."""
@@ -33,6 +34,19 @@ def stalled_from(at: int) -> Fault:
 @pytest.fixture
 def cli(tmp_path: Path) -> Executable:
     return Executable(tmp_path / "root")
+
+
+@pytest.fixture
+def inside(cli: Executable, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Done]:
+    """The same command line inside this process, for what needs no process of its own: thirty times cheaper."""
+    monkeypatch.setenv("MODELCACHE_ROOT", str(cli.root))
+
+    def run(*arguments: object) -> Done:
+        code = main([*map(str, arguments)])
+        shown = capsys.readouterr()
+        return Done(code, shown.out, shown.err)
+
+    return run
 
 
 @pytest.fixture

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from tests.cli.conftest import WEIGHTS
-from tests.cli.executable import Executable
+from tests.cli.executable import Done, Executable
 
 
 def test_pull_prints_the_path_alone_on_stdout_and_what_it_did_on_stderr(cli: Executable, model: Path) -> None:
@@ -199,8 +200,8 @@ def test_verify_finds_damage_and_a_pull_repairs_it(cli: Executable, model: Path)
 
 
 @pytest.mark.parametrize("command", ["df", "verify", "gc", "path x", "show x", "pin x", "unpin x", "rm x"])
-def test_commands_that_look_make_no_store(cli: Executable, command: str) -> None:
-    done = cli(*command.split())
+def test_commands_that_look_make_no_store(cli: Executable, inside: Callable[..., Done], command: str) -> None:
+    done = inside(*command.split())
 
     assert done.code == 3
     assert "there is no store at" in done.err

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from modelcache.cli.examination import CHECKS, examine
 from modelcache.cli.findings import Finding, Level
 from modelcache.cli.mounts import Mount, mount_of
 from modelcache.config import Config
-from tests.cli.executable import Executable
+from tests.cli.executable import Done, Executable
 from tests.cli.test_commands import damage
 from tests.conftest import SmallDisk
 
@@ -70,8 +71,8 @@ def test_damage_and_interrupted_fetches_are_found(cli: Executable, model: Path) 
 
 
 @pytest.mark.parametrize("root", ["/mnt/models/cache", "/proc/modelcache"])
-def test_no_place_for_a_store_fails(cli: Executable, root: str) -> None:
-    done = cli("doctor", "--json", "--root", root)
+def test_no_place_for_a_store_fails(inside: Callable[..., Done], root: str) -> None:
+    done = inside("doctor", "--json", "--root", root)
     failed = {finding["check"] for finding in done.document["findings"] if finding["level"] == "fail"}
 
     assert done.code == 8

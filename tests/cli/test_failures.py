@@ -83,8 +83,8 @@ def test_wrong_bytes_exit_with_the_code_of_integrity(cli: Executable, server: Fa
         (["ls", "--frobnicate"], "usage"),
     ],
 )
-def test_bad_arguments_exit_with_2(cli: Executable, arguments: list[str], code: str) -> None:
-    assert failed(cli("--json", *arguments)) == (2, code)
+def test_bad_arguments_exit_with_2(inside: Callable[..., Done], arguments: list[str], code: str) -> None:
+    assert failed(inside("--json", *arguments)) == (2, code)
 
 
 def test_bad_settings_name_the_variable(cli: Executable) -> None:
@@ -111,8 +111,8 @@ def test_people_get_an_error_and_a_hint_on_stderr_alone(cli: Executable, tmp_pat
     assert "\x1b" not in done.err
 
 
-def test_verbose_shows_code_and_values(cli: Executable, tmp_path: Path) -> None:
-    lines = cli("pull", "-v", tmp_path / "nowhere").err.splitlines()
+def test_verbose_shows_code_and_values(inside: Callable[..., Done], tmp_path: Path) -> None:
+    lines = inside("pull", "-v", tmp_path / "nowhere").err.splitlines()
 
     assert "code: not-found" in lines
     assert f"address: file://{tmp_path}/nowhere" in lines
