@@ -53,6 +53,16 @@ def disk_faults(address: str, *, needed_bytes: int = 0) -> Iterator[None]:
         raise translated(error, address, needed_bytes=needed_bytes) from error
 
 
+@contextmanager
+def unless_read_only() -> Iterator[None]:
+    """For what is noted of a hit: where it can't be written it is left out, and the hit is one all the same."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in REFUSED:
+            raise
+
+
 def guarded(method: Callable[Concatenate[S, P], T]) -> Callable[Concatenate[S, P], T]:
     """The same method, with `disk_faults` around it."""
 

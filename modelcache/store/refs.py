@@ -64,13 +64,11 @@ class Refs:
     def put(self, ref: Ref) -> None:
         records.replace(self._layout.ref(ref.key), encode_ref(ref))
 
-    def touch(self, ref: Ref, checked_at_s: float) -> Ref:
+    def touch(self, ref: Ref, checked_at_s: float) -> None:
         """Renew the ref, unless it was removed or replaced meanwhile."""
-        renewed = replace(ref, checked_at_s=checked_at_s)
         kept = self.get(ref.key)
         if kept is not None and (kept.manifest, kept.revision) == (ref.manifest, ref.revision):
-            self.put(renewed)
-        return renewed
+            self.put(replace(ref, checked_at_s=checked_at_s))
 
     def remove(self, key: RefKey) -> bool:
         """False if there was none."""

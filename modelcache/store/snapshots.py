@@ -17,6 +17,7 @@ from modelcache.errors import DamagedRecord, NotCached
 from modelcache.manifest import Manifest
 from modelcache.store import durable, records
 from modelcache.store.blobs import EMPTY
+from modelcache.store.faults import unless_read_only
 from modelcache.store.layout import is_hex
 from modelcache.store.root import Root
 from modelcache.store.trash import Trash
@@ -72,7 +73,8 @@ class Snapshots:
         found = self.find(digest)
         if found is not None and not self._root.read_only:
             try:
-                durable.utime(self._layout.manifest(digest), self._root.clock())
+                with unless_read_only():
+                    durable.utime(self._layout.manifest(digest), self._root.clock())
             except FileNotFoundError:
                 return None
         return found
@@ -130,7 +132,11 @@ class Snapshots:
             path = self._layout.snapshot(digest)
             if path.is_dir():
                 durable.chmod(path, MOVABLE_MODE)
-                self._trash.take(path)
+                try:
+                    self._trash.take(path)
+                except OSError:
+                    durable.chmod(path, DIRECTORY_MODE)
+                    raise
         if todo:
             durable.fsync_directory(self._layout.snapshots)
         if sum(records.remove(self._layout.manifest(digest)) for digest in todo):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 
@@ -27,7 +28,7 @@ from modelcache.errors import NotCached
 from modelcache.manifest import Manifest
 from modelcache.patience import Cancellation
 from modelcache.store.budget import Budget, unshared_bytes
-from modelcache.store.faults import disk_faults, guarded
+from modelcache.store.faults import disk_faults, guarded, unless_read_only
 from modelcache.store.ingest import LocalIngest
 from modelcache.store.intake import Intake
 from modelcache.store.inventory import Inventory, pinned
@@ -109,8 +110,9 @@ class LocalStore:
 
     @guarded
     def touch(self, ref: Ref, *, checked_at_s: float) -> Ref:
-        with self._root.lock.shared():
-            return self._parts.refs.touch(ref, checked_at_s)
+        with unless_read_only(), self._root.lock.shared():
+            self._parts.refs.touch(ref, checked_at_s)
+        return replace(ref, checked_at_s=checked_at_s)
 
     @guarded
     def attach(self, ref: Ref) -> Snapshot | None:
