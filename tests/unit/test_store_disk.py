@@ -255,12 +255,46 @@ def test_direct_writes(store: LocalStore, monkeypatch: pytest.MonkeyPatch, refus
     file.write(0, view[:8192], Route.DIRECT)
     file.write(8192, view[8192:16484], Route.DIRECT)  # 100 bytes more than aligned.
     file.write(16484, view[16484:20000], Route.DIRECT)  # Neither offset nor address.
+    buffer[40100:48292] = data[:8192]
+    file.write(0, view[40100:48292], Route.DIRECT)  # The address is not aligned.
     file.write(20000, memoryview(data)[20000:], Route.DIRECT)  # Read-only memory.
     back = bytearray(len(data))
     file.read(0, memoryview(back))
     assert back == data
     assert direct == ([(0, 8192)] if refuses else [(0, 8192), (8192, 8192)])
     file.complete(digest_of(data), table_of(data))
+    ingest.publish(manifest_of(files), ref_of(files))
+
+
+def test_small_files_that_were_flushed_together_are_not_synced_one_by_one(store: LocalStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """But what was written to after the flush is: before its link every file is durable."""
+    synced: list[int] = []
+    fsync, link = durable.fsync, durable.link
+
+    def watched(fd: int) -> None:
+        synced.append(os.fstat(fd).st_ino)
+        fsync(fd)
+
+    linked_unsynced: list[Path] = []
+
+    def checked(source: Path, target: Path) -> None:
+        if "blobs" in str(target) and os.stat(source).st_ino not in durable_inodes | set(synced):
+            linked_unsynced.append(target)
+        link(source, target)
+
+    files = {f"{number}": content(5000, number) for number in range(6)}
+    ingest = store.ingest(ref_of(files).key, wanted(files))
+    for file in ingest.files:
+        write_chunks(file, files[file.path])
+    inodes = {file.path: os.stat(store.root / "ingest" / ingest.id / "tree" / file.path).st_ino for file in ingest.files}
+    monkeypatch.setattr(durable, "fsync", watched)
+    monkeypatch.setattr(durable, "link", checked)
+    ingest.flush(ingest.files[:4])
+    durable_inodes = {inodes[file.path] for file in ingest.files[:3]}
+    ingest.files[3].write(0, memoryview(files["3"])[:10], Route.BUFFERED)
+    complete_all_written(ingest.files, files)
+    assert linked_unsynced == []
+    assert set(synced) & set(inodes.values()) == {inodes[path] for path in ("3", "4", "5")}
     ingest.publish(manifest_of(files), ref_of(files))
 
 

@@ -56,22 +56,28 @@ def test_room_does_not_wait_for_the_store_lock(layout: Layout) -> None:
 
 
 def test_a_stream_of_shared_holders_starves_nobody(layout: Layout) -> None:
-    """Each holder lets go only when the next one wants in: without the turnstile the lock would never be free."""
+    """Each holder stays until the next one is in: without the turnstile the lock would never be free."""
     stop = threading.Event()
-    overlap = threading.Semaphore(0)
+    entered = threading.Condition()
+    count = 0
+
+    def hold() -> None:
+        nonlocal count
+        with locks(layout).shared(), entered:
+            count += 1
+            mine = count
+            entered.notify_all()
+            entered.wait_for(lambda: count > mine or stop.is_set(), timeout=0.1)
 
     def stream() -> None:
         while not stop.is_set():
-            with locks(layout).shared():
-                overlap.release()
-                while not stop.is_set() and not overlap.acquire(timeout=0.002):
-                    pass
+            hold()
 
     with ThreadPoolExecutor(6) as pool:
         tasks = [pool.submit(stream) for _ in range(6)]
         try:
-            for _ in range(20):
-                with locks(layout).exclusive():
+            for _ in range(5):
+                with locks(layout, 10.0).exclusive():
                     pass
         finally:
             stop.set()
