@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 
 from modelcache.abc.source import Listing, RemoteFile, Source
@@ -137,24 +138,31 @@ class Ensure:
         known = _known_digests(listing, ref)
         wanted = [IngestFile(item.path, item.size_bytes, _version(listing, item), known.get(item.path)) for item in listing.files]
         self._phase = Phase.RESERVING
-        ingest = self._store.ingest(self._key, wanted)
-        try:
-            return self._fill(listing, ref, ingest, wanted, cancel)
-        except DigestMismatch as error:
-            ingest.discard()
-            if error.expected not in {str(digest) for item in listing.files for digest in item.digests}:
-                error.hint = REDEFINED_HINT
-            raise
-        finally:
-            ingest.keep()  # nothing after publish or discard; else what is marked serves the next try
+        with ExitStack() as planning:
+            planning.enter_context(self._engine.planning())
+            ingest = self._store.ingest(self._key, wanted)
+            try:
+                fetch = self._start(listing, ingest, wanted)
+                planning.close()
+                return self._fill(listing, ref, ingest, fetch, cancel)
+            except DigestMismatch as error:
+                ingest.discard()
+                if error.expected not in {str(digest) for item in listing.files for digest in item.digests}:
+                    error.hint = REDEFINED_HINT
+                raise
+            finally:
+                ingest.keep()  # nothing after publish or discard; else what is marked serves the next try
 
-    def _fill(self, listing: Listing, ref: Ref | None, ingest: Ingest, wanted: list[IngestFile], cancel: Cancellation) -> Ensured:
+    def _start(self, listing: Listing, ingest: Ingest, wanted: list[IngestFile]) -> Fetch:
         route = self._route or choose_route(self._priority, listing.size_bytes, available_memory_bytes())
         identities = tuple(item.version if item.sha256 is None else str(item.sha256) for item in wanted)
         remote = tuple(_compared(item, known.sha256) for item, known in zip(listing.files, wanted, strict=True))
         fetch = self._engine.start(FetchRequest(self._key.uri, self._source, remote, ingest, identities, self._priority, route))
         self._fetch, self._phase = fetch, Phase.FETCHING
         self._engine.hurry(fetch, self._priority)  # somebody may have come while it was not to be seen
+        return fetch
+
+    def _fill(self, listing: Listing, ref: Ref | None, ingest: Ingest, fetch: Fetch, cancel: Cancellation) -> Ensured:
         fetch.wait(cancel)
         self._phase = Phase.PUBLISHING
         digests = [item.sha256 for item in ingest.files]

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
+from modelcache.digest import Digest
 from modelcache.fetch.buffers import Buffer, BufferPool
 from modelcache.fetch.concurrency import Concurrency, ConcurrencyBounds
 from modelcache.fetch.fetch import Fetch, FetchRequest, Surroundings
@@ -54,8 +57,10 @@ class FetchEngine:
                 raise RuntimeError("the fetch engine is closed")
             if fetch.ended:
                 return fetch
-            self._share(fetch)
+            published = self._share(fetch)
             self._fetches.append(fetch)
+        for file, digest in published:
+            fetch.link(file, digest)
         fetch.begin()
         try:
             with self._changed:
@@ -73,16 +78,35 @@ class FetchEngine:
                 self._shared.hurried(fetch, before)
                 self._changed.notify_all()
 
-    def _share(self, fetch: Fetch) -> None:
+    @contextmanager
+    def planning(self) -> Iterator[None]:
+        """From before the store is asked what it has until the fetch of the rest is started. What is published in between is
+        linked, not fetched: it was not here at the look, and nobody brings it any more at the start."""
+        with self._changed:
+            self._shared.planning_begins()
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._shared.planning_ends()
+
+    def _share(self, fetch: Fetch) -> list[tuple[int, Digest]]:
+        """Follow who brings files of this fetch already; what was published since it was planned."""
         awaited: dict[Fetch, list[int]] = {}
+        published = []
         for file in fetch.files_to_share:
             leader = self._shared.join(fetch, file)
+            digest = self._shared.published(fetch, file)
             if leader is not None:
                 fetch.follow(file)
                 awaited.setdefault(leader[0], []).append(leader[1])
+            elif digest is not None:
+                fetch.follow(file)
+                published.append((file, digest))
         for other, files in awaited.items():
             if other is not fetch and fetch.own_priority <= other.priority:
                 other.prefer(files)
+        return published
 
     def _ended(self, fetch: Fetch) -> None:
         """A fetch is over: what others waited for and did not get from it, they bring themselves."""

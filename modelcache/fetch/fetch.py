@@ -62,7 +62,7 @@ class Surroundings:
 
     pool: BufferPool
     changed: threading.Condition
-    published: Callable[[Fetch, int], list[tuple[Fetch, int]]]
+    published: Callable[[Fetch, int, Digest], list[tuple[Fetch, int]]]
     ended: Callable[[Fetch], None]
 
 
@@ -336,7 +336,7 @@ class Fetch:
         with self._changed:
             # One step: a fetch that looks ended with its last file must not hand that file to who waits for it.
             self._left.discard(file)
-            followers = self._around.published(self, file)
+            followers = self._around.published(self, file, digest)
             if not self._left and self._error is None:
                 self._around.ended(self)
             self._changed.notify_all()

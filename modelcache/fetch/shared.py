@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from modelcache.digest import Digest
 from modelcache.fetch.fetch import Fetch
 from modelcache.fetch.plan import Priority
 
@@ -16,6 +17,21 @@ class SharedFiles:
     def __init__(self) -> None:
         self._leader: dict[str, tuple[Fetch, int]] = {}
         self._followers: dict[str, list[tuple[Fetch, int]]] = {}
+        self._planning = 0
+        self._published: dict[str, Digest] = {}
+
+    def planning_begins(self) -> None:
+        """Somebody looks now at what the store has, and will start a fetch for the rest."""
+        self._planning += 1
+
+    def planning_ends(self) -> None:
+        self._planning -= 1
+        if self._planning == 0:
+            self._published.clear()
+
+    def published(self, fetch: Fetch, file: int) -> Digest | None:
+        """What was published under this file's identity since somebody who still plans has begun to."""
+        return self._published.get(fetch.identity(file))
 
     def join(self, fetch: Fetch, file: int) -> tuple[Fetch, int] | None:
         """None: `fetch` is to bring this file itself. Else which file of which fetch it waits for (it may be its own)."""
@@ -30,9 +46,11 @@ class SharedFiles:
         leader[0].lend(fetch.own_priority)
         return leader
 
-    def completed(self, fetch: Fetch, file: int) -> list[tuple[Fetch, int]]:
+    def completed(self, fetch: Fetch, file: int, digest: Digest) -> list[tuple[Fetch, int]]:
         """This file is published; who waits for it."""
         identity = fetch.identity(file)
+        if self._planning and identity != "":
+            self._published[identity] = digest
         if self._leader.get(identity) != (fetch, file):
             return []
         del self._leader[identity]

@@ -416,31 +416,35 @@ def opens_of(*sources: MemorySource) -> list[str]:
 
 @pytest.mark.parametrize("requests", [1, 3])
 def test_who_waits_has_the_bandwidth_after_one_chunk(requests: int) -> None:
-    prewarmed = MemorySource({"a": content(60 * CHUNK, 1)}, endpoint="prewarmed")
-    awaited = MemorySource({"b": content(60 * CHUNK, 2)}, endpoint="awaited")
+    prewarmed = MemorySource({"a": content(60 * CHUNK, 1)})
+    awaited = MemorySource({"b": content(60 * CHUNK, 2)})
     store = MemoryStore()
-    order = opens_of(prewarmed, awaited)
     with running_engine(requests) as engine:
-        gate = prewarmed.gate("a", 3 * CHUNK)
-        other_gates = [prewarmed.gate("a", chunk * CHUNK) for chunk in (18, 26)[: requests - 1]]
+        gates = [prewarmed.gate("a", chunk * CHUNK) for chunk in (3, 18, 26)[:requests]]
         early = engine.start(request_for(store, prewarmed, "early", priority=Priority.PREWARM))
-        for each in (gate, *other_gates):
-            each.await_readers()
-        late = engine.start(request_for(store, awaited, "late", priority=Priority.WAITING))
+        for gate in gates:
+            gate.await_readers()
         before = sum(prewarmed.books.bytes.values())
-        end_gate = awaited.gate("b", 59 * CHUNK)
-        for each in (gate, *other_gates):
-            each.open()
-        end_gate.await_readers()
-        assert sum(prewarmed.books.bytes.values()) - before <= requests * CHUNK
-        end_gate.open()
+        late_gates = [awaited.gate("b", chunk * CHUNK) for chunk in (0, 16, 24)[:requests]]
+        late = engine.start(request_for(store, awaited, "late", priority=Priority.WAITING))
+        opened_again: list[bool] = []
+
+        def on_open(file: RemoteFile, span: ByteRange) -> None:
+            opened_again.append(late.left)
+
+        prewarmed.on_open = on_open
+        for gate in gates:
+            gate.open()
+        for gate in late_gates:
+            gate.await_readers()  # every worker has come over
+        assert sum(prewarmed.books.bytes.values()) - before == requests * CHUNK  # having finished the chunk it was at
+        for gate in late_gates:
+            gate.open()
         finish(late)
         finish(early)
-    first = order.index("awaited")
-    last = len(order) - 1 - order[::-1].index("awaited")
-    assert set(order[:first]) == {"prewarmed"}
-    assert order[first : last - requests].count("prewarmed") == 0
-    assert prewarmed.books.bytes["a"] == 60 * CHUNK  # what it was at was given back, not fetched again
+    assert opened_again
+    assert not any(opened_again)  # only when nothing waited for the pod any more
+    assert prewarmed.books.bytes["a"] == 60 * CHUNK  # and what it left was given back, not fetched again
 
 
 def test_fetches_of_one_priority_take_turns() -> None:
