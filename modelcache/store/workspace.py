@@ -183,10 +183,18 @@ def try_own(path: Path) -> int | None:
         fd = os.open(path / LOCK, os.O_RDWR | os.O_CLOEXEC)
     except FileNotFoundError:
         return None
-    if try_lock(fd):
+    if try_lock(fd) and _is_at(fd, path / LOCK):
         return fd
     os.close(fd)
     return None
+
+
+def _is_at(fd: int, path: Path) -> bool:
+    """Whether the locked file still has its name: an owner lets go of the lock after it has removed the directory."""
+    try:
+        return os.fstat(fd).st_ino == os.lstat(path).st_ino
+    except FileNotFoundError:
+        return False
 
 
 def is_owned(path: Path) -> bool:

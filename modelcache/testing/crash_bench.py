@@ -5,8 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
-from functools import cached_property
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
@@ -128,14 +127,11 @@ class Bench:
     directory: Path
     board: Board
     limits: Limits = NO_LIMITS
+    models: Mapping[str, Files] = field(default_factory=models)
 
     @property
     def root(self) -> Path:
         return self.directory / "root"
-
-    @cached_property
-    def models(self) -> dict[str, Files]:
-        return models()
 
     def store(self, *, later_s: float = 0.0) -> LocalStore:
         return LocalStore(self.root, self.limits, clock=lambda: time.time() + later_s)
