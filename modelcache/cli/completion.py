@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable, MutableMapping, Sequence
 from contextlib import redirect_stdout
 from io import StringIO
+from pathlib import Path
 from typing import Any
 
 import typer
@@ -28,7 +29,8 @@ def complete_name(context: typer.Context, incomplete: str) -> list[tuple[str, st
     options = CommonOptions()
     link: Any = context
     while link is not None:
-        options = options.over(CommonOptions(root=link.params.get("root")))
+        root = link.params.get("root")  # text or a path, by the version of typer
+        options = options.over(CommonOptions(root=None if root is None else Path(root)))
         link = link.parent
     session = Session.of(options, context.find_root().obj.environ)
     try:

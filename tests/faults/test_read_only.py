@@ -68,9 +68,9 @@ def refused(cache: ModelCache, origin: Path) -> dict[str, Callable[[], object]]:
 
 def expect_refusals(cache: ModelCache, origin: Path) -> None:
     for what, write in refused(cache, origin).items():
-        print(what)  # Shown when the last of these was not refused.
-        with pytest.raises(StoreReadOnly, match="the store can't be written"):
+        with pytest.raises(StoreReadOnly, match="the store can't be written") as caught:
             write()
+        assert caught.value.code == "store-read-only", what
 
 
 def check_all(root: Path, origin: Path) -> None:

@@ -204,13 +204,14 @@ def _check_read_only(store: Store, local: LocalStore, path: Path) -> None:
     assert store.verify(None, Cancellation()).damages == ()
     assert store.evict(digest, dry_run=True).digest == digest
     assert store.collect(dry_run=True).evicted == ()
+    assert store.touch(ref_of(MODEL), checked_at_s=1.0).checked_at_s == 1.0  # a hit is one all the same
+    assert store.ref(ref_of(MODEL).key) == ref_of(MODEL)
     for act in (
         lambda: store.lease(digest, holder="x", ttl_s=1),
         lambda: store.pin(digest, holder="x"),
         lambda: store.hold(digest, holder="x").__enter__(),
         lambda: store.forget(ref_of(MODEL).key),
         lambda: store.attach(ref_of(MODEL)),
-        lambda: store.touch(ref_of(MODEL), checked_at_s=1.0),
         lambda: store.evict(digest),
         lambda: store.ingest(ref_of(model(1)).key, wanted(model(1))),
     ):
