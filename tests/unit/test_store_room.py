@@ -1,7 +1,8 @@
-"""What is decided without the lock is looked at again under it."""
+"""Room under watermarks; and what is decided without the lock is looked at again under it."""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ import pytest
 from modelcache.abc.store import Limits
 from modelcache.digest import Digest
 from modelcache.errors import NoSpace
+from modelcache.store.budget import Budget
 from modelcache.store.making_room import MakingRoom
 from modelcache.store.parts import Parts
 from modelcache.store.removal import Removal
@@ -71,3 +73,76 @@ def test_rounds_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     with pytest.raises(NoSpace):
         store.ingest(ref_of(model(2)).key, wanted(model(2, 3 * MIB)))
     assert 1 <= len(rounds) <= 10
+
+
+class FakeDisk:
+    """A file system of 100 MiB: what the store has allocated there, and what others have."""
+
+    TOTAL = 100 * MIB
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.others_bytes = 0
+
+    def statvfs(self, _: object) -> os.statvfs_result:
+        found = {path.lstat().st_ino: path.lstat().st_blocks for path in self.root.rglob("*") if path.is_file()}
+        free = (self.TOTAL - self.others_bytes - sum(found.values()) * 512) // 4096
+        blocks = self.TOTAL // 4096
+        return os.statvfs_result((4096, 4096, blocks, free, free, 10**6, 10**6, 10**6, 0, 255))
+
+
+@pytest.fixture
+def disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeDisk:
+    fake = FakeDisk(tmp_path / "root")
+    monkeypatch.setattr(os, "statvfs", fake.statvfs)
+    return fake
+
+
+WATERMARKS = Limits(max_bytes=None, high_watermark=0.9, low_watermark=0.5)
+
+
+def test_the_room_under_a_watermark(tmp_path: Path, disk: FakeDisk) -> None:
+    budget = Budget(Parts.of(open_root(tmp_path / "root", create=True)), WATERMARKS)
+    disk.others_bytes = 40 * MIB
+    room = budget.room()
+    assert (room.total_bytes, room.free_bytes - room.available_bytes) == (100 * MIB, 10 * MIB)
+    assert 50 * MIB - 65536 <= room.available_bytes <= 50 * MIB
+    assert room.available_bytes - room.low_bytes == 40 * MIB
+    disk.others_bytes = 95 * MIB
+    assert budget.room().available_bytes < 0
+    assert budget.rounded(1) == budget.rounded(4096) == 4096
+
+
+def test_eviction_goes_down_to_the_low_watermark(tmp_path: Path, disk: FakeDisk) -> None:
+    now = [1_000_000.0]
+    store = LocalStore(tmp_path / "root", WATERMARKS, clock=lambda: now[0])
+    for seed in range(8):
+        now[0] += 1
+        fill(store, model(seed, 10 * MIB), uri=f"s3://b/{seed}")
+    now[0] += 1
+    fill(store, model(9, 15 * MIB), uri="s3://b/9")
+    assert [ref.key.uri for ref in store.refs()] == ["s3://b/5", "s3://b/6", "s3://b/7", "s3://b/9"]
+
+
+def test_a_low_watermark_that_others_keep_out_of_reach_empties_nothing(tmp_path: Path, disk: FakeDisk) -> None:
+    now = [1_000_000.0]
+    store = LocalStore(tmp_path / "root", WATERMARKS, clock=lambda: now[0])
+    disk.others_bytes = 49 * MIB
+    for seed in range(4):
+        now[0] += 1
+        fill(store, model(seed, 10 * MIB), uri=f"s3://b/{seed}")
+    now[0] += 1
+    fill(store, model(9, 5 * MIB), uri="s3://b/9")
+    assert [ref.key.uri for ref in store.refs()] == ["s3://b/1", "s3://b/2", "s3://b/3", "s3://b/9"]
+
+
+def test_collect_comes_back_under_a_passed_watermark(tmp_path: Path, disk: FakeDisk) -> None:
+    store = LocalStore(tmp_path / "root", WATERMARKS)
+    fill(store, model(1, 10 * MIB), uri="s3://b/1")
+    held = fill(store, model(2, 10 * MIB), uri="s3://b/2")
+    store.pin(held.digest, holder="user")
+    assert store.collect().evicted == ()
+    disk.others_bytes = 75 * MIB
+    assert [item.uris for item in store.collect(dry_run=True).evicted] == [("s3://b/1",)]
+    assert [item.uris for item in store.collect().evicted] == [("s3://b/1",)]
+    assert store.collect().evicted == ()
