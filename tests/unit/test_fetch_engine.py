@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 
 import modelcache.fetch.engine
-from modelcache.abc.source import RemoteFile
+from modelcache.abc.source import Body, RemoteFile
 from modelcache.chunks import ChunkTable
 from modelcache.digest import Digest
 from modelcache.errors import Cancelled
@@ -65,6 +65,7 @@ def test_every_byte_comes_once_and_every_file_is_right(
         fetch = engine.start(request)
         finish(fetch)
         seen = fetch.look(Phase.DONE)
+        assert engine._fetches == []
     check_filled(store, request, files)
     assert source.books.bytes == {path: len(data) for path, data in files.items() if data}
     assert source.open_bodies == 0
@@ -91,6 +92,7 @@ def test_what_is_here_is_not_fetched() -> None:
         request = request_for(store, source, "again")
         finish(engine.start(request))
         check_filled(store, request, files)
+        assert engine._fetches == []
     assert sum(source.books.bytes.values()) == 5 * CHUNK
 
 
@@ -110,6 +112,7 @@ def test_small_files_are_made_durable_together_and_before_they_are_complete(monk
     check_filled(store, request, files)
     assert sum(flushed) == 600
     assert len(flushed) <= 600 / 256 + 3  # in full batches, and what three workers had begun when one was full
+    assert max(flushed) <= 256 + 3
 
 
 def test_small_files_do_not_wait_for_large_ones(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -271,6 +274,48 @@ def test_cancelled_while_a_source_opens() -> None:
         with pytest.raises(Cancelled):
             waiting.result(DEADLINE_S)
     assert source.books.opened == {}
+
+
+def test_cancelled_between_the_opening_of_a_body_and_its_first_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Then nobody breaks that body: it must not be read at all, since a read could wait for long."""
+    store, source = MemoryStore(), MemorySource({"a": content(3 * CHUNK)})
+    source.gate("a")
+    request = request_for(store, source)
+    started = threading.Event()
+    opened: list[Body] = []
+    real = source.open
+
+    def open_and_cancel(file: RemoteFile, span: ByteRange, cancel: Cancellation) -> Body:
+        opened.append(real(file, span, cancel))
+        assert started.wait(DEADLINE_S)
+        fetches[0].cancel()
+        return opened[0]
+
+    monkeypatch.setattr(source, "open", open_and_cancel)
+    with running_engine(1) as engine:
+        fetches = [engine.start(request)]
+        started.set()
+        with pytest.raises(Cancelled):
+            finish(fetches[0])
+    assert source.open_bodies == 0
+
+
+def test_buffers_that_wait_for_the_hash_come_back_when_the_fetch_ends() -> None:
+    store, source = MemoryStore(), MemorySource({"a": content(40 * CHUNK)})
+    gate, ahead = source.gate("a"), source.gate("a", 23 * CHUNK)
+    with running_engine(2, spare_buffers=4) as engine:
+        fetch = engine.start(request_for(store, source))
+        gate.await_readers()
+        ahead.await_readers()
+        assert engine._pool.try_take() is None  # chunks 16 to 23 have come before the first
+        fetch.cancel()
+        with pytest.raises(Cancelled):
+            finish(fetch)
+        buffers = [engine._pool.try_take() for _ in range(5)]
+        assert [buffer is None for buffer in buffers] == [False] * 4 + [True]
+        for buffer in buffers[:4]:
+            assert buffer is not None
+            engine._pool.give_back(buffer)
 
 
 def test_the_wait_is_not_over_while_a_worker_touches_the_ingest() -> None:

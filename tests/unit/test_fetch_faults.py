@@ -275,6 +275,17 @@ def test_a_store_that_fails_ends_the_fetch_with_its_error(name: str, nth: int, r
         assert most_buffers() <= requests + 4
 
 
+def test_a_store_that_fails_for_a_file_without_bytes_ends_the_fetch_too() -> None:
+    """Nothing of it is a worker's work: it fails while the fetch is started, and is told where it is waited for."""
+    failing = Failing("complete", 1)
+    source = MemorySource({"empty": b"", "empty-too": b""})
+    with running_engine(2) as engine, pytest.MonkeyPatch.context() as patch:
+        failing.install(patch)
+        fetch = engine.start(request_for(MemoryStore(), source))
+        with pytest.raises(NoSpace):
+            finish(fetch)
+
+
 def test_a_store_that_fails_to_restart_a_file_ends_the_fetch_too() -> None:
     for resumable in (True, False):
         failing = Failing("restart", 1)

@@ -136,6 +136,25 @@ def test_when_the_leader_fails_the_followers_do_not() -> None:
     assert source.books.bytes["a"] == (5 + 12) * CHUNK
 
 
+def test_who_takes_over_small_files_makes_them_durable_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    files = {f"{number:03}": content(40, number) for number in range(100)}
+    store, source = MemoryStore(), MemorySource(files)
+    gate = source.gate("000")
+    flushed: list[int] = []
+    with running_engine(1) as engine:
+        requests = [request_for(store, source, name, identities=sorted(files)) for name in ("one", "two")]
+        monkeypatch.setattr(requests[1].ingest, "flush", lambda group: flushed.append(len(group)))
+        leader, follower = (engine.start(request) for request in requests)
+        gate.await_readers()
+        leader.cancel()
+        gate.open()
+        finish(follower)
+        with pytest.raises(Cancelled):
+            finish(leader)
+    check_filled(store, requests[1], files)
+    assert flushed == [100]
+
+
 def test_nobody_follows_who_has_ended() -> None:
     store, source = MemoryStore(), MemorySource(MODEL)
     with running_engine(1) as engine:
