@@ -13,7 +13,7 @@ from pathlib import Path
 from types import TracebackType
 
 from modelcache.abc.source import Source
-from modelcache.abc.store import CollectReport, Evicted, Lease, Ref, RefKey, Snapshot, SnapshotInfo, Store, Usage, VerifyReport
+from modelcache.abc.store import CollectReport, Evicted, Lease, Ref, RefKey, Route, Snapshot, SnapshotInfo, Store, Usage, VerifyReport
 from modelcache.config import Config
 from modelcache.ensure import Ensure, Ensured, ProgressCallback, expect_cached, hit
 from modelcache.errors import AmbiguousName, NotCached
@@ -40,6 +40,7 @@ class Asked:
     uri: StorageUri
     source: Source
     priority: Priority
+    reads_next: bool
 
 
 _HEX = re.compile(r"(?:sha256:)?([0-9a-f]{8,64})")
@@ -101,6 +102,7 @@ class ModelCache:
         *,
         refresh: Refresh = Refresh.AUTO,
         priority: Priority = Priority.WAITING,
+        reads_next: bool = False,
         progress: ProgressCallback | None = None,
         cancel: Cancellation | None = None,
     ) -> Snapshot:
@@ -110,6 +112,8 @@ class ModelCache:
 
         Args:
             uri: a storage URI (`docs/uris.md`); userinfo and signing parameters in it are used and forgotten.
+            reads_next: somebody on this machine reads the files as soon as they are here: what is fetched then stays in the page
+                cache if it fits (`docs/design/002-write-route.md`).
             progress: called from this thread now and then, and once at the end with phase `done`.
             cancel: ends the wait with `Cancelled`; what was fetched is kept for the next try.
 
@@ -123,7 +127,7 @@ class ModelCache:
                 ensured = expect_cached(ensured, parsed)
             if ensured is None:
                 flight = (RefKey(str(parsed), str(source.origin)), secrets)
-                ensured = self._ask(flight, Asked(parsed, source, priority), progress, cancel)
+                ensured = self._ask(flight, Asked(parsed, source, priority, reads_next), progress, cancel)
         if progress is not None:
             progress(ensured.progress)
         return ensured.snapshot
@@ -138,10 +142,10 @@ class ModelCache:
         progress: ProgressCallback | None = None,
         cancel: Cancellation | None = None,
     ) -> Iterator[Snapshot]:
-        """`ensure`, and hold the snapshot for the block (or until this process ends): it is not evicted meanwhile."""
+        """`ensure` for a caller who reads next, and hold the snapshot for the block (or until this process ends)."""
         with ExitStack() as held:
             for _ in range(HOLD_TRIES):
-                snapshot = self.ensure(uri, refresh=refresh, priority=priority, progress=progress, cancel=cancel)
+                snapshot = self.ensure(uri, refresh=refresh, priority=priority, reads_next=True, progress=progress, cancel=cancel)
                 try:
                     snapshot = held.enter_context(self._store.hold(snapshot.digest, holder="open"))
                 except NotCached:
@@ -165,7 +169,8 @@ class ModelCache:
 
     def _ask(self, flight: _FlightKey, asked: Asked, progress: ProgressCallback | None, cancel: Cancellation | None) -> Ensured:
         def do(flight_cancel: Cancellation) -> Ensured:
-            ensure = Ensure(self._store, self._engine, asked.source, asked.uri, priority=asked.priority, route=self.config.write_route)
+            route = self.config.write_route or (None if asked.reads_next else Route.DIRECT)
+            ensure = Ensure(self._store, self._engine, asked.source, asked.uri, priority=asked.priority, route=route)
             with self._lock:
                 self._ensures[flight] = ensure
             try:

@@ -15,7 +15,7 @@ from modelcache.fetch.engine import FetchEngine
 from modelcache.fetch.fetch import Fetch, FetchRequest
 from modelcache.fetch.plan import Priority
 from modelcache.fetch.progress import Phase, Progress
-from modelcache.fetch.route import available_memory_bytes, choose_route
+from modelcache.fetch.route import available_memory_bytes, route_for_reader
 from modelcache.manifest import Manifest, ManifestFile
 from modelcache.patience import Cancellation
 from modelcache.uri import StorageUri
@@ -43,7 +43,7 @@ class Ensure:
     def __init__(
         self, store: Store, engine: FetchEngine, source: Source, uri: StorageUri, *, priority: Priority, route: Route | None
     ) -> None:
-        """`route` overrides the choice by who reads next."""
+        """`route` None: somebody reads next, so through the page cache if it fits."""
         self._store = store
         self._engine = engine
         self._source = source
@@ -154,7 +154,7 @@ class Ensure:
                 ingest.keep()  # nothing after publish or discard; else what is marked serves the next try
 
     def _start(self, listing: Listing, ingest: Ingest, wanted: list[IngestFile]) -> Fetch:
-        route = self._route or choose_route(self._priority, listing.size_bytes, available_memory_bytes())
+        route = self._route or route_for_reader(listing.size_bytes, available_memory_bytes())
         identities = tuple(item.version if item.sha256 is None else str(item.sha256) for item in wanted)
         remote = tuple(_compared(item, known.sha256) for item, known in zip(listing.files, wanted, strict=True))
         fetch = self._engine.start(FetchRequest(self._key.uri, self._source, remote, ingest, identities, self._priority, route))

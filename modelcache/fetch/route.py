@@ -1,11 +1,10 @@
-"""Through the page cache or around it: by who reads the bytes next."""
+"""Through the page cache or around it: by who reads the bytes next (`docs/design/002-write-route.md`)."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 from modelcache.abc.store import Route
-from modelcache.fetch.plan import Priority
 from modelcache.units import KIB
 
 MEMORY_SHARE = 0.5
@@ -13,11 +12,9 @@ MEMORY_SHARE = 0.5
 first bytes are gone before its last arrive, and a serving neighbour's pages with them."""
 
 
-def choose_route(priority: Priority, size_bytes: int, available_bytes: int) -> Route:
-    """BUFFERED when someone waits for these bytes and they fit in free memory; DIRECT otherwise."""
-    if priority is Priority.WAITING and size_bytes <= available_bytes * MEMORY_SHARE:
-        return Route.BUFFERED
-    return Route.DIRECT
+def route_for_reader(size_bytes: int, available_bytes: int) -> Route:
+    """For bytes that somebody reads next: BUFFERED when they fit in free memory, else DIRECT, as for all others."""
+    return Route.BUFFERED if size_bytes <= available_bytes * MEMORY_SHARE else Route.DIRECT
 
 
 def available_memory_bytes(meminfo: Path = Path("/proc/meminfo")) -> int:

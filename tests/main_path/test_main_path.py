@@ -15,6 +15,8 @@ import pytest
 from modelcache import Cancellation, Config, ModelCache, ModelCacheError, Progress, Refresh
 from modelcache.abc.store import Route
 from modelcache.errors import AccessDenied, Cancelled, DigestMismatch, InvalidUri, NotCached, NotFound
+from modelcache.fetch.engine import FetchEngine
+from modelcache.fetch.fetch import Fetch, FetchRequest
 from modelcache.fetch.progress import Phase
 from modelcache.sources.s3 import S3Options
 from modelcache.testing.servers import Nginx, SeaweedFS
@@ -85,6 +87,22 @@ def test_first_pull_brings_every_byte_and_second_none(seaweedfs: SeaweedFS, buck
             again = cache.ensure(f"s3://{bucket}/llama/", refresh=refresh, progress=seen.append)
             assert again == snapshot
             assert (seen.last.hit, seen.last.bytes_fetched, seen.last.bytes_done) == (True, 0, size_bytes(files))
+
+
+def test_the_page_cache_is_for_who_reads_next(cache: ModelCache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    start, routes = FetchEngine.start, []
+
+    def noting(engine: FetchEngine, request: FetchRequest) -> Fetch:
+        routes.append(request.route)
+        return start(engine, request)
+
+    monkeypatch.setattr(FetchEngine, "start", noting)
+    for name in ("kept", "read", "opened"):
+        (tmp_path / name).write_bytes(name.encode())
+    cache.ensure(f"{tmp_path}/kept")
+    cache.ensure(f"{tmp_path}/read", reads_next=True)
+    with cache.open(f"{tmp_path}/opened"):
+        assert routes == [Route.DIRECT, Route.BUFFERED, Route.BUFFERED]
 
 
 def test_the_same_bytes_under_another_uri_are_stored_once(seaweedfs: SeaweedFS, bucket: str, cache: ModelCache) -> None:

@@ -8,9 +8,8 @@ from hypothesis import given
 
 import modelcache.fetch.progress
 from modelcache.abc.store import Route
-from modelcache.fetch.plan import Priority
 from modelcache.fetch.progress import RATE_WINDOW_S, Meter, Phase
-from modelcache.fetch.route import available_memory_bytes, choose_route
+from modelcache.fetch.route import available_memory_bytes, route_for_reader
 
 
 class Clock:
@@ -91,17 +90,9 @@ def test_samples_do_not_pile_up(clock: Clock) -> None:
     assert len(meter._samples) <= RATE_WINDOW_S / 0.1 + 3
 
 
-@pytest.mark.parametrize(
-    ("priority", "size_bytes", "route"),
-    [
-        (Priority.WAITING, 500, Route.BUFFERED),
-        (Priority.WAITING, 501, Route.DIRECT),
-        (Priority.PREWARM, 1, Route.DIRECT),
-        (Priority.REPAIR, 1, Route.DIRECT),
-    ],
-)
-def test_the_page_cache_is_for_who_waits_and_what_fits(priority: Priority, size_bytes: int, route: Route) -> None:
-    assert choose_route(priority, size_bytes, available_bytes=1000) is route
+@pytest.mark.parametrize(("size_bytes", "route"), [(500, Route.BUFFERED), (501, Route.DIRECT)])
+def test_the_page_cache_is_for_what_fits(size_bytes: int, route: Route) -> None:
+    assert route_for_reader(size_bytes, available_bytes=1000) is route
 
 
 def test_memory_is_read_from_the_kernel(tmp_path: Path) -> None:
