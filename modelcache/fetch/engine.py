@@ -35,7 +35,8 @@ class FetchEngine:
     """Runs fetches. Thread-safe; one per process is meant.
 
     Between two chunks a worker looks whether a fetch of higher priority waits and, if so, leaves its request for it: someone who
-    waits has the bandwidth within a chunk. Fetches of one priority share: the one with the fewest requests in flight is next.
+    waits has the bandwidth within a chunk. Fetches of one priority share: next is the one with the fewest requests in flight, of
+    those the one that has waited longest for its turn.
     """
 
     def __init__(self, limits: EngineLimits) -> None:
@@ -47,6 +48,7 @@ class FetchEngine:
         self._shared = SharedFiles()
         self._workers: set[threading.Thread] = set()
         self._busy = 0
+        self._served = 0
         self._closed = False
 
     def start(self, request: FetchRequest) -> Fetch:
@@ -179,10 +181,12 @@ class FetchEngine:
     def _next(self) -> tuple[Fetch, Span] | None:
         if self._busy >= self._concurrency.limit:
             return None
-        for fetch in sorted(self._fetches, key=lambda item: (item.priority, item.active)):
+        for fetch in sorted(self._fetches, key=lambda item: (item.priority, item.active, item.served)):
             span = fetch.take(self._concurrency.limit)
             if span is not None:
                 self._busy += 1
+                self._served += 1
+                fetch.served = self._served
                 if any(other.left for other in self._fetches):
                     self._hire()  # workers that had nothing to do may have ended meanwhile
                 return fetch, span

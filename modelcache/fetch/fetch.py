@@ -67,7 +67,13 @@ class Surroundings:
 
 
 class Fetch:
-    """One fetch in progress. Thread-safe. Ends when every file is complete, on the first error, or when cancelled."""
+    """One fetch in progress. Thread-safe. Ends when every file is complete, on the first error, or when cancelled.
+
+    Attributes:
+        active: threads of the engine that work for it.
+        served: the engine's count of spans when it last got one.
+        compared: by file number, what its origin stated and its bytes were compared with.
+    """
 
     def __init__(self, request: FetchRequest, around: Surroundings) -> None:
         self._request = request
@@ -90,6 +96,7 @@ class Fetch:
         self.cancelled = Cancellation()
         self.route = request.route
         self.active = 0
+        self.served = 0
         self.compared: dict[int, tuple[Digest, ...]] = {}
         self.meter = Meter(sum(item.size_bytes for item in self._incoming), len(self._incoming))
         for i, item in enumerate(self._incoming):

@@ -18,7 +18,7 @@ class SharedFiles:
         self._leader: dict[str, tuple[Fetch, int]] = {}
         self._followers: dict[str, list[tuple[Fetch, int]]] = {}
         self._planning = 0
-        self._published: dict[str, Digest] = {}
+        self._published: dict[str, tuple[Fetch, Digest]] = {}
 
     def planning_begins(self) -> None:
         """Somebody looks now at what the store has, and will start a fetch for the rest."""
@@ -26,12 +26,16 @@ class SharedFiles:
 
     def planning_ends(self) -> None:
         self._planning -= 1
+        self._forget_published()
+
+    def _forget_published(self) -> None:
         if self._planning == 0:
-            self._published.clear()
+            self._published = {identity: (fetch, digest) for identity, (fetch, digest) in self._published.items() if not fetch.ended}
 
     def published(self, fetch: Fetch, file: int) -> Digest | None:
-        """What was published under this file's identity since somebody who still plans has begun to."""
-        return self._published.get(fetch.identity(file))
+        """What was published under this file's identity: by a fetch in progress, or since somebody who still plans has begun to."""
+        _, digest = self._published.get(fetch.identity(file), (None, None))
+        return digest
 
     def join(self, fetch: Fetch, file: int) -> tuple[Fetch, int] | None:
         """None: `fetch` is to bring this file itself. Else which file of which fetch it waits for (it may be its own)."""
@@ -49,8 +53,8 @@ class SharedFiles:
     def completed(self, fetch: Fetch, file: int, digest: Digest) -> list[tuple[Fetch, int]]:
         """This file is published; who waits for it."""
         identity = fetch.identity(file)
-        if self._planning and identity != "":
-            self._published[identity] = digest
+        if identity != "":
+            self._published[identity] = (fetch, digest)
         if self._leader.get(identity) != (fetch, file):
             return []
         del self._leader[identity]
@@ -69,6 +73,7 @@ class SharedFiles:
 
     def left(self, fetch: Fetch) -> list[tuple[Fetch, int]]:
         """This fetch has ended: forget it; who leads now in its stead."""
+        self._forget_published()
         for identity in list(self._followers):
             self._unfollow(identity, fetch)
         promoted = []

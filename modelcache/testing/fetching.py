@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
 import pytest
@@ -121,3 +122,12 @@ def counted_buffers() -> Iterator[Callable[[], int]]:
         patch.setattr(modelcache.fetch.buffers, "Buffer", Counted)
         patch.setattr(modelcache.fetch.run, "Buffer", Counted)
         yield lambda: most
+
+
+@contextmanager
+def in_background(do: Callable[[], object], deadline_s: float = 20.0) -> Iterator[None]:
+    """Runs it beside the block, and raises after the block what it raised."""
+    with ThreadPoolExecutor(1) as threads:
+        running = threads.submit(do)
+        yield
+        running.result(deadline_s)

@@ -163,6 +163,10 @@ class MemorySource:
             version = before.version if keep_version and before is not None else self._versions
             self._files[path] = Thing(data, version, self._resumable if resumable is None else resumable)
 
+    def remove(self, path: str) -> None:
+        with self._lock:
+            del self._files[path]
+
     def gate(self, path: str, offset: int = 0) -> Gate:
         """Hold up every read of the file that comes to this byte."""
         gate = Gate(path, offset)

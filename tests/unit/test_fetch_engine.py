@@ -15,7 +15,8 @@ from modelcache.abc.source import Body, RemoteFile
 from modelcache.chunks import ChunkTable
 from modelcache.digest import Digest
 from modelcache.errors import Cancelled
-from modelcache.fetch.engine import FetchEngine
+from modelcache.fetch.concurrency import ConcurrencyBounds
+from modelcache.fetch.engine import EngineLimits, FetchEngine
 from modelcache.fetch.plan import Priority
 from modelcache.fetch.progress import Phase
 from modelcache.patience import Cancellation
@@ -323,7 +324,7 @@ def test_the_wait_is_not_over_while_a_worker_touches_the_ingest() -> None:
     store, source = MemoryStore(), MemorySource(files)
     request = request_for(store, source)
     incoming = request.ingest.files[0]
-    completing, released, cancel = threading.Event(), threading.Event(), Cancellation()
+    completing, released = threading.Event(), threading.Event()
 
     def complete(*arguments: object) -> None:
         completing.set()
@@ -332,14 +333,37 @@ def test_the_wait_is_not_over_while_a_worker_touches_the_ingest() -> None:
     with running_engine(1) as engine, ThreadPoolExecutor(1) as threads, pytest.MonkeyPatch.context() as patch:
         patch.setattr(incoming, "complete", complete)
         fetch = engine.start(request)
-        waiting = threads.submit(fetch.wait, cancel)
+        waiting = threads.submit(finish, fetch)
         assert completing.wait(DEADLINE_S)
-        cancel.cancel()
+        fetch.cancel()
         assert fetch.ended
         assert not waiting.done()
         released.set()
         with pytest.raises(Cancelled):
             waiting.result(DEADLINE_S)
+
+
+def test_cancelled_while_it_checks_what_was_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    store, source = MemoryStore(), MemorySource({"a": content(30 * CHUNK)})
+    with running_engine(1) as engine:
+        interrupted(store, source, engine, "a", 11)
+        request = request_for(store, source)
+        incoming = request.ingest.files[0]
+        read, reads = incoming.read, []
+        started = threading.Event()
+
+        def read_and_cancel(offset: int, buffer: memoryview) -> None:
+            read(offset, buffer)
+            reads.append(offset)
+            assert started.wait(DEADLINE_S)
+            fetches[0].cancel()
+
+        monkeypatch.setattr(incoming, "read", read_and_cancel)
+        fetches = [engine.start(request)]
+        started.set()
+        with pytest.raises(Cancelled):
+            finish(fetches[0])
+    assert reads == [0]
 
 
 def test_cancelled_before_it_is_waited_for() -> None:
@@ -492,20 +516,59 @@ def test_who_waits_has_the_bandwidth_after_one_chunk(requests: int) -> None:
     assert prewarmed.books.bytes["a"] == 60 * CHUNK  # and what it left was given back, not fetched again
 
 
+def test_who_waits_but_has_nothing_to_be_fetched_disturbs_nobody() -> None:
+    """Its last request is on its way: others go on with long requests and don't leave theirs after each chunk."""
+    store, prewarmed, awaited = MemoryStore(), MemorySource({"a": content(64 * CHUNK, 1)}), MemorySource({"b": content(CHUNK, 2)})
+    gate = awaited.gate("b")
+    with running_engine(2) as engine:
+        late = engine.start(request_for(store, awaited, "late", priority=Priority.WAITING))
+        gate.await_readers()
+        finish(engine.start(request_for(store, prewarmed, "early", priority=Priority.PREWARM)))
+        assert prewarmed.books.opened["a"] == 4
+        gate.open()
+        finish(late)
+
+
 def test_fetches_of_one_priority_take_turns() -> None:
-    sources = [MemorySource({"a": content(64 * CHUNK, number)}, endpoint=f"origin-{number}") for number in range(3)]
+    sources = [MemorySource({"a": content(64 * CHUNK, number)}, endpoint=str(number)) for number in range(3)]
     store = MemoryStore()
     order = opens_of(*sources)
     gate = sources[0].gate("a")
-    with running_engine(3) as engine:
+    with running_engine(1) as engine:
         fetches = [engine.start(request_for(store, sources[0], "0"))]
         gate.await_readers()
         fetches += [engine.start(request_for(store, source, str(number))) for number, source in enumerate(sources) if number]
         gate.open()
         for fetch in fetches:
             finish(fetch)
-    counts = [order[:20].count(f"origin-{number}") for number in range(3)]
-    assert min(counts[1:]) >= 3
+    assert "".join(order) == "012012012012"
+
+
+def test_an_origin_that_throttles_has_fewer_requests_at_once() -> None:
+    files = {"a": content(200 * CHUNK)}
+    store, source = MemoryStore(), MemorySource(files)
+    gates = [source.gate("a", chunk * CHUNK) for chunk in (0, 16, 24, 29)]
+    most = [0]
+
+    def on_open(file: RemoteFile, span: ByteRange) -> None:
+        most[0] = max(most[0], source.open_bodies + 1)
+
+    engine = FetchEngine(EngineLimits(ConcurrencyBounds(4, 1, 4), spare_buffers=4))
+    try:
+        request = request_for(store, source)
+        fetch = engine.start(request)
+        for gate in gates:
+            gate.await_readers()
+        engine.throttled()
+        assert engine.requests_limit == 2
+        source.on_open = on_open
+        for gate in gates:
+            gate.open()
+        finish(fetch)
+    finally:
+        engine.close()
+    check_filled(store, request, files)
+    assert most[0] <= 2
 
 
 def test_a_hurried_fetch_goes_before_those_it_was_equal_to() -> None:

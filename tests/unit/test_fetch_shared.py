@@ -15,7 +15,6 @@ from modelcache.errors import BodyCut, Cancelled, StoreFault
 from modelcache.fetch.fetch import Fetch
 from modelcache.fetch.plan import Priority
 from modelcache.fetch.progress import Phase
-from modelcache.patience import Cancellation
 from modelcache.ranges import ByteRange
 from modelcache.testing.fetching import check_filled, finish, request_for, running_engine, small_chunks
 from modelcache.testing.memory_ingest import MemoryIncoming
@@ -80,7 +79,7 @@ def test_whenever_fetches_begin_a_file_comes_once() -> None:
             assert source.books.bytes == {"a": CHUNK + 5, "b": 20}
 
 
-def test_what_was_published_is_remembered_only_while_somebody_plans() -> None:
+def test_what_was_published_is_remembered_while_somebody_plans_or_goes_on_fetching() -> None:
     store, source = MemoryStore(), MemorySource({"a": MODEL["a"]})
     with running_engine(2) as engine:
         with engine.planning():
@@ -90,6 +89,16 @@ def test_what_was_published_is_remembered_only_while_somebody_plans() -> None:
                 pass
             finish(engine.start(late))
         assert source.books.bytes["a"] == len(MODEL["a"])
+        assert engine._shared._published == {}
+        store, source = MemoryStore(), MemorySource(MODEL)
+        gate = source.gate("b", 5 * CHUNK)
+        first = engine.start(request_for(store, source, "first", identities=NAMES))
+        gate.await_readers()
+        second = engine.start(request_for(store, source, "second", identities=NAMES))
+        gate.open()
+        finish(first)
+        finish(second)
+        assert source.books.bytes == {path: len(data) for path, data in MODEL.items() if data}
         assert engine._shared._published == {}
 
 
@@ -203,9 +212,8 @@ def test_the_wait_of_a_follower_is_not_over_while_it_is_being_linked(monkeypatch
         gate.await_readers()
         gate.open()
         assert linking.wait(DEADLINE_S)
-        cancel = Cancellation()
-        waiting = threads.submit(follower.wait, cancel)
-        cancel.cancel()
+        waiting = threads.submit(finish, follower)
+        follower.cancel()
         assert follower.ended
         assert not waiting.done()
         released.set()
