@@ -34,7 +34,11 @@ class Intake:
         taken = Workspace.take_over(self._parts.root, key, files)
         workspace = taken or Workspace.create(self._parts.root)
         parts = (self._parts.blobs, self._parts.snapshots, self._parts.refs, self._parts.trash)
-        ingest = LocalIngest(self._parts.root, workspace, files, parts)
+        try:
+            ingest = LocalIngest(self._parts.root, workspace, files, parts)
+        except BaseException:
+            workspace.unlock()
+            raise
         try:
             workspace.write_plan(key, files)
             self._hold(ingest)

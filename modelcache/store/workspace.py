@@ -49,7 +49,7 @@ class Workspace:
             durable.mkdir(path / TREE, 0o755)
             durable.mkdir(path / TEMPORARY, 0o700)
             return cls(root, path, lock_fd, Journal.create(path / JOURNAL), set())
-        except OSError:
+        except BaseException:
             os.close(lock_fd)
             remove_tree(path)
             raise
@@ -76,7 +76,7 @@ class Workspace:
                 remove_tree(path / TEMPORARY / name)
             adopted = _prune(path / TREE, {name: size for name, size, _ in kept})
             return cls(root, path, lock_fd, _journal(path / JOURNAL), adopted)
-        except OSError:
+        except BaseException:
             os.close(lock_fd)
             raise
 
