@@ -368,4 +368,4 @@ TestStore.settings = settings(common, max_examples=100, stateful_step_count=30)
 @pytest.mark.soak
 @pytest.mark.timeout(3600)
 def test_a_store_for_long() -> None:
-    run_state_machine_as_test(StoreMachine, settings=settings(common, max_examples=1000, stateful_step_count=50))  # type: ignore[no-untyped-call]
+    run_state_machine_as_test(StoreMachine, settings=settings(common, max_examples=1000, stateful_step_count=50))
