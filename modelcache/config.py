@@ -75,11 +75,7 @@ class Config:
         read = _Reader(os.environ if environ is None else environ)
         values: dict[str, Any] = {
             "root": read.value("MODELCACHE_ROOT", Path, _default_root(read.environ)),
-            "limits": Limits(
-                max_bytes=read.value("MODELCACHE_MAX_BYTES", parse_bytes, DEFAULT_LIMITS.max_bytes),
-                high_watermark=read.value("MODELCACHE_HIGH_WATERMARK", _share, DEFAULT_LIMITS.high_watermark),
-                low_watermark=read.value("MODELCACHE_LOW_WATERMARK", _share, DEFAULT_LIMITS.low_watermark),
-            ),
+            "limits": _limits(read),
             "engine": _engine(read),
             "refresh_s": read.value("MODELCACHE_REFRESH_S", _age, DEFAULT_REFRESH_S),
             "timeouts": _given(
@@ -110,12 +106,17 @@ class _Reader:
             return default
         try:
             return read(text)
-        except (ValueError, OverflowError, BadConfig) as error:
-            raise BadConfig(f"{name}: {error}", got=text) from error
+        except (ValueError, BadConfig) as error:
+            hint = error.hint if isinstance(error, BadConfig) else None
+            raise BadConfig(f"{name}: {error}", got=text, hint=hint) from error
 
     def first(self, *names: str) -> str | None:
-        """The first of these variables that is set and not empty."""
-        return next((self.environ[name] for name in names if self.environ.get(name)), None)
+        """The value of the first of these variables that is set and not empty."""
+        name = self.first_name(*names)
+        return None if name is None else self.environ[name]
+
+    def first_name(self, *names: str) -> str | None:
+        return next((name for name in names if self.environ.get(name)), None)
 
 
 def _default_root(environ: Mapping[str, str]) -> Path:
@@ -131,6 +132,13 @@ def _default_root(environ: Mapping[str, str]) -> Path:
     return (named if named.is_absolute() else home / ".cache") / "modelcache"  # a relative one is to be ignored, says the specification
 
 
+def _limits(read: _Reader) -> Limits:
+    """A high watermark under the usual low one takes that down with it."""
+    high = read.value("MODELCACHE_HIGH_WATERMARK", _share, DEFAULT_LIMITS.high_watermark)
+    low = read.value("MODELCACHE_LOW_WATERMARK", _share, min(DEFAULT_LIMITS.low_watermark, high))
+    return Limits(read.value("MODELCACHE_MAX_BYTES", parse_bytes, DEFAULT_LIMITS.max_bytes), high, low)
+
+
 def _engine(read: _Reader) -> EngineLimits:
     most = read.value("MODELCACHE_REQUESTS", _count, DEFAULT_ENGINE.concurrency.most)
     bounds = DEFAULT_ENGINE.concurrency
@@ -139,11 +147,10 @@ def _engine(read: _Reader) -> EngineLimits:
 
 def _s3(read: _Reader) -> S3Options:
     """Our names first, then KServe's and the SDK's own (`kserve_storage.py`, AWS SDK reference)."""
-    endpoint = read.first("MODELCACHE_S3_ENDPOINT", "AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")
-    bare = read.first("S3_ENDPOINT")
-    if endpoint is None and bare is not None:
-        secure = read.value("S3_USE_HTTPS", _flag, True)
-        endpoint = bare if "://" in bare else f"{'https' if secure else 'http'}://{bare}"
+    source = read.first_name("MODELCACHE_S3_ENDPOINT", "AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "S3_ENDPOINT")
+    endpoint = None if source is None else read.environ[source]
+    if source == "S3_ENDPOINT" and endpoint is not None and "://" not in endpoint:
+        endpoint = f"{'https' if read.value('S3_USE_HTTPS', _flag, True) else 'http'}://{endpoint}"
     ca_file = read.first("MODELCACHE_S3_CA_FILE", "AWS_CA_BUNDLE")
     path_style = read.value("MODELCACHE_S3_PATH_STYLE", _flag, None)
     virtual = read.value("S3_USER_VIRTUAL_BUCKET", _flag, None)
@@ -152,14 +159,17 @@ def _s3(read: _Reader) -> S3Options:
     anonymous = read.value("MODELCACHE_S3_ANONYMOUS", _flag, None)
     if anonymous is None:
         anonymous = read.value("awsAnonymousCredential", _flag, False)
-    return S3Options(
-        endpoint=endpoint,
+    options = S3Options(
         region=read.first("MODELCACHE_S3_REGION", "AWS_REGION", "AWS_DEFAULT_REGION"),
         profile=read.first("MODELCACHE_S3_PROFILE", "AWS_PROFILE"),
         anonymous=bool(anonymous),
         path_style=path_style,
         ca_file=None if ca_file is None else Path(ca_file),
     )
+    try:
+        return replace(options, endpoint=endpoint)
+    except BadConfig as error:  # it shows no userinfo; the variable's value might hold one
+        raise BadConfig(f"{source}: {error.message}", got=error.got, hint=error.hint) from None
 
 
 def _proxies(environ: Mapping[str, str]) -> Proxies:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 import modelcache.cache
-from modelcache.abc.source import RemoteFile
-from modelcache.abc.store import Limits, Snapshot
+from modelcache.abc.source import Listing, RemoteFile
+from modelcache.abc.store import IngestFile, Limits, RefKey, Snapshot
 from modelcache.cache import ModelCache, Refresh
 from modelcache.config import Config
 from modelcache.errors import AccessDenied, Cancelled, DigestMismatch, InUse, NotCached
@@ -22,6 +22,7 @@ from modelcache.patience import Cancellation
 from modelcache.ranges import ByteRange
 from modelcache.registry import Registry
 from modelcache.testing.fetching import small_chunks
+from modelcache.testing.memory_ingest import MemoryIngest
 from modelcache.testing.memory_source import MemorySource, state_sha256
 from modelcache.testing.memory_store import MemoryStore
 from modelcache.testing.store_filling import content, digest_of, manifest_of
@@ -183,6 +184,38 @@ def test_two_places_with_the_same_objects_at_once_fetch_each_once(
     assert {ref.key.uri for ref in store.refs()} == {"s3://one/model", "s3://two/model"}
 
 
+def test_what_is_published_between_the_look_at_the_store_and_the_fetch_is_linked(
+    cache: ModelCache, store: MemoryStore, origins: Origins, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ingest = store.ingest
+    between = [True]
+
+    def ingest_and_be_overtaken(key: RefKey, files: Sequence[IngestFile]) -> MemoryIngest:
+        looked = ingest(key, files)
+        if between and between.pop():
+            cache.ensure("s3://two/model")
+        return looked
+
+    monkeypatch.setattr(store, "ingest", ingest_and_be_overtaken)
+    seen: list[Progress] = []
+    check(store, cache.ensure("s3://one/model", progress=seen.append), MODEL)
+    assert origins.source.books.bytes == {path: len(data) for path, data in MODEL.items()}
+    assert (seen[-1].bytes_fetched, seen[-1].bytes_reused) == (0, SIZE)
+
+
+def test_what_nothing_names_is_shared_with_nobody(cache: ModelCache, store: MemoryStore, origins: Origins) -> None:
+    """Without a validator or a digest, nobody knows that two requests give the same bytes."""
+    source = origins.source = MemorySource(MODEL, resumable=False)
+    gate = source.gate("model.safetensors")
+    with ThreadPoolExecutor(2) as threads:
+        callers = [threads.submit(cache.ensure, uri) for uri in ("s3://one/model", "s3://two/model")]
+        gate.await_readers(2)
+        gate.open()
+        snapshots = {caller.result(DEADLINE_S) for caller in callers}
+    check(store, snapshots.pop(), MODEL)
+    assert source.books.bytes == {path: 2 * len(data) for path, data in MODEL.items()}
+
+
 def test_a_credential_that_is_refused_refuses_nobody_else(cache: ModelCache, store: MemoryStore, origins: Origins) -> None:
     origins.refused = {"X-Amz-Signature=bad"}
     listing, go_on = threading.Semaphore(0), threading.Event()
@@ -237,6 +270,25 @@ def test_closing_cancels_who_waits(cache: ModelCache, origins: Origins) -> None:
             waiting.result(DEADLINE_S)
     cache.close()
     assert origins.source.open_bodies == 0
+
+
+def test_closing_cancels_who_lists(cache: ModelCache, origins: Origins, monkeypatch: pytest.MonkeyPatch) -> None:
+    listing, cancelled = threading.Event(), threading.Event()
+    real = origins.source.list
+
+    def list_slowly(uri: StorageUri, cancel: Cancellation) -> Listing:
+        with cancel.on_cancel(cancelled.set):
+            listing.set()
+            assert cancelled.wait(DEADLINE_S)
+        return real(uri, cancel)
+
+    monkeypatch.setattr(origins.source, "list", list_slowly)
+    with ThreadPoolExecutor(1) as threads:
+        waiting = threads.submit(cache.ensure, URI)
+        assert listing.wait(DEADLINE_S)
+        cache.close()
+        with pytest.raises(Cancelled):
+            waiting.result(DEADLINE_S)
 
 
 # -- when the origin is asked -----------------------------------------------------------------------------------------------
