@@ -1,0 +1,226 @@
+"""`modelcache pull` killed at random instants, several at once, while others evict: no wrong byte, little fetched again."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from modelcache.abc.store import IngestFile
+from modelcache.chunks import CHUNK_BYTES, chunk_count, chunk_range
+from modelcache.errors import InUse, NotCached
+from modelcache.patience import Deadline
+from modelcache.store.journal import Remembered, decode_journal, file_key
+from modelcache.store.store import LocalStore
+from modelcache.testing.audit import Moment, audit
+from modelcache.testing.crash_bench import LATER_S, NO_LIMITS
+from modelcache.testing.servers import SeaweedFS
+from modelcache.testing.store_filling import content
+from modelcache.units import MIB
+from tests.faults.chance import seed_of, soak_rounds
+
+ROUNDS = 4
+WORKERS = 2
+DEADLINE_S = 120
+PULL = [sys.executable, "-c", "import sys; from modelcache.cli.main import main; sys.exit(main())", "--json", "pull"]
+SHARED = content(6 * MIB + 11, seed=1)
+MODELS = {
+    "one": {"w.safetensors": content(17 * MIB + 5, seed=2), "shared.bin": SHARED, "config.json": b"1", "empty": b""},
+    "two": {"deep/w.safetensors": content(13 * MIB, seed=3), "shared.bin": SHARED, "tokenizer.json": content(3000, seed=4)},
+}
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where the models are: name → URI, and what a process needs to read them."""
+
+    uris: Mapping[str, str]
+    arguments: tuple[str, ...]
+    environ: Mapping[str, str]
+
+
+@pytest.fixture
+def origin_on_disk(tmp_path: Path) -> Origin:
+    for name, files in MODELS.items():
+        for path, data in files.items():
+            target = tmp_path / "origin" / name / path
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(data)
+    return Origin({name: f"file://{tmp_path}/origin/{name}" for name in MODELS}, (), {})
+
+
+@pytest.fixture
+def origin_on_s3(seaweedfs: SeaweedFS, bucket: str) -> Origin:
+    for name, files in MODELS.items():
+        for path, data in files.items():
+            seaweedfs.put(bucket, f"{name}/{path}", data)
+    keys = {"AWS_ACCESS_KEY_ID": seaweedfs.reader.access_key, "AWS_SECRET_ACCESS_KEY": seaweedfs.reader.secret_key}
+    arguments = ("--endpoint", seaweedfs.endpoint, "--region", "us-east-1", "--path-style")
+    return Origin({name: f"s3://{bucket}/{name}" for name in MODELS}, arguments, keys)
+
+
+class Rounds:
+    """Rounds of kills on one store."""
+
+    def __init__(self, root: Path, origin: Origin, seed: int) -> None:
+        self._root = root
+        self._origin = origin
+        self._random = random.Random(seed)
+        self._store = LocalStore(root, NO_LIMITS)
+
+    def play(self) -> int:
+        """One round; how many pulls were killed before their end."""
+        names = [self._random.choice(sorted(MODELS)) for _ in range(3)]
+        with self._evictions():
+            pulls = [self._pull(name) for name in names]
+            killed = sum([self._kill(pull) for pull in pulls])
+        assert audit(self._root, Moment.CRASHED) == []
+        for name in sorted(MODELS):
+            self._finish(name)
+        self._remove_some()
+        return killed
+
+    def settle(self) -> None:
+        for name in sorted(MODELS):
+            self._finish(name)
+        LocalStore(self._root, NO_LIMITS, clock=lambda: 4e9 + LATER_S).collect()
+        assert audit(self._root, Moment.SETTLED) == []
+
+    def _pull(self, name: str) -> subprocess.Popen[str]:
+        command = [*PULL, *self._origin.arguments, self._origin.uris[name]]
+        settings = {"MODELCACHE_ROOT": str(self._root), "MODELCACHE_REQUESTS": str(WORKERS), "HOME": str(self._root.parent)}
+        environ = {**os.environ, **settings, **self._origin.environ}
+        return subprocess.Popen(command, env=environ, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+    def _kill(self, pull: subprocess.Popen[str]) -> bool:
+        """SIGKILL at a random instant: as a rule after somebody has begun to write, which takes a while to come to."""
+        deadline = Deadline.after(DEADLINE_S)
+        if self._random.random() < 0.9:
+            while not any((self._root / "ingest").iterdir()) and pull.poll() is None:
+                assert not deadline.passed
+                with suppress(subprocess.TimeoutExpired):
+                    pull.wait(0.002)
+        with suppress(subprocess.TimeoutExpired):
+            pull.wait(self._random.uniform(0.0, 0.2))
+        pull.kill()
+        _, errors = pull.communicate()
+        assert pull.returncode in (0, -9), errors
+        return pull.returncode == -9
+
+    @contextmanager
+    def _evictions(self) -> Iterator[None]:
+        """Another process, as far as locks and files can tell: a store of its own, that evicts and collects."""
+        over = threading.Event()
+        chance = random.Random(self._random.random())
+        failures: list[BaseException] = []
+
+        def evict() -> None:
+            store = LocalStore(self._root, NO_LIMITS)
+            try:
+                while not over.wait(0.01):
+                    for info in store.list():
+                        with suppress(InUse, NotCached):
+                            if chance.random() < 0.2:
+                                store.evict(info.digest)
+                    store.collect()
+            except BaseException as error:
+                failures.append(error)
+
+        thread = threading.Thread(target=evict)
+        thread.start()
+        try:
+            yield
+        finally:
+            over.set()
+            thread.join()
+        assert failures == []
+
+    def _remove_some(self) -> None:
+        for info in self._store.list():
+            if self._random.random() < 0.7:
+                self._store.evict(info.digest)
+
+    # -- what is left, and what it saves ------------------------------------------------------------------------------
+
+    def _finish(self, name: str) -> None:
+        files = MODELS[name]
+        kept_bytes, lost_chunks = self._kept(name)
+        assert lost_chunks <= WORKERS, "more than a chunk of each worker was written and not marked"
+        pull = self._pull(name)
+        shown, errors = pull.communicate(timeout=DEADLINE_S)
+        assert pull.returncode == 0, errors
+        [snapshot] = json.loads(shown)["snapshots"]
+        assert snapshot["fetched_bytes"] <= sum(map(len, files.values())) - kept_bytes, "what was kept was fetched again"
+        top = Path(snapshot["path"])
+        assert {str(path.relative_to(top)): path.read_bytes() for path in top.rglob("*") if path.is_file()} == files
+
+    def _kept(self, name: str) -> tuple[int, int]:
+        """Bytes that the next pull of this model need not fetch, as the disk and the journal say; chunks right but not marked."""
+        for ingest in sorted((self._root / "ingest").iterdir()):
+            plan = self._plan(ingest)
+            if plan is not None and plan["uri"] == self._origin.uris[name]:
+                return self._left(ingest, plan, MODELS[name])
+        return 0, 0
+
+    @staticmethod
+    def _plan(ingest: Path) -> dict[str, Any] | None:
+        try:
+            plan: dict[str, Any] = json.loads((ingest / "plan.json").read_bytes())
+        except FileNotFoundError:
+            return None
+        return plan
+
+    def _left(self, ingest: Path, plan: dict[str, Any], files: Mapping[str, bytes]) -> tuple[int, int]:
+        remembered = decode_journal((ingest / "journal").read_bytes())
+        kept = lost = 0
+        for item in plan["files"]:
+            data = files[item["path"]]
+            said = remembered.get(file_key(IngestFile(item["path"], item["size_bytes"], item["version"], None)), Remembered())
+            if said.sha256 is not None and self._store.has_blob(said.sha256):
+                kept += len(data)
+                continue
+            place = ingest / "tree" / item["path"]
+            written = place.read_bytes() if place.exists() else b""
+            spans = [chunk_range(chunk, len(data)) for chunk in range(chunk_count(len(data)))]
+            right = {chunk for chunk, at in enumerate(spans) if written[at.start : at.stop] == data[at.start : at.stop]}
+            kept += sum(spans[chunk].size_bytes for chunk in right & said.marks.keys())
+            lost += len(right - said.marks.keys())
+        return kept, lost
+
+
+Play = Callable[[Origin, int], None]
+
+
+@pytest.fixture
+def play(tmp_path: Path, pytestconfig: pytest.Config) -> Play:
+    def rounds(origin: Origin, count: int) -> None:
+        rounds = Rounds(tmp_path / "root", origin, seed_of(pytestconfig))
+        killed = sum([rounds.play() for _ in range(count)])
+        print(f"{killed} pulls killed")
+        assert killed >= count, "hardly anything was killed: the instants are wrong"
+        rounds.settle()
+
+    return rounds
+
+
+@pytest.mark.parametrize("origin", ["origin_on_disk", "origin_on_s3"])
+def test_pulls_killed_at_random_instants(play: Play, origin: str, request: pytest.FixtureRequest) -> None:
+    assert len(MODELS["one"]["w.safetensors"]) > 4 * CHUNK_BYTES
+    play(request.getfixturevalue(origin), ROUNDS)
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("origin", ["origin_on_disk", "origin_on_s3"])
+def test_pulls_killed_at_hundreds_of_random_instants(play: Play, origin: str, request: pytest.FixtureRequest) -> None:
+    play(request.getfixturevalue(origin), soak_rounds(150))
