@@ -226,7 +226,7 @@ class Fetch:
             else:
                 with self._changed:
                     self.lead(file)
-        except Exception as error:
+        except BaseException as error:  # it must not end the fetch whose worker this is
             self.fail(error)
         finally:
             with self._changed:
@@ -306,7 +306,7 @@ class Fetch:
                 self._whole_tries[span.file] += 1
                 self._start_over(span.file)
                 error, done = None, span.stop
-        except Exception as caught:
+        except BaseException as caught:
             error = caught
         with self._changed:
             self._schedule.ended(span, done)
@@ -314,7 +314,7 @@ class Fetch:
             self.fail(error)
         try:
             self._settle()
-        except Exception as caught:
+        except BaseException as caught:  # as in the engine: whatever it was, the fetch must end with it
             self.fail(caught)
         with self._changed:
             self.active -= 1

@@ -231,10 +231,10 @@ def no_space() -> NoSpace:
 class Failing:
     """Makes the n-th call of one method of the store's files raise."""
 
-    def __init__(self, name: str, nth: int) -> None:
+    def __init__(self, name: str, nth: int, error: BaseException | None = None) -> None:
         self.name = name
         self.left = nth
-        self.error = no_space()
+        self.error = error if error is not None else no_space()
         self._lock = threading.Lock()
 
     def install(self, patch: pytest.MonkeyPatch) -> None:
@@ -273,6 +273,21 @@ def test_a_store_that_fails_ends_the_fetch_with_its_error(name: str, nth: int, r
         finish(engine.start(request))
         check_filled(store, request, MODEL)
         assert most_buffers() <= requests + 4
+
+
+@pytest.mark.parametrize("name", ["write", "complete", "flush", "restart"])
+def test_a_store_with_a_bug_ends_the_fetch_with_it_and_not_the_engine(name: str) -> None:
+    failing = Failing(name, 1, Odd("a bug"))
+    store, source = MemoryStore(), MemorySource(MODEL, state=state_md5)
+    source.spoil("a", 0)
+    with running_engine(2) as engine:
+        with pytest.MonkeyPatch.context() as patch:
+            failing.install(patch)
+            with pytest.raises(Odd):
+                finish(engine.start(request_for(store, source)))
+        request = request_for(store, source, "again")
+        finish(engine.start(request))
+        check_filled(store, request, MODEL)
 
 
 def test_a_store_that_fails_for_a_file_without_bytes_ends_the_fetch_too() -> None:
