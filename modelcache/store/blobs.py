@@ -164,25 +164,29 @@ class Blobs:
         """Take a damaged inode out of service; where it is now, None if it was gone. Under the exclusive store lock."""
         number = next(number for number in itertools.count() if not (self._layout.quarantine / f"{digest.hex}.{number}").exists())
         target = self._layout.quarantine / f"{digest.hex}.{number}"
-        last = [other for other, _ in self.inodes(digest)][-1:]
         try:
             durable.rename(path, target)
         except FileNotFoundError:
             return None
-        if last and last[0] != path:
-            durable.rename(last[0], path)
+        self._fill_gap(path, digest)
         durable.fsync_directory(path.parent)
         return target
 
     # -- removing; takes the exclusive store lock -----------------------------------------------------------------
 
     def unnamed(self, doomed: Mapping[int, int] | None = None) -> dict[Digest, BlobFact]:
-        """Blobs that no snapshot and no ingest names. A look: `drop_unnamed` looks again."""
-        facts = self.facts(doomed)
-        return {sha256(digits): fact for digits, fact in facts.items() if fact.names <= 0}
+        """Blobs with an inode that no snapshot and no ingest names; of it alone the fact is. A look: `drop_unnamed` looks again."""
+        gone = doomed or {}
+        allocated: Counter[str] = Counter()
+        sizes: dict[str, int] = {}
+        for _, digits, row in self._rows():
+            if row.st_nlink - 1 - gone.get(row.st_ino, 0) <= 0:
+                allocated[digits] += row.st_blocks * 512
+                sizes[digits] = row.st_size
+        return {sha256(digits): BlobFact(sizes[digits], allocated[digits], 0) for digits in sizes}
 
     def drop_unnamed(self, digests: Iterable[Digest]) -> int:
-        """Move those of these blobs that nothing else names to the trash; how many."""
+        """Move the inodes of these blobs that nothing else names to the trash; of how many blobs some went."""
         dropped = 0
         todo = iter(sorted(set(digests)))
         while batch := list(itertools.islice(todo, SWEEP_BATCH)):
@@ -200,13 +204,19 @@ class Blobs:
         return dropped
 
     def _drop(self, digest: Digest) -> bool:
-        found = list(self.inodes(digest))
-        before = len(found)
-        while found and found[-1][1].st_nlink == 1:  # From the last, so that the numbers keep no gap.
-            self._trash.take(found.pop()[0])
-        if not found:
+        spare = [path for path, found in self.inodes(digest) if found.st_nlink == 1]
+        for path in reversed(spare):
+            self._trash.take(path)
+            self._fill_gap(path, digest)
+        if not self.has(digest):
             remove(self._layout.table(digest))
-        return len(found) < before
+        return bool(spare)
+
+    def _fill_gap(self, path: Path, digest: Digest) -> None:
+        """Give the last inode of this content the name that became free, if that is a lower one: numbers have no gaps."""
+        for last, _ in list(self.inodes(digest))[-1:]:
+            if len(last.name) > len(path.name) or (len(last.name) == len(path.name) and last.name > path.name):
+                durable.rename(last, path)
 
     def _publish(self, digest: Digest, source: Path, temporary: Path) -> bool:
         """False if a blob of another size stands in the way."""

@@ -47,13 +47,14 @@ class MakingRoom:
 
     def collect(self, need_bytes: int, *, dry_run: bool) -> CollectReport:
         """`Store.collect`. A dry run computes the same and changes nothing."""
+        if not dry_run:
+            self._removal.sweep()
         garbage = self.garbage(GRACE_S)
         if dry_run:
             victims = self._wanted(need_bytes, self._budget.room(), garbage)
             evicted = self._named(victims)
         else:
             self._remove_garbage(garbage)
-            self._removal.sweep()
             evicted = self._evict(need_bytes)
         return CollectReport(
             evicted=evicted,

@@ -171,8 +171,8 @@ class _Audit:
             elif self._file(path, 0o444):
                 self._check_blob(path, match[1], int(match[2] or 0))
         for digits, numbers in self._blobs.items():
-            if sorted(numbers) != list(range(len(numbers))):
-                self._left_over(self._blob(digits), f"its inodes are numbered {sorted(numbers)}")
+            # One gap is what a crash in a quarantine leaves; the next publish fills it.
+            self._expect(self._blob(digits), max(numbers) <= len(numbers), f"its inodes are numbered {sorted(numbers)}")
 
     def _blob(self, digits: str) -> Path:
         return self._root / "blobs" / "sha256" / digits[:2] / digits
