@@ -15,7 +15,7 @@ from modelcache.config import DEFAULT_ENGINE, DEFAULT_LIMITS, Config
 from modelcache.errors import BadConfig
 from modelcache.units import GIB
 
-HOME = {"HOME": "/home/somebody"}
+HOME = {"HOME": "/home/you"}
 
 
 @pytest.fixture(autouse=True)
@@ -26,7 +26,7 @@ def no_node_store(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.Temp
 
 def test_defaults() -> None:
     config = Config.load(HOME)
-    assert config == Config(root=Path("/home/somebody/.cache/modelcache"))
+    assert config == Config(root=Path("/home/you/.cache/modelcache"))
     assert config.limits == DEFAULT_LIMITS
     assert config.engine == DEFAULT_ENGINE
     assert config.write_route is None
@@ -75,13 +75,13 @@ def test_an_empty_variable_is_one_that_is_not_set() -> None:
 
 def test_the_root(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert Config.load(HOME | {"XDG_CACHE_HOME": "/big/cache"}).root == Path("/big/cache/modelcache")
-    assert Config.load(HOME | {"XDG_CACHE_HOME": "not/absolute"}).root == Path("/home/somebody/.cache/modelcache")
+    assert Config.load(HOME | {"XDG_CACHE_HOME": "not/absolute"}).root == Path("/home/you/.cache/modelcache")
     monkeypatch.setattr(modelcache.config, "NODE_ROOT", tmp_path)
-    assert Config.load(HOME).root == Path("/home/somebody/.cache/modelcache")  # no store there
+    assert Config.load(HOME).root == Path("/home/you/.cache/modelcache")  # no store there
     (tmp_path / "format").write_text("modelcache 1")
     assert Config.load(HOME).root == tmp_path
     monkeypatch.setattr(os, "getuid", lambda: tmp_path.stat().st_uid + 1)
-    assert Config.load(HOME).root == Path("/home/somebody/.cache/modelcache")  # somebody else's
+    assert Config.load(HOME).root == Path("/home/you/.cache/modelcache")  # somebody else's
     assert Config.load(HOME | {"MODELCACHE_ROOT": "/srv"}).root == Path("/srv")
 
 
