@@ -149,6 +149,16 @@ class RangeClient:
             return answer
         return _response(answer, _read(answer, max_body_bytes, cancel))
 
+    def post(self, url: str, headers: Mapping[str, str], body: bytes, cancel: Cancellation, max_body_bytes: int) -> Response:
+        """One small POST, never redirected; any status is returned. It may be sent twice, if a kept connection turns out dead.
+
+        Raises: as `request`.
+        """
+        target = Target.parse(url)
+        answer = self._exchanger.send(Request("POST", target, headers, body), cancel)
+        _log.debug("POST %s -> %d", target, answer.head.status)
+        return _response(answer, _read(answer, max_body_bytes, cancel)) if answer.head.status < 300 else self._over(answer, cancel)
+
     def close(self) -> None:
         """Close idle connections; open bodies stay usable."""
         self._exchanger.close()

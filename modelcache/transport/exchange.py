@@ -28,11 +28,12 @@ _NO_BODY = (204, 304)
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What is sent: a method without a body, where to, and with which headers (secrets among them)."""
+    """What is sent: a method, where to, with which headers (secrets among them), and for POST a small body."""
 
     method: str
     target: Target
     headers: Mapping[str, str] = field(repr=False)
+    body: bytes = field(default=b"", repr=False)
 
     def __str__(self) -> str:
         return f"{self.method} {self.target}"
@@ -139,7 +140,9 @@ class Exchanger:
             resource = target.url
             if route.proxy.authorization is not None:
                 headers["Proxy-Authorization"] = route.proxy.authorization
-        return encode_request(request.method, resource, [*headers.items(), *request.headers.items()])
+        if request.method == "POST":
+            headers["Content-Length"] = str(len(request.body))
+        return encode_request(request.method, resource, [*headers.items(), *request.headers.items()]) + request.body
 
     def _attempt(self, request: Request, data: bytes, wire: Wire, route: Route, cancel: Cancellation) -> Answer:
         """Raises OriginUnreachable if the connection died before the first byte of an answer."""

@@ -14,20 +14,23 @@ from modelcache.errors import AccessDenied, ModelCacheError, NotFound, OriginBus
 MAX_RETRY_AFTER_S = 3600.0
 """A longer `Retry-After` is read as this; a fetch gives up earlier than that anyway."""
 
-_CODE = re.compile(rb"<Code>([A-Za-z0-9._-]{1,64})</Code>")
+_CODE = re.compile(rb"<Code>([A-Za-z0-9._-]{1,64})</Code>|\A\s*\{\s*\"error\":.*?\"reason\":\s*\"([A-Za-z0-9._-]{1,64})\"", re.DOTALL)
 _EXPIRED_CODES = frozenset({"ExpiredToken", "TokenRefreshRequired", "RequestExpired"})
 """S3 sends ExpiredToken with status 400 (Amazon S3 API reference, list of error codes)."""
+_BUSY_CODES = frozenset({"rateLimitExceeded", "userRateLimitExceeded"})
+"""Google sends them with 429, and of old with 403 (Cloud Storage JSON API, status and error codes)."""
 
 
 def origin_code(body: bytes) -> str | None:
-    """The `<Code>` of an S3- or GCS-style XML error, such as `SlowDown`; None if there is none."""
+    """The `<Code>` of an S3- or GCS-style XML error, such as `SlowDown`, or the first `reason` of Google's JSON one; None if there
+    is none."""
     match = _CODE.search(body)
-    return match.group(1).decode() if match else None
+    return (match.group(1) or match.group(2)).decode() if match else None
 
 
 def wants_renewal(status: int, code: str | None) -> bool:
     """Whether fresh credentials could turn this refusal."""
-    return status in (401, 403) or (400 <= status < 500 and code in _EXPIRED_CODES)
+    return (status in (401, 403) and code not in _BUSY_CODES) or (400 <= status < 500 and code in _EXPIRED_CODES)
 
 
 def error_of_status(status: int, headers: Mapping[str, str], *, address: str, listed: bool, code: str | None = None) -> ModelCacheError:
@@ -48,7 +51,7 @@ def error_of_status(status: int, headers: Mapping[str, str], *, address: str, li
         return NotFound(f"nothing there ({said})", address=address)
     if status in (412, 416):
         return SourceChanged(f"the object is no longer the listed version ({said})", address=address)
-    if status in (408, 425, 429) or status >= 500:
+    if status in (408, 425, 429) or status >= 500 or code in _BUSY_CODES:
         return OriginBusy(f"the origin is busy ({said})", address=address, retry_after_s=retry_after_s(headers))
     return ProtocolViolation(f"an unexpected answer ({said})", address=address, got=str(status))
 

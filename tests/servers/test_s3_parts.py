@@ -25,8 +25,8 @@ from modelcache.errors import (
     ProtocolViolation,
 )
 from modelcache.patience import Cancellation
+from modelcache.sources.attempts import ATTEMPTS, MAX_PAUSE_S, attempted
 from modelcache.sources.s3 import S3Options
-from modelcache.sources.s3.attempts import ATTEMPTS, MAX_PAUSE_S, attempted
 from modelcache.sources.s3.heads import CHECKSUMS, object_head
 from modelcache.sources.s3.locator import ObjectName
 from modelcache.sources.s3.refusals import error_of_client, error_of_sdk, redacted

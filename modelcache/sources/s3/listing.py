@@ -11,7 +11,7 @@ from modelcache.abc.source import RemoteFile
 from modelcache.errors import AccessDenied, InvalidUri, ModelCacheError, NotFound, ProtocolViolation
 from modelcache.paths import check_tree
 from modelcache.patience import Cancellation
-from modelcache.sources.s3.attempts import attempted
+from modelcache.sources.attempts import attempted
 from modelcache.sources.s3.heads import ObjectHead, object_head
 from modelcache.sources.s3.locator import ObjectName
 from modelcache.sources.s3.sdk import Sdk

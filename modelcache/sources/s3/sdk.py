@@ -18,7 +18,7 @@ from urllib.parse import quote, urlsplit
 
 from modelcache.errors import AccessDenied, ModelCacheError, ProtocolViolation, UnknownScheme
 from modelcache.patience import Cancellation
-from modelcache.sources.s3.attempts import attempted
+from modelcache.sources.attempts import attempted
 from modelcache.sources.s3.locator import KEY_SAFE, ObjectName
 from modelcache.sources.s3.options import S3Options
 from modelcache.sources.s3.refusals import error_of_client, error_of_sdk, unusable_settings
