@@ -78,6 +78,10 @@ class ModelCacheError(Exception):
         self.hint = hint if hint is not None else self.default_hint
         self.retry_after_s = retry_after_s
 
+    def __reduce__(self) -> tuple[object, ...]:
+        """For pickle and copy: classes whose arguments go by name come back, too."""
+        return _restored, (type(self), self.args, dict(self.__dict__))
+
     def __str__(self) -> str:
         text = self.message
         if self.address is not None and self.address not in text:
@@ -92,6 +96,13 @@ class ModelCacheError(Exception):
             if value is not None:
                 fields[name] = value
         return fields
+
+
+def _restored(kind: type[ModelCacheError], args: tuple[object, ...], fields: dict[str, object]) -> ModelCacheError:
+    """The error of `ModelCacheError.__reduce__`, with every field as it was."""
+    error = kind.__new__(kind, *args)
+    error.__dict__.update(fields)
+    return error
 
 
 # -- the caller changes the call ------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ from pathlib import Path
 from modelcache.cache import ModelCache
 from modelcache.cli.findings import Finding, Level, broken, doubtful, fine
 from modelcache.cli.mounts import mount_of
+from modelcache.cli.tables import counted
 from modelcache.config import Config
 from modelcache.errors import ModelCacheError, StoreBusy, StoreLocation
 from modelcache.store.filesystem import check_place
@@ -142,7 +143,7 @@ def check_store(config: Config) -> list[Finding]:
 
 def _check_content(cache: ModelCache) -> list[Finding]:
     usage, infos = cache.usage(), cache.list()
-    found = [fine("store", f"{len(infos):,} models in {format_bytes(usage.blobs_bytes)}")]
+    found = [fine("store", f"{counted(len(infos), 'model')} in {format_bytes(usage.blobs_bytes)}")]
     quarantine = Layout(cache.config.root).quarantine
     if usage.quarantine_bytes:
         hint = f"pull the models again, then remove what is in {quarantine}"

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 import json
+import pickle
 
 import pytest
 
@@ -68,3 +70,12 @@ def test_absent_fields_are_left_out_and_given_ones_kept() -> None:
 def test_no_space_comes_with_its_numbers() -> None:
     error = made(NoSpace)
     assert error.as_dict().items() >= NUMBERS.items()
+
+
+@pytest.mark.parametrize("found", CONCRETE, ids=lambda found: found.__name__)
+def test_an_error_comes_whole_from_another_process(found: type[ModelCacheError]) -> None:
+    error = made(found, address="s3://b/m", expected="1", hint="wait") if found is not NoSpace else made(found, address="s3://b/m")
+    error.add_note("seen in a worker")
+    for again in (pickle.loads(pickle.dumps(error)), copy.copy(error)):
+        assert type(again) is found
+        assert (str(again), again.args, vars(again), again.as_dict()) == (str(error), error.args, vars(error), error.as_dict())
