@@ -20,6 +20,9 @@ _FACTORS = {
     "t": 1000**4, "tb": 1000**4, "ti": TIB, "tib": TIB,
     "p": 1000**5, "pb": 1000**5, "pi": PIB, "pib": PIB,
 }  # fmt: skip
+_SECONDS = {"ms": 0.001, "s": 1.0, "min": 60.0, "m": 60.0, "h": 3600.0, "d": 86_400.0}
+_SPAN = re.compile(r"([0-9]{1,15}(?:\.[0-9]{1,9})?)\s*(ms|s|min|m|h|d)")
+_SPANS = re.compile(rf"(?:{_SPAN.pattern}\s*)+")
 _SIZE = re.compile(r"([0-9]{1,30})(?:\.([0-9]{1,30}))?\s*([a-zA-Z]*)")
 
 
@@ -66,3 +69,20 @@ def parse_bytes(text: str) -> int:
     whole, fraction = match.group(1), match.group(2) or "0"
     scale: int = 10 ** len(fraction)
     return int(whole) * factor + int(fraction) * factor // scale
+
+
+def parse_duration(text: str) -> float:
+    """`10m`, `1h30m`, `500ms`, `2.5 s`, `1d`, and a bare number of seconds → seconds.
+
+    Raises:
+        BadConfig: not a duration; `got` is the text.
+    """
+    text = text.strip()
+    if _SPANS.fullmatch(text):
+        return sum(float(number) * _SECONDS[unit] for number, unit in _SPAN.findall(text))
+    try:
+        return float(text)
+    except ValueError:
+        raise BadConfig(
+            f"`{text}` is not a duration", got=text, hint="write a number of seconds, or a number and a unit, such as `10m`"
+        ) from None

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from modelcache.errors import BadConfig
-from modelcache.units import GIB, KIB, MIB, PIB, TIB, format_bytes, format_duration, format_rate, parse_bytes
+from modelcache.units import GIB, KIB, MIB, PIB, TIB, format_bytes, format_duration, format_rate, parse_bytes, parse_duration
 
 FACTORS = {
     "": 1,
@@ -90,3 +90,26 @@ def test_printed_sizes(count: int, printed: str) -> None:
 )
 def test_printed_durations(seconds: float, printed: str) -> None:
     assert format_duration(seconds) == printed
+
+
+@given(st.integers(0, 10**9), st.sampled_from(["s", " s", ""]))
+def test_whole_seconds_are_read_exactly(seconds: int, unit: str) -> None:
+    assert parse_duration(f"{seconds}{unit}") == seconds
+
+
+@given(st.floats(1.0, 10**7))
+def test_a_printed_duration_is_near_the_true_one(seconds: float) -> None:
+    assert abs(parse_duration(format_duration(seconds)) - seconds) <= (0.06 if seconds < 60 else 30.1)
+
+
+def test_durations_of_several_units() -> None:
+    assert parse_duration("1h30m") == 5400
+    assert parse_duration(" 1d 2h 3min 4s 5ms ") == 86_400 + 7200 + 180 + 4.005
+
+
+@pytest.mark.parametrize("text", ["", "m", "-1m", "10 minutes", "1.m", "1m30", "ten"])
+def test_what_is_no_duration(text: str) -> None:
+    with pytest.raises(BadConfig) as caught:
+        parse_duration(text)
+    assert caught.value.got == text
+    assert caught.value.hint is not None

@@ -1,0 +1,161 @@
+"""Every setting, its default and its unit; the one place that reads the environment and the configuration file.
+
+`table` holds the settings, one entry each; `kinds` and `scalars` what a value can be; `file` reads the TOML; `resolving` finds the
+place that counts; here they become a `Config`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, is_dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from modelcache.abc.store import Limits, Route
+from modelcache.config.file import ConfigFile, find_file
+from modelcache.config.resolving import Flag, Resolved, expect_private, resolve
+from modelcache.config.setting import Environ
+from modelcache.config.table import DEFAULT_LOW_WATERMARK, SETTINGS
+from modelcache.errors import BadConfig
+from modelcache.fetch.concurrency import ConcurrencyBounds
+from modelcache.fetch.engine import EngineLimits
+from modelcache.sources.http import HttpOptions
+from modelcache.sources.retrying import RetryLimits
+from modelcache.sources.s3 import S3Options
+from modelcache.transport import Proxies, Timeouts
+
+__all__ = ["DEFAULT_ENGINE", "DEFAULT_LIMITS", "DEFAULT_REFRESH_S", "NODE_ROOT", "Config", "Flag", "Resolved", "Settings"]
+
+NODE_ROOT = Path("/var/lib/modelcache")
+
+DEFAULT_LIMITS = Limits(max_bytes=None, high_watermark=0.90, low_watermark=DEFAULT_LOW_WATERMARK)
+"""Of the whole file system, by anyone. kubelet evicts pods at 10 % free (nodefs.available) and collects images at 85 % used; on a node
+that shares its file system the agent goes lower. On a laptop 10 % stay free."""
+DEFAULT_ENGINE = EngineLimits(ConcurrencyBounds(start=4, least=1, most=16), spare_buffers=16)
+"""16 + 16 chunks of 4 MiB bound the engine's memory to 128 MiB."""
+DEFAULT_REFRESH_S = 600.0
+
+
+@dataclass(frozen=True)
+class Config:
+    """Settings of one `ModelCache`. `load` reads them from where they are written; every field can be given by name instead.
+
+    Attributes:
+        root: the store's directory.
+        limits: how much the store may take.
+        engine: how much the fetch engine may use.
+        refresh_s: age at which a mutable ref is resolved again; 0: at each call.
+        timeouts: of connections.
+        retry: how long and how often a failing origin is asked again.
+        write_route: None chooses by who reads next.
+        s3, http: settings of the sources.
+        proxies: of the bulk transport.
+    """
+
+    root: Path
+    limits: Limits = DEFAULT_LIMITS
+    engine: EngineLimits = DEFAULT_ENGINE
+    refresh_s: float = DEFAULT_REFRESH_S
+    timeouts: Timeouts = field(default_factory=Timeouts)
+    retry: RetryLimits = field(default_factory=RetryLimits)
+    write_route: Route | None = None
+    s3: S3Options = field(default_factory=S3Options)
+    http: HttpOptions = field(default_factory=HttpOptions)
+    proxies: Proxies = field(default_factory=Proxies)
+
+    def __post_init__(self) -> None:
+        low, high = self.limits.low_watermark, self.limits.high_watermark
+        if not 0 < low <= high <= 1:
+            raise BadConfig(
+                f"the low watermark ({low:g}) must not be over the high one ({high:g}), both shares between 0 and 1",
+                got=f"{low:g}",
+                hint="set `low_watermark` and `high_watermark` (MODELCACHE_LOW_WATERMARK, MODELCACHE_HIGH_WATERMARK) together",
+            )
+
+    @classmethod
+    def load(
+        cls,
+        environ: Environ | None = None,
+        *,
+        file: Path | None = None,
+        flags: Mapping[str, Flag] | None = None,
+        **overrides: Any,
+    ) -> Config:
+        """The settings. What is written in several places counts from the first: `overrides`, `flags`, the environment, the
+        file, the defaults.
+
+        Args:
+            environ: by default the process's variables.
+            file: the configuration file; by default the one of `MODELCACHE_CONFIG`, else the user's, else the machine's
+                (docs/operations.md).
+            flags: options of the command line, by key.
+            overrides: whole fields of `Config`.
+
+        Raises:
+            BadConfig: a value makes no sense; the message names the place. Or no field has that name.
+        """
+        unknown = overrides.keys() - {item.name for item in fields(cls)}
+        if unknown:
+            raise BadConfig(f"no such setting: {', '.join(sorted(unknown))}")
+        return replace(Settings.read(environ, file=file, flags=flags).config(), **overrides)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The value of every setting with the place that it came from.
+
+    Attributes:
+        file: the configuration file that was read, if there is one.
+    """
+
+    values: Sequence[Resolved]
+    file: Path | None
+
+    @classmethod
+    def read(cls, environ: Environ | None = None, *, file: Path | None = None, flags: Mapping[str, Flag] | None = None) -> Settings:
+        """As `Config.load`."""
+        variables = os.environ if environ is None else environ
+        path = find_file(variables, file)
+        opened = None if path is None else ConfigFile.read(path, [one.key for one in SETTINGS])
+        found = resolve(SETTINGS, Config(root=_default_root(variables)), variables, opened, flags or {})
+        if opened is not None:
+            expect_private(opened, found)
+        return cls(found, path)
+
+    def config(self) -> Config:
+        """Raises BadConfig: values that contradict each other."""
+        tree: dict[str, Any] = {}
+        for one in self.values:
+            *parents, name = one.setting.field.split(".")
+            inner = tree
+            for parent in parents:
+                inner = inner.setdefault(parent, {})
+            inner[name] = one.value
+        return Config(**{name: _filled(_DEFAULTS.get(name), value) for name, value in tree.items()})
+
+
+def _filled(default: Any, values: Any) -> Any:
+    """`default` (a dataclass) with these values in place of its own."""
+    if not isinstance(values, dict) or not is_dataclass(default):
+        return values
+    made = {name: _filled(getattr(default, name), value) for name, value in values.items()}
+    if isinstance(default, ConcurrencyBounds):
+        made |= {"start": min(default.start, made["most"]), "least": min(default.least, made["most"])}
+    return replace(default, **made)  # type: ignore[type-var]
+
+
+def _default_root(environ: Environ) -> Path:
+    """The node's store where this user owns one, else the user's cache directory (XDG Base Directory)."""
+    marker = NODE_ROOT / "format"
+    try:
+        if marker.stat().st_uid == os.getuid():
+            return NODE_ROOT
+    except OSError:
+        pass  # no store of the node that this user can see
+    home = Path(environ.get("HOME") or Path.home())
+    named = Path(environ.get("XDG_CACHE_HOME") or "")
+    return (named if named.is_absolute() else home / ".cache") / "modelcache"  # a relative one is to be ignored, says the specification
+
+
+_DEFAULTS = vars(Config(root=NODE_ROOT))

@@ -1,0 +1,109 @@
+"""Every setting: one entry each. A new one needs a field in `Config` (with its default) and its entry here; then
+`python -m tools.settings` brings docs/operations.md and docs/config.example.toml up to date."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from modelcache.abc.store import Route
+from modelcache.config.scalars import AGE, DURATION, ENDPOINT, FLAG, PATH, PROXY, SHARE, SIZE, TEXT, TIMEOUT, choice, count
+from modelcache.config.setting import Environ, Setting, Variable, setting
+from modelcache.errors import BadConfig
+
+DEFAULT_LOW_WATERMARK = 0.80
+ROUTES = {"auto": None, "buffered": Route.BUFFERED, "direct": Route.DIRECT}
+
+
+def _low_watermark(values: Mapping[str, Any]) -> float:
+    """A high watermark under the usual low one takes that down with it."""
+    high: float = values["store.high_watermark"]
+    return min(DEFAULT_LOW_WATERMARK, high)
+
+
+def _kserves_endpoint(environ: Environ) -> str | None:
+    """`S3_ENDPOINT`, a host in KServe's secrets, with `S3_USE_HTTPS` beside it (`kserve_storage.py`)."""
+    endpoint = environ.get("S3_ENDPOINT", "")
+    if not endpoint:
+        return None
+    if "://" not in endpoint:
+        endpoint = f"{'https' if _flag(environ, 'S3_USE_HTTPS', True) else 'http'}://{endpoint}"
+    value: str = ENDPOINT.of_text(endpoint)
+    return value
+
+
+def _kserves_virtual_bucket(environ: Environ) -> bool | None:
+    """KServe's `false` is its default: the SDK chooses."""
+    return False if _flag(environ, "S3_USER_VIRTUAL_BUCKET", False) else None
+
+
+def _http_proxy(environ: Environ) -> str | None:
+    """In a CGI program HTTP_PROXY is a header that the client sent (httpoxy)."""
+    return None if "REQUEST_METHOD" in environ else environ.get("HTTP_PROXY") or None
+
+
+def _flag(environ: Environ, name: str, absent: bool) -> bool:
+    text = environ.get(name, "")
+    try:
+        return bool(FLAG.of_text(text)) if text else absent
+    except BadConfig as error:
+        raise BadConfig(f"{name}: {error.message}", got=error.got) from None
+
+
+SETTINGS: tuple[Setting, ...] = (
+    setting("store.root", "root", PATH, "MODELCACHE_ROOT", "the store's directory", absent="see [the root](#the-root)"),
+    setting("store.max_bytes", "limits.max_bytes", SIZE, "MODELCACHE_MAX_BYTES", "cap over all that the store holds", absent="none"),
+    setting(
+        "store.high_watermark", "limits.high_watermark", SHARE, "MODELCACHE_HIGH_WATERMARK",
+        "share of the file system that may be in use, by anyone",
+    ),
+    setting(
+        "store.low_watermark", "limits.low_watermark", SHARE, "MODELCACHE_LOW_WATERMARK",
+        "where eviction stops; no more than the high one", default_of=_low_watermark,
+    ),
+    setting(
+        "fetch.refresh_s", "refresh_s", AGE, "MODELCACHE_REFRESH_S",
+        "age at which a mutable ref is resolved again; 0: at every call",
+    ),
+    setting(
+        "fetch.requests", "engine.concurrency.most", count(1, 256), "MODELCACHE_REQUESTS",
+        "most requests in flight, of all fetches together; 1 to 256",
+    ),
+    setting(
+        "fetch.write_route", "write_route", choice(ROUTES), "MODELCACHE_WRITE_ROUTE",
+        "`buffered`: through the page cache, `direct`: around it, `auto`: by whether somebody reads next", absent="`auto`",
+    ),
+    setting("fetch.connect_timeout_s", "timeouts.connect_s", TIMEOUT, "MODELCACHE_CONNECT_TIMEOUT_S", "to connect, TLS included"),
+    setting(
+        "fetch.stall_timeout_s", "timeouts.stall_s", TIMEOUT, "MODELCACHE_STALL_TIMEOUT_S",
+        "without a byte until a request is given up",
+    ),
+    setting(
+        "fetch.retry_deadline_s", "retry.deadline_s", DURATION, "MODELCACHE_RETRY_DEADLINE_S",
+        "how long a failing request is tried again",
+    ),
+    setting("http.ca_file", "http.ca_file", PATH, "MODELCACHE_HTTP_CA_FILE", "CA bundle for `https://`", absent="the system's"),
+    setting(
+        "s3.endpoint", "s3.endpoint", ENDPOINT,
+        (
+            "MODELCACHE_S3_ENDPOINT", "AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL",
+            Variable("S3_ENDPOINT", _kserves_endpoint, ("S3_USE_HTTPS",)),
+        ),
+        "endpoint URL of `s3://`", absent="AWS",
+    ),
+    setting("s3.region", "s3.region", TEXT, "MODELCACHE_S3_REGION AWS_REGION AWS_DEFAULT_REGION", "of the bucket", absent="the SDK's"),
+    setting("s3.profile", "s3.profile", TEXT, "MODELCACHE_S3_PROFILE AWS_PROFILE", "section of the SDK's own files", absent="the SDK's"),
+    setting("s3.ca_file", "s3.ca_file", PATH, "MODELCACHE_S3_CA_FILE AWS_CA_BUNDLE", "CA bundle of the endpoint", absent="the system's"),
+    setting("s3.anonymous", "s3.anonymous", FLAG, "MODELCACHE_S3_ANONYMOUS awsAnonymousCredential", "sign nothing"),
+    setting(
+        "s3.path_style", "s3.path_style", FLAG, ("MODELCACHE_S3_PATH_STYLE", Variable("S3_USER_VIRTUAL_BUCKET", _kserves_virtual_bucket)),
+        "bucket in the path instead of the host name (which KServe's variable asks for when it is true)", absent="by endpoint",
+    ),
+    setting(
+        "proxy.http", "proxies.http", PROXY, ("http_proxy", Variable("HTTP_PROXY", _http_proxy, ("REQUEST_METHOD",))),
+        "for `http://` origins; where `REQUEST_METHOD` is set (a CGI program), the one in capitals is not believed", absent="none",
+    ),
+    setting("proxy.https", "proxies.https", PROXY, "https_proxy HTTPS_PROXY", "for `https://` origins", absent="none"),
+    setting("proxy.no_proxy", "proxies.no_proxy", TEXT, "no_proxy NO_PROXY", "hosts spoken to directly, divided by commas", absent="none"),
+)  # fmt: skip
+"""In the order of the documentation. A setting whose default depends on others stands after them."""
