@@ -99,7 +99,7 @@ def test_whole_seconds_are_read_exactly(seconds: int, unit: str) -> None:
 
 @given(st.floats(1.0, 10**7))
 def test_a_printed_duration_is_near_the_true_one(seconds: float) -> None:
-    assert abs(parse_duration(format_duration(seconds)) - seconds) <= (0.06 if seconds < 60 else 30.1)
+    assert abs(parse_duration(format_duration(seconds)) - seconds) <= (0.06 if seconds < 60 else 60.5)
 
 
 def test_durations_of_several_units() -> None:
