@@ -39,6 +39,7 @@ class RefFile:
         validator: what the origin named this version by (may be empty).
         sha256: of its bytes, computed here.
         stated: digests that the origin stated and that were compared; empty means `digest: computed`.
+        claimed: the sha256 is the origin's word: a blob of that name was here, and no byte of it was read there.
     """
 
     path: str
@@ -46,6 +47,7 @@ class RefFile:
     validator: str
     sha256: Digest
     stated: tuple[Digest, ...] = ()
+    claimed: bool = False
 
 
 @dataclass(frozen=True, slots=True)

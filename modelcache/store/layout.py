@@ -43,6 +43,8 @@ class Layout:
         self.refs = root / "refs"
         self.snapshots = root / "snapshots"
         self.leases = root / "leases"
+        self.grants = root / "grants"
+        self.node_key = root / "node.key"
         self.ingests = root / "ingest"
         self.trash = root / "trash"
         self.quarantine = root / "quarantine"
@@ -59,6 +61,7 @@ class Layout:
             self.refs,
             self.snapshots,
             self.leases,
+            self.grants,
             self.ingests,
             self.trash,
             self.quarantine,
@@ -71,7 +74,7 @@ class Layout:
     @property
     def record_directories(self) -> tuple[Path, ...]:
         """Where records are written under a temporary name first."""
-        return (self.root, self.manifests, self.refs, self.leases)
+        return (self.root, self.manifests, self.refs, self.leases, self.grants)
 
     def blob(self, digest: Digest, inode: int = 0) -> Path:
         """`inode` counts further inodes of equal content, made when a file system allows no more links to one."""
@@ -92,6 +95,9 @@ class Layout:
 
     def lease(self, lease_id: str) -> Path:
         return self.leases / f"{lease_id}.json"
+
+    def grant(self, name: str) -> Path:
+        return self.grants / f"{name}.json"
 
     def ingest(self, ingest_id: str) -> Path:
         return self.ingests / ingest_id

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from modelcache.store.blobs import Blobs
+from modelcache.store.grants import LocalGrants
 from modelcache.store.leases import Leases
 from modelcache.store.refs import Refs
 from modelcache.store.root import Root
@@ -20,8 +21,9 @@ class Parts:
     snapshots: Snapshots
     refs: Refs
     leases: Leases
+    grants: LocalGrants
 
     @classmethod
     def of(cls, root: Root) -> Parts:
         trash = Trash(root.layout)
-        return cls(root, trash, Blobs(root, trash), Snapshots(root, trash), Refs(root), Leases(root))
+        return cls(root, trash, Blobs(root, trash), Snapshots(root, trash), Refs(root), Leases(root), LocalGrants(root))

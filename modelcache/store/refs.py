@@ -141,6 +141,7 @@ def encode_ref(ref: Ref) -> bytes:
                     "sha256": file.sha256.hex,
                     "stated": [str(digest) for digest in file.stated],
                 }
+                | ({"claimed": True} if file.claimed else {})
                 for file in ref.files
             ],
         }
@@ -172,6 +173,7 @@ def _file(item: dict[str, Any]) -> RefFile:
         validator=field(item, "validator", str),
         sha256=sha256(field(item, "sha256", str)),
         stated=tuple(_stated(text) for text in field(item, "stated", list)),
+        claimed="claimed" in item and field(item, "claimed", bool),
     )
 
 

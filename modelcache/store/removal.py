@@ -117,7 +117,7 @@ class Removal:
     # -- what crashes leave ---------------------------------------------------------------------------------------
 
     def sweep(self) -> None:
-        """Remove temporary files, ended leases, halves of snapshots, refs to nothing and tables of nothing."""
+        """Remove temporary files, ended leases and grants, halves of snapshots, refs to nothing and tables of nothing."""
         with self._parts.root.lock.exclusive():  # Whoever makes such names holds it shared: those seen here are nobody's.
             for directory in self._layout.record_directories:
                 for name in os.listdir(directory):
@@ -129,6 +129,7 @@ class Removal:
                 self._parts.snapshots.withdraw(digest for digest in self._parts.snapshots.incomplete() if digest not in held)
             self._parts.snapshots.seal()
             self._sweep_refs()
+            self._parts.grants.sweep()
         self._parts.blobs.drop_tables()
 
     def _sweep_refs(self) -> None:

@@ -62,16 +62,17 @@ class Scrub:
     # -- records and trees ----------------------------------------------------------------------------------------
 
     def _records(self) -> Iterator[Damage]:
-        """Refs and leases that can't be read. A damaged ref is removed, the next resolution writes it anew; a lease is not:
-        nobody knows what it holds."""
-        for error in self._parts.refs.damaged():
-            path = Path(str(error.address))
-            why = error.message
-            if not self._parts.root.read_only:
-                with self._parts.root.lock.shared():
-                    self._parts.refs.discard_damaged(path)
-                why = f"{why}; removed"
-            yield Damage(path, None, why, (), (), ())
+        """Refs, grants and leases that can't be read. A damaged ref or grant is removed, the next resolution or proof writes it
+        anew; a lease is not: nobody knows what it holds."""
+        for records in (self._parts.refs, self._parts.grants):
+            for error in records.damaged():
+                path = Path(str(error.address))
+                why = error.message
+                if not self._parts.root.read_only:
+                    with self._parts.root.lock.shared():
+                        records.discard_damaged(path)
+                    why = f"{why}; removed"
+                yield Damage(path, None, why, (), (), ())
         for error in self._parts.leases.damaged():
             yield Damage(Path(str(error.address)), None, f"{error.message}; while it is here nothing is evicted", (), (), ())
 

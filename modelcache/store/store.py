@@ -29,6 +29,7 @@ from modelcache.manifest import Manifest
 from modelcache.patience import Cancellation
 from modelcache.store.budget import Budget, unshared_bytes
 from modelcache.store.faults import disk_faults, guarded, unless_read_only
+from modelcache.store.grants import LocalGrants
 from modelcache.store.ingest import LocalIngest
 from modelcache.store.intake import Intake
 from modelcache.store.inventory import Inventory, pinned
@@ -97,6 +98,11 @@ class LocalStore:
     @property
     def address(self) -> str:
         return self._root.address
+
+    @property
+    def grants(self) -> LocalGrants:
+        """Who proved what (`modelcache.abc.grants`)."""
+        return self._parts.grants
 
     # -- refs -----------------------------------------------------------------------------------------------------
 

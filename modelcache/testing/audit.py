@@ -16,11 +16,11 @@ from pathlib import Path
 from modelcache.chunks import ChunkTable, chunk_count, chunk_range
 from modelcache.errors import DamagedRecord
 from modelcache.manifest import Manifest
-from modelcache.testing.audit_records import check_format, check_lease, check_ref, named_manifest
+from modelcache.testing.audit_records import check_format, check_grant, check_lease, check_node_key, check_ref, named_manifest
 from modelcache.testing.store_filling import digest_of, mark_of
 
 FIXED_MTIME_S = 315_532_800
-DIRECTORIES = ("blobs", "chunks", "manifests", "refs", "snapshots", "leases", "ingest", "trash", "quarantine")
+DIRECTORIES = ("blobs", "chunks", "manifests", "refs", "snapshots", "leases", "grants", "ingest", "trash", "quarantine")
 LOCKS = ("lock", "lock.turn", "lock.room")
 TEMPORARY = re.compile(r"\.tmp-[0-9a-f]{16}")
 BLOB = re.compile(r"([0-9a-f]{64})(?:\.([1-9][0-9]*))?")
@@ -78,6 +78,7 @@ class _Audit:
         self._check_snapshots()
         self._check_refs()
         self._check_leases()
+        self._check_grants()
         self._check_ingests()
         self._check_trash()
         self._check_names()
@@ -140,6 +141,9 @@ class _Audit:
             elif path.name in LOCKS:
                 self._file(path, 0o600)
                 self._expect(path, path.stat().st_size == 0, "a lock is not empty")
+            elif path.name == "node.key":
+                self._file(path, 0o600)
+                self._expect(path, check_node_key(path.read_bytes()), "is not a key")
             elif path.name not in (*DIRECTORIES, "lost+found"):
                 self._wrong(path, "is no part of a store")
         for name in (*DIRECTORIES, *LOCKS):
@@ -303,6 +307,11 @@ class _Audit:
                 self._left_over(path, "a lease to a snapshot that is not here")
             if not name.startswith("pin-"):
                 self._left_over(path, "a lease of nobody")
+
+    def _check_grants(self) -> None:
+        for path, name, data in self._records("grants"):
+            why = check_grant(data, name)
+            self._expect(path, why is None, str(why))
 
     # -- on the way in and out --------------------------------------------------------------------------------------
 

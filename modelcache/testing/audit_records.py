@@ -11,6 +11,19 @@ _FORMAT = re.compile(rb"modelcache 1\nowner (0|[1-9][0-9]*)\nstore [0-9a-f]{32}\
 _HEX64 = re.compile(r"[0-9a-f]{64}")
 _REF = {"uri", "origin", "revision", "immutable", "manifest", "files", "created_at_s", "checked_at_s", "version"}
 _REF_FILE = {"path", "size_bytes", "validator", "sha256", "stated"}
+_GRANT = {
+    "namespace",
+    "service_account",
+    "credential",
+    "uri",
+    "origin",
+    "revision",
+    "manifest",
+    "blobs",
+    "created_at_s",
+    "expires_at_s",
+    "version",
+}
 _LEASE = {"id", "manifest", "holder", "kind", "created_at_s", "expires_at_s", "version"}
 
 
@@ -21,12 +34,14 @@ def check_format(data: bytes) -> bool:
 def check_ref(data: bytes, name: str) -> str | None:
     """What is wrong with the ref of this name (without `.json`), if anything."""
     record = _canonical(data)
-    if record is None or record.keys() != _REF or any(file.keys() != _REF_FILE for file in record["files"]):
+    if record is None or record.keys() != _REF or any(file.keys() - {"claimed"} != _REF_FILE for file in record["files"]):
         return "is not a ref in canonical form"
     if name != _half(record["uri"]) + _half(record["origin"]):
         return f"is filed under another name than that of {record['uri']} at {record['origin']}"
     if not all(_HEX64.fullmatch(digits) for digits in (record["manifest"], *(file["sha256"] for file in record["files"]))):
         return "a digest in it is none"
+    if not all(file.get("claimed", True) is True for file in record["files"]):
+        return "`claimed` is written only where it is true"
     return None
 
 
@@ -40,6 +55,25 @@ def check_lease(data: bytes, name: str) -> str | None:
     if (record["expires_at_s"] is None) != (record["kind"] in ("pin", "process")):
         return f"a {record['kind']} that expires at {record['expires_at_s']}"
     return None
+
+
+def check_grant(data: bytes, name: str) -> str | None:
+    """What is wrong with the grant of this name (without `.json`), if anything."""
+    record = _canonical(data)
+    if record is None or record.keys() != _GRANT:
+        return "is not a grant in canonical form"
+    if not all(_HEX64.fullmatch(digits) for digits in (record["credential"], record["manifest"], *record["blobs"])):
+        return "a digest in it is none"
+    if record["blobs"] != sorted(set(record["blobs"])):
+        return "its blobs are not sorted, each once"
+    rest = (record[field] for field in ("service_account", "credential", "uri", "origin", "revision", "manifest"))
+    if name != _half(record["namespace"]) + _half("\0".join(rest)):
+        return f"is filed under another name than that of {record['namespace']}"
+    return None
+
+
+def check_node_key(data: bytes) -> bool:
+    return re.fullmatch(rb"[0-9a-f]{64}\n", data) is not None
 
 
 def named_manifest(data: bytes) -> str:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from modelcache.abc.grants import Grant, Holder
 from modelcache.abc.store import Ref, RefFile, RefKey
 from modelcache.digest import Algorithm, Digest
 from modelcache.store.layout import FIXED_MTIME_S
@@ -41,6 +42,7 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     digest = manifest_of(FILES).digest
     store.lease(digest, holder="pod default/chat-0", ttl_s=3600)
     store.pin(digest, holder="user")
+    _grant(store)
     return root
 
 
@@ -58,6 +60,13 @@ def _publish(store: LocalStore) -> None:
     ingest = store.ingest(KEY, wanted(FILES))
     complete_all(ingest, FILES)
     ingest.publish(manifest_of(FILES), ref)
+
+
+def _grant(store: LocalStore) -> None:
+    holder = Holder("team-a", "default", store.grants.mac(b"AKIAEXAMPLE"))
+    blobs = tuple(sorted(digest_of(data) for data in FILES.values() if data))
+    revision = "listing-0123456789abcdef0123456789abcdef"
+    store.grants.put(Grant(holder, KEY, revision, manifest_of(FILES).digest, blobs, NOW_S, NOW_S + 86_400))
 
 
 def _interrupt(store: LocalStore) -> None:
