@@ -19,6 +19,7 @@ class ErrorCode(StrEnum):
     UNKNOWN_SCHEME = "unknown-scheme"
     AMBIGUOUS_NAME = "ambiguous-name"
     BAD_CONFIG = "bad-config"
+    FILE_FAULT = "file-fault"
     NOT_FOUND = "not-found"
     NOT_CACHED = "not-cached"
     ACCESS_DENIED = "access-denied"
@@ -32,6 +33,7 @@ class ErrorCode(StrEnum):
     DIGEST_MISMATCH = "digest-mismatch"
     DAMAGED_BLOB = "damaged-blob"
     DAMAGED_RECORD = "damaged-record"
+    DAMAGED_EXPORT = "damaged-export"
     NO_SPACE = "no-space"
     STORE_READ_ONLY = "store-read-only"
     STORE_FORMAT = "store-format"
@@ -142,6 +144,12 @@ class BadConfig(BadInput):
     """A setting has a value that can't be used; the message names the setting and where it came from."""
 
     code = ErrorCode.BAD_CONFIG
+
+
+class FileFault(BadInput):
+    """The file of an export or import, or a list of URIs, can't be opened, read or written; the message says why."""
+
+    code = ErrorCode.FILE_FAULT
 
 
 # -- the caller checks the name -------------------------------------------------------------------------------------
@@ -267,6 +275,13 @@ class DamagedRecord(IntegrityError):
     default_hint = "`modelcache verify` names what is damaged; `modelcache pull URI` writes it anew"
 
 
+class DamagedExport(IntegrityError):
+    """An export is cut off, altered, or none at all; nothing of it was kept."""
+
+    code = ErrorCode.DAMAGED_EXPORT
+    default_hint = "bring the file again, and compare it with the one that was exported (`sha256sum`)"
+
+
 # -- somebody makes room --------------------------------------------------------------------------------------------
 
 
@@ -292,8 +307,9 @@ class NoSpace(ModelCacheError):
         evictable_bytes: int,
         held_bytes: int,
         address: str | None = None,
+        hint: str | None = None,
     ) -> None:
-        super().__init__(message, address=address)
+        super().__init__(message, address=address, hint=hint)
         self.needed_bytes = needed_bytes
         self.available_bytes = available_bytes
         self.evictable_bytes = evictable_bytes
