@@ -16,7 +16,9 @@ from modelcache.sources.http import HttpOptions, HttpSource
 from modelcache.sources.local import LocalSource
 from modelcache.sources.retrying import RetryingSource
 from modelcache.sources.s3 import S3Options, S3Source
+from modelcache.testing.hub_sources import RewrittenRepository, hub_source
 from modelcache.testing.servers import Certificate, Nginx, NginxOptions, SeaweedFS
+from modelcache.testing.servers.hub import HubServer
 from modelcache.testing.source_contract import SMALL, Place, SourceContract, listing
 from modelcache.transport import Timeouts
 from modelcache.uri import StorageUri, UriSecrets
@@ -155,6 +157,27 @@ class TestS3(SourceContract):
         source = S3Source(S3Options(endpoint=seaweedfs.endpoint, access_key=who.access_key, secret_key=who.secret_key))
         yield Bucket(seaweedfs, bucket, source)
         source.close()
+
+
+class TestHub(SourceContract):
+    @pytest.fixture
+    def place(self) -> Iterator[Place]:
+        with HubServer() as server, hub_source(server) as source:
+            yield RewrittenRepository(server, source)
+
+
+class TestHubRetrying(SourceContract):
+    @pytest.fixture
+    def place(self) -> Iterator[Place]:
+        with HubServer() as server, hub_source(server) as source:
+            yield RewrittenRepository(server, RetryingSource(source))
+
+
+class TestSecureHub(SourceContract):
+    @pytest.fixture
+    def place(self, certificate: Certificate) -> Iterator[Place]:
+        with HubServer(certificate, page_entries=2) as server, hub_source(server, ca_file=certificate.ca) as source:
+            yield RewrittenRepository(server, source)
 
 
 def test_a_web_server_is_asked_for_one_byte_per_listing(nginx: Nginx) -> None:
