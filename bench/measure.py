@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -80,28 +81,38 @@ def run(contender: Contender, served: Served, place: Place, cores: set[int] | No
 
 def _clocked(contender: Contender, command: Command, directory: Path, cores: set[int] | None) -> dict[str, Any]:
     log = directory.parent / "log"
+    took = clocked(command.argv, {**command.environ, "HOME": str(directory.parent)}, directory, log, cores)
+    said = log.read_text(errors="replace")
+    if took.pop("exit_status") != 0:
+        raise RunFailed(f"{contender.name} failed:\n{said[-4000:]}")
+    if contender.kind is Kind.OURS:
+        took |= json.loads(said.splitlines()[-1])
+    return took
+
+
+def clocked(argv: Sequence[str], environ: Mapping[str, str], destination: Path, log: Path, cores: set[int] | None = None) -> dict[str, Any]:
+    """Run a program on these cores (None: on any) with its output added to `log`; its exit status and what `clock.py` saw.
+
+    Raises:
+        RunFailed: the clock itself failed.
+    """
     order = {
-        "argv": command.argv,
-        "environ": {**command.environ, "HOME": str(directory.parent)},
-        "destination": str(directory),
+        "argv": list(argv),
+        "environ": dict(environ),
+        "destination": str(destination),
         "log": str(log),
         "cores": sorted(cores) if cores else None,
     }
-    argv = [sys.executable, "-I", "-S", str(CLOCK)]
-    with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True) as clock:
+    command = [sys.executable, "-I", "-S", str(CLOCK)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True) as clock:
         try:
             output, _ = clock.communicate(json.dumps(order), timeout=RUN_TIMEOUT_S)
         except BaseException:
             os.killpg(clock.pid, signal.SIGKILL)  # it leads a session of its own: with it ends the contender
             raise
-    said = log.read_text(errors="replace")
     if clock.returncode != 0:
-        raise RunFailed(f"{contender.name}: the clock ended with {clock.returncode}")
+        raise RunFailed(f"{argv[0]}: the clock ended with {clock.returncode}")
     took: dict[str, Any] = json.loads(output)
-    if took.pop("exit_status") != 0:
-        raise RunFailed(f"{contender.name} failed:\n{said[-4000:]}")
-    if contender.kind is Kind.OURS:
-        took |= json.loads(said.splitlines()[-1])
     return took
 
 
