@@ -10,14 +10,15 @@ from urllib.parse import unquote
 
 from modelcache.abc.source import Source
 from modelcache.config import Config
-from modelcache.errors import InvalidUri, UnknownScheme
+from modelcache.errors import BadConfig, InvalidUri, UnknownScheme
 from modelcache.sources.http import HttpSource
+from modelcache.sources.huggingface import HubOptions, HubSource
 from modelcache.sources.local import LocalSource
 from modelcache.sources.retrying import RetryingSource
 from modelcache.sources.s3 import S3Options, S3Source
 from modelcache.uri import StorageUri, UriSecrets
 
-SCHEMES = ("file", "http", "https", "s3")
+SCHEMES = ("file", "http", "https", "s3", "hf")
 
 
 class Registry:
@@ -70,6 +71,8 @@ class Registry:
             return S3Source(_s3_options(config.s3, uri, secrets), config.timeouts, proxies=config.proxies)
         if uri.scheme in ("http", "https"):
             return HttpSource(uri, secrets, config.http, config.timeouts, proxies=config.proxies)
+        if uri.scheme == "hf":
+            return HubSource(_hub_options(config.hf, uri, secrets), config.timeouts, proxies=config.proxies)
         raise UnknownScheme(
             f"no source serves `{uri.scheme}://`", address=str(uri), got=uri.scheme, hint=f"known here: {', '.join(SCHEMES)}"
         )
@@ -86,6 +89,17 @@ def _s3_options(options: S3Options, uri: StorageUri, secrets: UriSecrets) -> S3O
     return replace(
         options, anonymous=False, access_key=unquote(access_key), secret_key=unquote(secret_key), session_token=None, profile=None
     )
+
+
+def _hub_options(options: HubOptions, uri: StorageUri, secrets: UriSecrets) -> HubOptions:
+    """The configured settings, with the token of `hf://[USER:]TOKEN@owner/model` (as in the Hub's git URLs) in place of theirs."""
+    _refuse(uri, None, secrets.query)
+    if secrets.userinfo is None:
+        return options
+    try:
+        return replace(options, anonymous=False, token=unquote(secrets.userinfo.rpartition(":")[2]), token_file=None)
+    except BadConfig:
+        raise InvalidUri(f"the credential in `{uri}` is not a token", address=str(uri)) from None
 
 
 def _refuse(uri: StorageUri, userinfo: str | None, query: str) -> None:

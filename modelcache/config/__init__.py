@@ -21,6 +21,7 @@ from modelcache.errors import BadConfig
 from modelcache.fetch.concurrency import ConcurrencyBounds
 from modelcache.fetch.engine import EngineLimits
 from modelcache.sources.http import HttpOptions
+from modelcache.sources.huggingface import HubOptions
 from modelcache.sources.retrying import RetryLimits
 from modelcache.sources.s3 import S3Options
 from modelcache.transport import Proxies, Timeouts
@@ -49,7 +50,7 @@ class Config:
         timeouts: of connections.
         retry: how long and how often a failing origin is asked again.
         write_route: None chooses by who reads next.
-        s3, http: settings of the sources.
+        s3, http, hf: settings of the sources.
         proxies: of the bulk transport.
     """
 
@@ -62,6 +63,7 @@ class Config:
     write_route: Route | None = None
     s3: S3Options = field(default_factory=S3Options)
     http: HttpOptions = field(default_factory=HttpOptions)
+    hf: HubOptions = field(default_factory=HubOptions)
     proxies: Proxies = field(default_factory=Proxies)
 
     def __post_init__(self) -> None:

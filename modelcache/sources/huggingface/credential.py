@@ -18,8 +18,9 @@ class Credential:
     def __init__(self, options: HubOptions) -> None:
         self._options = options
         self._lock = threading.Lock()
-        self._read = options.token is not None
-        self._token = options.token
+        self._fixed = options.anonymous or options.token is not None
+        self._read = self._fixed
+        self._token = None if options.anonymous else options.token
 
     def token(self) -> str | None:
         """None: anonymous. Raises AccessDenied: the file can't be read; BadConfig: what it holds is no token."""
@@ -36,7 +37,7 @@ class Credential:
 
     def renew(self, refused: str | None) -> bool:
         """Whether there is another token than `refused`: somebody signed in again. Raises as `token`."""
-        if self._options.token is not None:
+        if self._fixed:
             return False
         with self._lock:
             if self._token == refused:

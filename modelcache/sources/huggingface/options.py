@@ -18,6 +18,7 @@ class HubOptions:
     Attributes:
         endpoint: `http(s)://host[:port][/path]` of the Hub, or of a mirror that speaks its API.
         token: access token, sent to this endpoint and nowhere else. None: what `token_file` holds.
+        anonymous: send no token, whatever there is.
         token_file: file that `hf auth login` writes; read when it is first needed, and again when the hub refuses what it held. None, or
             no such file: anonymous.
         ca_file: PEM file of the CAs that vouch for the endpoint and for where it redirects to; None: the system's.
@@ -25,6 +26,7 @@ class HubOptions:
 
     endpoint: str = PUBLIC_ENDPOINT
     token: str | None = field(default=None, repr=False)
+    anonymous: bool = False
     token_file: Path | None = None
     ca_file: Path | None = None
 
