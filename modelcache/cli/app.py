@@ -15,8 +15,10 @@ from modelcache import __version__
 from modelcache.cli.df import df
 from modelcache.cli.doctor import doctor
 from modelcache.cli.exit_codes import ExitCode
+from modelcache.cli.export import export
 from modelcache.cli.failures import report
 from modelcache.cli.gc import gc
+from modelcache.cli.import_ import import_
 from modelcache.cli.ls import ls
 from modelcache.cli.options import FLAG, CommonOptions, spread
 from modelcache.cli.path import path
@@ -33,12 +35,14 @@ Command = Callable[..., ExitCode]
 
 COMMANDS: tuple[tuple[Command, str], ...] = (
     (pull, FETCHING),
+    (import_, FETCHING),
     (ls, LOOKING),
     (show, LOOKING),
     (path, LOOKING),
     (df, LOOKING),
     (verify, LOOKING),
     (doctor, LOOKING),
+    (export, KEEPING),
     (pin, KEEPING),
     (unpin, KEEPING),
     (rm, KEEPING),

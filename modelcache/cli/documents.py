@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from modelcache.abc.store import CollectReport, Damage, Evicted, Lease, Ref, Snapshot, SnapshotInfo, Usage, VerifyReport
+    from modelcache.carry.exporting import ExportReport
+    from modelcache.carry.importing import ImportReport
     from modelcache.fetch.progress import Progress
     from modelcache.manifest import Manifest
 
@@ -131,6 +133,39 @@ def of_damage(damage: Damage) -> dict[str, object]:
         "chunks": list(damage.chunks),
         "withdrawn": [str(digest) for digest in damage.withdrawn],
         "still_held": [str(digest) for digest in damage.still_held],
+    }
+
+
+def of_exported(report: ExportReport) -> dict[str, object]:
+    return {
+        "snapshots": [str(digest) for digest in report.snapshots],
+        "uris": list(report.uris),
+        "files": report.files,
+        "blobs": report.blobs,
+        "blobs_bytes": report.blobs_bytes,
+        "size_bytes": report.size_bytes,
+        "elapsed_s": round(report.elapsed_s, 6),
+    }
+
+
+def of_imported(report: ImportReport) -> dict[str, object]:
+    return {
+        "snapshots": [
+            {
+                "digest": str(imported.snapshot.digest),
+                "path": str(imported.snapshot.path),
+                "uris": list(imported.uris),
+                "superseded": list(imported.superseded),
+                "files": imported.files,
+                "size_bytes": imported.size_bytes,
+                "hit": imported.hit,
+            }
+            for imported in report.snapshots
+        ],
+        "written_bytes": report.written_bytes,
+        "reused_bytes": report.reused_bytes,
+        "read_bytes": report.read_bytes,
+        "elapsed_s": round(report.elapsed_s, 6),
     }
 
 

@@ -15,16 +15,21 @@ if TYPE_CHECKING:
     from modelcache.patience import Cancellation
 
 STOPPING = b"stopping; what was fetched is kept (once more ends at once)"
+STOPPING_WHOLE = b"stopping; nothing of it is kept (once more ends at once)"
 STOPPING_EVENT = b'{"event": "stopping"}'
 CLEAR_LINE, SHOW_CURSOR = b"\r\x1b[2K", b"\x1b[?25h"
 
 
 @contextmanager
-def cancelled_by_signals(cancel: Cancellation, output: Output) -> Iterator[None]:
+def cancelled_by_signals(cancel: Cancellation, output: Output, *, keeps: bool = True) -> Iterator[None]:
     """SIGINT and SIGTERM cancel inside the block; the second of them ends the process the way its default does.
 
     In the main thread only, as Python has it.
+
+    Args:
+        keeps: what was done so far serves the next try; said to the user.
     """
+    words = STOPPING if keeps else STOPPING_WHOLE
     stopping = False
 
     def stop(number: int, frame: FrameType | None) -> None:
@@ -39,9 +44,9 @@ def cancelled_by_signals(cancel: Cancellation, output: Output) -> Iterator[None]
         if output.style.as_json:
             _say(STOPPING_EVENT + b"\n")
         elif output.drawing:
-            _say(CLEAR_LINE + STOPPING)  # in place of the last line, so that what is drawn keeps its height
+            _say(CLEAR_LINE + words)  # in place of the last line, so that what is drawn keeps its height
         else:
-            _say(b"\n" + STOPPING + b"\n")
+            _say(b"\n" + words + b"\n")
         cancel.cancel()
 
     before = [(number, signal.signal(number, stop)) for number in (signal.SIGINT, signal.SIGTERM)]

@@ -161,10 +161,11 @@ def look_of_fetch(progress: Progress) -> Look:
 
 
 class Reading:
-    """Turns the two numbers of a verify into looks, with rate and time left over the whole of it."""
+    """Turns the two numbers of a verify, export or import into looks, with rate and time left over the whole of it."""
 
-    def __init__(self, title: str, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, title: str, clock: Callable[[], float] = time.monotonic, *, phase: str = "reading") -> None:
         self._title = title
+        self._phase = phase
         self._clock = clock
         self._started_s = clock()
 
@@ -177,11 +178,11 @@ class Reading:
         rate = bytes_done / elapsed_s if elapsed_s >= SETTLED_S and bytes_done else None
         eta_s = (bytes_total - bytes_done) / rate if rate else None
         fields: dict[str, object] = {
-            "phase": "reading",
+            "phase": self._phase,
             "bytes_total": bytes_total,
             "bytes_done": bytes_done,
             "rate_bytes_per_s": None if rate is None else round(rate),
             "eta_s": None if eta_s is None else round(eta_s, 1),
             "elapsed_s": round(elapsed_s, 3),
         }
-        return Look(self._title, "reading", bytes_done, bytes_total, rate, eta_s, fields=fields)
+        return Look(self._title, self._phase, bytes_done, bytes_total, rate, eta_s, fields=fields)
