@@ -287,7 +287,7 @@ def test_a_store_that_fails_shows_no_secret(tmp_path: Path, witness: Witness, ma
         f"s3://{USER}@bucket/x",
         f"s3://bucket/x?X-Amz-Signature={SIGNATURE}",
         f"http://{USER}:{PASSWORD}@host/x#include=[&sig={SIGNATURE}",
-        f"hf://{USER}:{PASSWORD}@org/model",
+        f"hf://{USER}:{PASSWORD}@org/model?X-Amz-Signature={SIGNATURE}",
     ],
 )
 def test_a_uri_that_can_t_be_read_shows_no_secret(tmp_path: Path, witness: Witness, uri: str) -> None:
