@@ -30,6 +30,7 @@ class ErrorCode(StrEnum):
     BODY_CUT = "body-cut"
     SOURCE_CHANGED = "source-changed"
     PROTOCOL_VIOLATION = "protocol-violation"
+    BAD_ARCHIVE = "bad-archive"
     DIGEST_MISMATCH = "digest-mismatch"
     DAMAGED_BLOB = "damaged-blob"
     DAMAGED_RECORD = "damaged-record"
@@ -244,6 +245,13 @@ class ProtocolViolation(ModelCacheError):
 
     code = ErrorCode.PROTOCOL_VIOLATION
     default_hint = "a proxy or the origin alters the answer; compare with `curl -v -r 0-99 URL`"
+
+
+class BadArchive(ProtocolViolation):
+    """An archive can't be unpacked: damaged, cut off, encrypted, of an unknown kind, or over a limit."""
+
+    code = ErrorCode.BAD_ARCHIVE
+    default_hint = "have it packed anew, or keep it as the file that it is: end the URI with `#unpack=false`"
 
 
 # -- bytes are wrong ------------------------------------------------------------------------------------------------
