@@ -13,7 +13,20 @@ from pathlib import Path
 from types import TracebackType
 
 from modelcache.abc.source import Source
-from modelcache.abc.store import CollectReport, Evicted, Lease, Ref, RefKey, Route, Snapshot, SnapshotInfo, Store, Usage, VerifyReport
+from modelcache.abc.store import (
+    CollectReport,
+    Evicted,
+    Lease,
+    Ref,
+    RefHead,
+    RefKey,
+    Route,
+    Snapshot,
+    SnapshotInfo,
+    Store,
+    Usage,
+    VerifyReport,
+)
 from modelcache.carry.exporting import BytesProgress, Chosen, ExportReport, export
 from modelcache.carry.file import Place
 from modelcache.carry.importing import ImportReport, import_file
@@ -162,12 +175,12 @@ class ModelCache:
         started_s = time.monotonic()
         if refresh is Refresh.ALWAYS:
             return None
-        ref = self._store.ref(RefKey(str(uri), str(source.origin)))
+        ref = self._store.head(RefKey(str(uri), str(source.origin)))
         if ref is None or not (refresh is Refresh.NEVER or self._fresh(ref)):
             return None
         return hit(self._store, ref, started_s)
 
-    def _fresh(self, ref: Ref) -> bool:
+    def _fresh(self, ref: RefHead) -> bool:
         return ref.immutable or 0 <= time.time() - ref.checked_at_s < self.config.refresh_s
 
     def _ask(self, flight: _FlightKey, asked: Asked, progress: ProgressCallback | None, cancel: Cancellation | None) -> Ensured:
@@ -222,6 +235,11 @@ class ModelCache:
         """Paths, sizes and digests of a snapshot's files."""
         return self._store.manifest(self.find(name).digest)
 
+    def refs(self, name: str) -> Sequence[Ref]:
+        """The refs of a snapshot with what their origins said of each file; those that can't be read are left out."""
+        found = [self._store.ref(ref.key) for ref in self.find(name).refs]
+        return [ref for ref in found if ref is not None]
+
     def usage(self) -> Usage:
         """Where the room went."""
         return self._store.usage()
@@ -251,13 +269,13 @@ class ModelCache:
             dangling = [] if uri is None else self._store.refs(uri)
             if not dangling:
                 raise
-            return self._forget(dangling, dry_run)
+            return self._forget([ref.head for ref in dangling], dry_run)
         refs = [ref for ref in info.refs if ref.key.uri == uri]
         if refs and len(refs) < len(info.refs):
             return self._forget(refs, dry_run)
         return self._store.evict(info.digest, dry_run=dry_run)
 
-    def _forget(self, refs: Sequence[Ref], dry_run: bool) -> Evicted:
+    def _forget(self, refs: Sequence[RefHead], dry_run: bool) -> Evicted:
         if not dry_run:
             for ref in refs:
                 self._store.forget(ref.key)

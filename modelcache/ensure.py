@@ -8,7 +8,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 
 from modelcache.abc.source import Listing, RemoteFile, Source
-from modelcache.abc.store import Ingest, IngestFile, Ref, RefFile, RefKey, Route, Snapshot, Store
+from modelcache.abc.store import Ingest, IngestFile, Ref, RefFile, RefHead, RefKey, Route, Snapshot, Store
 from modelcache.digest import Algorithm, Digest
 from modelcache.errors import DigestMismatch, InvalidUri, NotCached, SourceChanged
 from modelcache.fetch.engine import FetchEngine
@@ -192,13 +192,12 @@ class Ensure:
         return Ref(self._key, listing.revision, listing.immutable, manifest.digest, tuple(files), created_at_s, now_s)
 
 
-def hit(store: Store, ref: Ref, started_s: float) -> Ensured | None:
+def hit(store: Store, ref: RefHead, started_s: float) -> Ensured | None:
     """The ref's snapshot without asking the origin; None if it is gone."""
     snapshot = store.snapshot(ref.manifest)
     if snapshot is None:
         return None
-    size_bytes = sum(item.size_bytes for item in ref.files)
-    return Ensured(snapshot, _hit_progress(ref.key.uri, size_bytes, len(ref.files), started_s))
+    return Ensured(snapshot, _hit_progress(ref.key.uri, ref.size_bytes, ref.file_count, started_s))
 
 
 def _hit_progress(uri: str, size_bytes: int, files: int, started_s: float) -> Progress:

@@ -70,6 +70,33 @@ class Ref:
     created_at_s: float
     checked_at_s: float
 
+    @property
+    def head(self) -> RefHead:
+        return RefHead(
+            key=self.key,
+            revision=self.revision,
+            immutable=self.immutable,
+            manifest=self.manifest,
+            size_bytes=sum(item.size_bytes for item in self.files),
+            file_count=len(self.files),
+            created_at_s=self.created_at_s,
+            checked_at_s=self.checked_at_s,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class RefHead:
+    """A ref without its list of files: all that a hit needs, whatever the number of files."""
+
+    key: RefKey
+    revision: str
+    immutable: bool
+    manifest: Digest
+    size_bytes: int
+    file_count: int
+    created_at_s: float
+    checked_at_s: float
+
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
@@ -240,7 +267,7 @@ class SnapshotInfo:
     size_bytes: int
     own_bytes: int
     file_count: int
-    refs: tuple[Ref, ...]
+    refs: tuple[RefHead, ...]
     leases: tuple[Lease, ...]
     last_used_at_s: float
 
@@ -330,7 +357,13 @@ class Store(Protocol):
     it, `evict` removes it when nobody holds it. Before `publish` returns no reader sees it; afterwards it never changes.
     """
 
-    def ref(self, key: RefKey) -> Ref | None: ...
+    def head(self, key: RefKey) -> RefHead | None:
+        """The head of a ref; None if there is none, or its head is damaged. Its files are not looked at."""
+        ...
+
+    def ref(self, key: RefKey) -> Ref | None:
+        """The whole ref; None if there is none, or any of it is damaged."""
+        ...
 
     def refs(self, uri: str | None = None) -> list[Ref]:
         """All refs, or those of one canonical URI at whatever origin. A damaged one is left out and shown by `verify`."""

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from modelcache.abc.store import CollectReport, Damage, Evicted, Lease, Ref, Snapshot, SnapshotInfo, Usage, VerifyReport
+    from modelcache.abc.store import CollectReport, Damage, Evicted, Lease, Ref, RefHead, Snapshot, SnapshotInfo, Usage, VerifyReport
     from modelcache.carry.exporting import ExportReport
     from modelcache.carry.importing import ImportReport
     from modelcache.fetch.progress import Progress
@@ -47,9 +47,9 @@ def of_snapshot(info: SnapshotInfo) -> dict[str, object]:
     }
 
 
-def of_details(info: SnapshotInfo, manifest: Manifest) -> dict[str, object]:
+def of_details(info: SnapshotInfo, manifest: Manifest, refs: Sequence[Ref]) -> dict[str, object]:
     """A snapshot with its refs and files, as `show` tells."""
-    stated = stated_digests(info.refs)
+    stated = stated_digests(refs)
     return {
         "digest": str(info.digest),
         "path": str(info.path),
@@ -80,7 +80,7 @@ def stated_digests(refs: Sequence[Ref]) -> dict[str, list[str]]:
     return {path: sorted(found) for path, found in stated.items()}
 
 
-def of_ref(ref: Ref) -> dict[str, object]:
+def of_ref(ref: RefHead) -> dict[str, object]:
     return {
         "uri": ref.key.uri,
         "origin": ref.key.origin,

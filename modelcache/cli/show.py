@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from modelcache.cli import documents
@@ -12,7 +13,7 @@ from modelcache.cli.tables import Column, Table, counted, format_age, format_tim
 from modelcache.units import format_bytes
 
 if TYPE_CHECKING:
-    from modelcache.abc.store import Lease, Ref, SnapshotInfo
+    from modelcache.abc.store import Lease, Ref, RefHead, SnapshotInfo
     from modelcache.manifest import Manifest
 
 FILE_COLUMNS = (Column("size", right=True), Column("sha256"), Column("digest"), Column("file"))
@@ -29,13 +30,13 @@ def show(session: Session, name: Name) -> ExitCode:
     session.expect_store()
     with session.open_cache() as cache:
         info = cache.find(name)
-        manifest = cache.manifest(str(info.digest))
-    session.finish(**documents.of_details(info, manifest))
-    _print(session, info, manifest)
+        manifest, refs = cache.manifest(str(info.digest)), cache.refs(str(info.digest))
+    session.finish(**documents.of_details(info, manifest, refs))
+    _print(session, info, manifest, refs)
     return ExitCode.OK
 
 
-def _print(session: Session, info: SnapshotInfo, manifest: Manifest) -> None:
+def _print(session: Session, info: SnapshotInfo, manifest: Manifest, refs: Sequence[Ref]) -> None:
     output = session.output
     extent = f"{format_bytes(info.size_bytes)} in {counted(info.file_count, 'file')}"
     output.line(f"snapshot  {info.digest}")
@@ -50,7 +51,7 @@ def _print(session: Session, info: SnapshotInfo, manifest: Manifest) -> None:
         output.line("")
         output.table(Table(LEASE_COLUMNS, tuple(_lease_row(lease) for lease in info.leases)))
     output.line("")
-    stated = documents.stated_digests(info.refs)
+    stated = documents.stated_digests(refs)
     digits = 64 if output.style.verbose else SHORT_DIGITS
     files = tuple(
         (format_bytes(item.size_bytes), item.sha256.hex[:digits], "stated" if stated.get(item.path) else "computed", item.path)
@@ -64,7 +65,7 @@ def _lease_row(lease: Lease) -> tuple[str, ...]:
     return str(lease.kind), format_time(lease.created_at_s), until, lease.holder
 
 
-def _ref_lines(ref: Ref) -> list[str]:
+def _ref_lines(ref: RefHead) -> list[str]:
     return [
         f"uri       {ref.key.uri}",
         f"origin    {ref.key.origin}",

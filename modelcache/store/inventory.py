@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from modelcache.abc.store import Lease, LeaseKind, Ref, SnapshotInfo
+from modelcache.abc.store import Lease, LeaseKind, RefHead, SnapshotInfo
 from modelcache.digest import Digest
 from modelcache.store.blobs import BlobFact
 from modelcache.store.evict import Candidate, freed_bytes, own_bytes
@@ -44,9 +44,9 @@ class Inventory:
     def evictable_bytes(self, held: Iterable[Digest]) -> int:
         return freed_bytes(self.candidates(held), self.blobs)
 
-    def infos(self, parts: Parts, refs: Iterable[Ref], leases: Iterable[Lease]) -> list[SnapshotInfo]:
+    def infos(self, parts: Parts, refs: Iterable[RefHead], leases: Iterable[Lease]) -> list[SnapshotInfo]:
         """What `ls` shows, most recently used first."""
-        of_refs: defaultdict[Digest, list[Ref]] = defaultdict(list)
+        of_refs: defaultdict[Digest, list[RefHead]] = defaultdict(list)
         for ref in refs:
             of_refs[ref.manifest].append(ref)
         of_leases: defaultdict[Digest, list[Lease]] = defaultdict(list)

@@ -16,8 +16,12 @@ VERSION = 1
 
 def encode(record: dict[str, object]) -> bytes:
     """Canonical JSON: UTF-8, sorted keys, no spaces, one newline at the end; `version` is added."""
-    whole = record | {"version": VERSION}
-    text = json.dumps(whole, ensure_ascii=False, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return encode_value(record | {"version": VERSION})
+
+
+def encode_value(value: object) -> bytes:
+    """`encode` of what is no record of its own: no `version`."""
+    text = json.dumps(value, ensure_ascii=False, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return text.encode("utf-8") + b"\n"
 
 
@@ -78,6 +82,17 @@ def read(path: Path) -> bytes:
     """
     try:
         return path.read_bytes()
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise DamagedRecord(f"the record can't be read ({error.strerror})", address=str(path)) from error
+
+
+def read_line(path: Path) -> bytes:
+    """The first line of a record of several, its newline with it; of one that has none, everything. Raises as `read`."""
+    try:
+        with path.open("rb") as file:
+            return file.readline()
     except FileNotFoundError:
         raise
     except OSError as error:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from modelcache.abc.store import Ref, RefFile, RefKey
+import xxhash
+
+from modelcache.abc.store import Ref, RefFile, RefHead, RefKey
 from modelcache.digest import Digest, sha256
 from modelcache.errors import DamagedRecord, ModelCacheError
 from modelcache.store import durable, records
@@ -17,33 +21,47 @@ from modelcache.store.records import field
 from modelcache.store.root import Root
 
 Signature = tuple[int, int, int]
+T = TypeVar("T", Ref, RefHead)
 
 
 class Refs:
     """One file per (URI, origin), named by digests of both, so that the refs of a URI are found without reading the others.
 
-    Parsed refs are kept in memory and believed while their file's inode, size and mtime stay the same.
+    Its first line, the head, is all that a hit reads. Heads are kept in memory and believed while their file's inode, size and
+    mtime stay the same.
     """
 
     def __init__(self, root: Root) -> None:
         self._root = root
         self._layout = root.layout
-        self._parsed: dict[str, tuple[Signature, Ref | None]] = {}
+        self._heads: dict[str, tuple[Signature, RefHead | None]] = {}
+
+    def head(self, key: RefKey) -> RefHead | None:
+        """The head, or None if there is none or it is damaged."""
+        found = self._read_head(self._layout.ref(key))
+        return found if found is not None and found.key == key else None
 
     def get(self, key: RefKey) -> Ref | None:
-        """The ref, or None if there is none or it is damaged."""
-        found = self._read(self._layout.ref(key))
+        """The whole ref, or None if there is none or any of it is damaged."""
+        found = _unless_damaged(self.parse, self._layout.ref(key))
         return found if found is not None and found.key == key else None
 
     def of_uri(self, uri: str) -> list[Ref]:
-        start = half_digest(uri)
-        return [ref for ref in self._every(start) if ref.key.uri == uri]
+        return [ref for ref in self.whole(half_digest(uri)) if ref.key.uri == uri]
 
-    def every(self) -> list[Ref]:
-        """All refs that can be read, sorted by URI and origin."""
-        return self._every("")
+    def whole(self, start: str = "") -> list[Ref]:
+        """All refs that can be read, or those whose files' names begin so, with their files; sorted by URI and origin."""
+        return _sorted(ref for path in self._paths(start) if (ref := _unless_damaged(self.parse, path)) is not None)
 
-    def of_manifest(self, digest: Digest) -> list[Ref]:
+    def every(self) -> list[RefHead]:
+        """All heads that can be read, sorted by URI and origin."""
+        paths = self._paths("")
+        found = [head for path in paths if (head := self._read_head(path)) is not None]
+        for gone in self._heads.keys() - {path.name for path in paths}:
+            self._heads.pop(gone, None)
+        return _sorted(found)
+
+    def of_manifest(self, digest: Digest) -> list[RefHead]:
         return [ref for ref in self.every() if ref.manifest == digest]
 
     def damaged(self) -> list[DamagedRecord]:
@@ -51,13 +69,16 @@ class Refs:
         found = []
         for path in self._paths(""):
             try:
-                if encode_ref(self._parse(path)) != records.read(path):
-                    raise DamagedRecord("the ref is not in canonical form", address=str(path))
+                self.parse(path)
             except DamagedRecord as error:
                 found.append(error)
             except FileNotFoundError:
                 continue
         return found
+
+    def parse(self, path: Path) -> Ref:
+        """The ref in this file. Raises FileNotFoundError, DamagedRecord."""
+        return self._own(decode_ref(records.read(path), str(path)), path)
 
     # -- under the shared store lock ------------------------------------------------------------------------------
 
@@ -66,7 +87,7 @@ class Refs:
 
     def touch(self, ref: Ref, checked_at_s: float) -> None:
         """Renew the ref, unless it was removed or replaced meanwhile."""
-        kept = self.get(ref.key)
+        kept = self.head(ref.key)
         if kept is not None and (kept.manifest, kept.revision) == (ref.manifest, ref.revision):
             self.put(replace(ref, checked_at_s=checked_at_s))
 
@@ -91,79 +112,125 @@ class Refs:
     def _paths(self, start: str) -> list[Path]:
         return [self._layout.refs / f"{name}.json" for name in records.names(self._layout.refs) if name.startswith(start)]
 
-    def _every(self, start: str) -> list[Ref]:
-        paths = self._paths(start)
-        found = [ref for path in paths if (ref := self._read(path)) is not None]
-        if start == "":
-            names = {path.name for path in paths}
-            for gone in self._parsed.keys() - names:
-                self._parsed.pop(gone, None)
-        return sorted(found, key=lambda ref: (ref.key.uri, ref.key.origin))
-
-    def _read(self, path: Path) -> Ref | None:
+    def _read_head(self, path: Path) -> RefHead | None:
         try:
             stat = os.stat(path)
-            signature = (stat.st_ino, stat.st_size, stat.st_mtime_ns)
-            known = self._parsed.get(path.name)
-            if known is not None and known[0] == signature:
-                return known[1]
-            ref = self._parse(path)
         except FileNotFoundError:
             return None
-        except DamagedRecord:
-            ref = None
-        self._parsed[path.name] = (signature, ref)
-        return ref
+        signature = (stat.st_ino, stat.st_size, stat.st_mtime_ns)
+        known = self._heads.get(path.name)
+        if known is not None and known[0] == signature:
+            return known[1]
+        head = _unless_damaged(self._parse_head, path)
+        self._heads[path.name] = (signature, head)
+        return head
 
-    def _parse(self, path: Path) -> Ref:
-        ref = decode_ref(records.read(path), str(path))
+    def _parse_head(self, path: Path) -> RefHead:
+        return self._own(decode_head(records.read_line(path), str(path))[0], path)
+
+    def _own(self, ref: T, path: Path) -> T:
         if self._layout.ref(ref.key) != path:
             raise DamagedRecord("the ref is filed under another name than its own", address=str(path), got=ref.key.uri)
         return ref
 
 
+def _unless_damaged(read: Callable[[Path], T], path: Path) -> T | None:
+    try:
+        return read(path)
+    except (FileNotFoundError, DamagedRecord):
+        return None
+
+
+def _sorted(refs: Iterable[T]) -> list[T]:
+    return sorted(refs, key=lambda ref: (ref.key.uri, ref.key.origin))
+
+
+# -- bytes --------------------------------------------------------------------------------------------------------
+
+
 def encode_ref(ref: Ref) -> bytes:
-    """`docs/format.md`, Refs."""
-    return records.encode(
-        {
-            "uri": ref.key.uri,
-            "origin": ref.key.origin,
-            "revision": ref.revision,
-            "immutable": ref.immutable,
-            "manifest": ref.manifest.hex,
-            "created_at_s": float(ref.created_at_s),
-            "checked_at_s": float(ref.checked_at_s),
-            "files": [
-                {
-                    "path": file.path,
-                    "size_bytes": file.size_bytes,
-                    "validator": file.validator,
-                    "sha256": file.sha256.hex,
-                    "stated": [str(digest) for digest in file.stated],
-                }
-                | ({"claimed": True} if file.claimed else {})
-                for file in ref.files
-            ],
-        }
+    """`docs/format.md`, Refs: the head and the files, a line each."""
+    files = records.encode_value(
+        [
+            {
+                "path": file.path,
+                "size_bytes": file.size_bytes,
+                "validator": file.validator,
+                "sha256": file.sha256.hex,
+                "stated": [str(digest) for digest in file.stated],
+            }
+            | ({"claimed": True} if file.claimed else {})
+            for file in ref.files
+        ]
     )
+    return encode_head(ref.head, hashlib.sha256(files).hexdigest()) + files
+
+
+def encode_head(head: RefHead, files_sha256: str) -> bytes:
+    record: dict[str, object] = {
+        "uri": head.key.uri,
+        "origin": head.key.origin,
+        "revision": head.revision,
+        "immutable": head.immutable,
+        "manifest": head.manifest.hex,
+        "size_bytes": head.size_bytes,
+        "file_count": head.file_count,
+        "created_at_s": float(head.created_at_s),
+        "checked_at_s": float(head.checked_at_s),
+        "files_sha256": files_sha256,
+    }
+    return records.encode(record | {"check": _check(record)})
 
 
 def decode_ref(data: bytes, address: str) -> Ref:
     """Read `encode_ref`'s bytes back. Raises DamagedRecord."""
-    record: Any = records.decode(data, address)
+    line, newline, files_line = data.partition(b"\n")
+    head, files_sha256 = decode_head(line + newline, address)
+    if hashlib.sha256(files_line).hexdigest() != files_sha256:
+        raise DamagedRecord("the files of the ref are not those of its head", address=address, expected=files_sha256)
+    files = decode_files(files_line, address)
+    ref = Ref(head.key, head.revision, head.immutable, head.manifest, files, head.created_at_s, head.checked_at_s)
+    if ref.head != head or encode_ref(ref) != data:
+        raise DamagedRecord("the ref is not in canonical form", address=address)
+    return ref
+
+
+def decode_head(line: bytes, address: str) -> tuple[RefHead, str]:
+    """The head of a ref and the digest of its files. Raises DamagedRecord."""
+    record: Any = records.decode(line, address)
     try:
-        ref = Ref(
+        head = RefHead(
             key=RefKey(field(record, "uri", str), field(record, "origin", str)),
             revision=field(record, "revision", str),
             immutable=field(record, "immutable", bool),
             manifest=sha256(field(record, "manifest", str)),
-            files=tuple(_file(item) for item in field(record, "files", list)),
+            size_bytes=field(record, "size_bytes", int),
+            file_count=field(record, "file_count", int),
             created_at_s=field(record, "created_at_s", float),
             checked_at_s=field(record, "checked_at_s", float),
         )
+        files_sha256 = sha256(field(record, "files_sha256", str)).hex
+        same = encode_head(head, files_sha256) == line
     except (ModelCacheError, ValueError, TypeError, KeyError) as error:
         raise DamagedRecord(f"not a ref ({error})", address=address) from error
-    return ref
+    if not same:
+        raise DamagedRecord("the head of the ref is not what its check says", address=address)
+    return head, files_sha256
+
+
+def decode_files(line: bytes, address: str) -> tuple[RefFile, ...]:
+    """The second line of a ref. Raises DamagedRecord."""
+    try:
+        found = json.loads(line)
+        if not isinstance(found, list):
+            raise TypeError("no list of files")
+        return tuple(_file(item) for item in found)
+    except (ModelCacheError, ValueError, TypeError, KeyError, RecursionError) as error:
+        raise DamagedRecord(f"not the files of a ref ({error})", address=address) from error
+
+
+def _check(record: dict[str, object]) -> str:
+    return xxhash.xxh3_128_hexdigest(records.encode(record))
 
 
 def _file(item: dict[str, Any]) -> RefFile:

@@ -17,6 +17,7 @@ from modelcache.abc.store import (
     LeaseKind,
     Limits,
     Ref,
+    RefHead,
     RefKey,
     Snapshot,
     SnapshotInfo,
@@ -107,12 +108,16 @@ class LocalStore:
     # -- refs -----------------------------------------------------------------------------------------------------
 
     @guarded
+    def head(self, key: RefKey) -> RefHead | None:
+        return self._parts.refs.head(key)
+
+    @guarded
     def ref(self, key: RefKey) -> Ref | None:
         return self._parts.refs.get(key)
 
     @guarded
     def refs(self, uri: str | None = None) -> list[Ref]:
-        return self._parts.refs.every() if uri is None else self._parts.refs.of_uri(uri)
+        return self._parts.refs.whole() if uri is None else self._parts.refs.of_uri(uri)
 
     @guarded
     def touch(self, ref: Ref, *, checked_at_s: float) -> Ref:

@@ -7,9 +7,12 @@ import json
 import re
 from typing import Any
 
+import xxhash
+
 _FORMAT = re.compile(rb"modelcache 1\nowner (0|[1-9][0-9]*)\nstore [0-9a-f]{32}\n")
 _HEX64 = re.compile(r"[0-9a-f]{64}")
-_REF = {"uri", "origin", "revision", "immutable", "manifest", "files", "created_at_s", "checked_at_s", "version"}
+_REF = {"uri", "origin", "revision", "immutable", "manifest", "size_bytes", "file_count", "created_at_s", "checked_at_s"}
+_REF |= {"files_sha256", "check", "version"}
 _REF_FILE = {"path", "size_bytes", "validator", "sha256", "stated"}
 _GRANT = {
     "namespace",
@@ -33,14 +36,25 @@ def check_format(data: bytes) -> bool:
 
 def check_ref(data: bytes, name: str) -> str | None:
     """What is wrong with the ref of this name (without `.json`), if anything."""
-    record = _canonical(data)
-    if record is None or record.keys() != _REF or any(file.keys() - {"claimed"} != _REF_FILE for file in record["files"]):
-        return "is not a ref in canonical form"
+    line, _, second = data.partition(b"\n")
+    record = _canonical(line + b"\n")
+    if record is None or record.keys() != _REF:
+        return "is not a ref: no head in canonical form"
+    without = {key: value for key, value in record.items() if key != "check"}
+    if record["check"] != xxhash.xxh3_128_hexdigest(_text(without).encode("utf-8")):
+        return "is not a ref: another check than its head's"
+    if record["files_sha256"] != hashlib.sha256(second).hexdigest():
+        return "is not a ref: other files than its head says"
+    files = json.loads(second)
+    if _text(files).encode("utf-8") != second or any(file.keys() - {"claimed"} != _REF_FILE for file in files):
+        return "is not a ref: no files in canonical form"
+    if (record["size_bytes"], record["file_count"]) != (sum(file["size_bytes"] for file in files), len(files)):
+        return "is not a ref: its head sums up other files"
     if name != _half(record["uri"]) + _half(record["origin"]):
         return f"is filed under another name than that of {record['uri']} at {record['origin']}"
-    if not all(_HEX64.fullmatch(digits) for digits in (record["manifest"], *(file["sha256"] for file in record["files"]))):
+    if not all(_HEX64.fullmatch(digits) for digits in (record["manifest"], *(file["sha256"] for file in files))):
         return "a digest in it is none"
-    if not all(file.get("claimed", True) is True for file in record["files"]):
+    if not all(file.get("claimed", True) is True for file in files):
         return "`claimed` is written only where it is true"
     return None
 
@@ -78,7 +92,7 @@ def check_node_key(data: bytes) -> bool:
 
 def named_manifest(data: bytes) -> str:
     """Hex digits of the snapshot that a ref or a lease names."""
-    return str(json.loads(data)["manifest"])
+    return str(json.loads(data.partition(b"\n")[0])["manifest"])
 
 
 def _canonical(data: bytes) -> dict[str, Any] | None:
@@ -89,8 +103,11 @@ def _canonical(data: bytes) -> dict[str, Any] | None:
         return None
     if not isinstance(record, dict) or record.get("version") != 1:
         return None
-    text = json.dumps(record, ensure_ascii=False, sort_keys=True, separators=(",", ":")) + "\n"
-    return record if text.encode("utf-8") == data else None
+    return record if _text(record).encode("utf-8") == data else None
+
+
+def _text(value: object) -> str:
+    return json.dumps(value, ensure_ascii=False, sort_keys=True, separators=(",", ":")) + "\n"
 
 
 def _half(text: str) -> str:

@@ -22,6 +22,7 @@ from modelcache.abc.store import (
     LeaseKind,
     Limits,
     Ref,
+    RefHead,
     RefKey,
     Snapshot,
     SnapshotInfo,
@@ -76,6 +77,10 @@ class MemoryStore:
         """Nothing to close."""
 
     # -- refs -----------------------------------------------------------------------------------------------------
+
+    def head(self, key: RefKey) -> RefHead | None:
+        found = self._refs.get(key)
+        return None if found is None else found.head
 
     def ref(self, key: RefKey) -> Ref | None:
         return self._refs.get(key)
@@ -280,7 +285,9 @@ class MemoryStore:
 
     def _info(self, digest: Digest) -> SnapshotInfo:
         manifest = self._manifests[digest]
-        refs = tuple(sorted((ref for ref in self._refs.values() if ref.manifest == digest), key=lambda ref: (ref.key.uri, ref.key.origin)))
+        refs = tuple(
+            sorted((ref.head for ref in self._refs.values() if ref.manifest == digest), key=lambda ref: (ref.key.uri, ref.key.origin))
+        )
         leases = tuple(lease for lease in self.leases() if lease.manifest == digest)
         others = {name for name in self._manifests if name != digest} | {None}
         return SnapshotInfo(

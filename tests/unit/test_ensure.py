@@ -377,12 +377,12 @@ def test_offline_is_what_is_here_or_not_cached(bench: Bench, source: MemorySourc
     ensured = bench.ensure(source)
     ref = bench.store.ref(bench.key(source))
     assert ref is not None
-    found = hit(bench.store, ref, 0.0)
+    found = hit(bench.store, ref.head, 0.0)
     assert found is not None
     assert found.snapshot == ensured.snapshot
     check(bench.store, expect_cached(found, place()), MODEL)
     bench.store.evict(ensured.snapshot.digest)
-    assert hit(bench.store, ref, 0.0) is None
+    assert hit(bench.store, ref.head, 0.0) is None
 
 
 def after(first: Callable[[], None], then: Callable[..., T]) -> Callable[..., T]:
