@@ -13,10 +13,14 @@ from typing import Protocol
 import pytest
 from hypothesis import HealthCheck, settings
 
-from modelcache.testing.servers import Certificate, Nginx, SeaweedFS
+import modelcache.config.file
+from modelcache.testing.servers import Certificate, FakeGcs, Nginx, SeaweedFS
 from modelcache.testing.small_filesystem import Kind, small_filesystem
 
-FOREIGN = ("AWS_", "S3_", "HF_", "HUGGING_FACE_", "MODELCACHE_", "BOTO_", "SSL_CERT_")
+FOREIGN = (
+    "AWS_", "S3_", "GOOGLE_", "GCE_", "CLOUDSDK_", "STORAGE_", "FSSPEC_",
+    "HF_", "HUGGING_FACE_", "MODELCACHE_", "BOTO_", "SSL_CERT_",
+)  # fmt: skip
 FOREIGN_ENDS = ("_PROXY", "_CA_BUNDLE")
 
 # No test of elapsed time: a busy machine must not fail an example.
@@ -36,6 +40,10 @@ def clean_environ(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         patch.setenv("AWS_CONFIG_FILE", str(empty))
         patch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(empty))
         patch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+        patch.setenv("NO_GCE_CHECK", "true")
+        patch.setenv("CLOUDSDK_CONFIG", str(empty.parent))
+        patch.setenv("MODELCACHE_CONFIG", os.devnull)
+        patch.setattr(modelcache.config.file, "MACHINE_FILE", empty.with_name("no-file"))
         yield
 
 
@@ -56,6 +64,13 @@ def bucket(seaweedfs: SeaweedFS) -> str:
 def versioned_bucket(seaweedfs: SeaweedFS) -> str:
     """An empty bucket of this test alone that keeps old versions."""
     return seaweedfs.make_bucket(f"versioned-{secrets.token_hex(6)}", versioned=True)
+
+
+@pytest.fixture(scope="session")
+def fake_gcs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FakeGcs]:
+    """The session's Google Cloud Storage."""
+    with FakeGcs(tmp_path_factory.mktemp("fake-gcs")) as server:
+        yield server
 
 
 @pytest.fixture(scope="session")

@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from modelcache import __version__
+from modelcache.cli.config import config
 from modelcache.cli.df import df
 from modelcache.cli.doctor import doctor
 from modelcache.cli.exit_codes import ExitCode
@@ -42,6 +43,7 @@ COMMANDS: tuple[tuple[Command, str], ...] = (
     (df, LOOKING),
     (verify, LOOKING),
     (doctor, LOOKING),
+    (config, LOOKING),
     (export, KEEPING),
     (pin, KEEPING),
     (unpin, KEEPING),

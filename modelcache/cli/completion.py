@@ -29,8 +29,7 @@ def complete_name(context: typer.Context, incomplete: str) -> list[tuple[str, st
     options = CommonOptions()
     link: Any = context
     while link is not None:
-        root = link.params.get("root")  # text or a path, by the version of typer
-        options = options.over(CommonOptions(root=None if root is None else Path(root)))
+        options = options.over(CommonOptions(root=_path(link.params.get("root")), config=_path(link.params.get("config"))))
         link = link.parent
     session = Session.of(options, context.find_root().obj.environ)
     try:
@@ -47,6 +46,10 @@ def complete_name(context: typer.Context, incomplete: str) -> list[tuple[str, st
             names.append(info.digest.hex[:SHOWN_DIGITS])
         found |= {(name, format_bytes(info.size_bytes)) for name in names if name.startswith(incomplete) and name.isprintable()}
     return sorted(found)
+
+
+def _path(given: Any) -> Path | None:
+    return None if given is None else Path(given)  # text or a path, by the version of typer
 
 
 def complete_in_bash(environ: MutableMapping[str, str], run: Callable[[], object]) -> None:

@@ -8,6 +8,7 @@ an import inside a function is an optional third-party package.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -15,15 +16,15 @@ if TYPE_CHECKING:
     from modelcache.cli.findings import Finding
     from modelcache.cli.output import Output
     from modelcache.cli.progress_view import ProgressView
-    from modelcache.config import Config
+    from modelcache.config import Config, Settings
     from modelcache.uri import StorageUri, UriSecrets
 
 
-def load_config(environ: Mapping[str, str], overrides: Mapping[str, object]) -> Config:
-    """`Config.load`. Raises BadConfig."""
-    from modelcache.config import Config
+def read_settings(environ: Mapping[str, str], file: Path | None, flags: Mapping[str, tuple[str, object]]) -> Settings:
+    """`Settings.read`; `flags` are by key the name and value of an option. Raises BadConfig."""
+    from modelcache.config import Flag, Settings
 
-    return Config.load(environ, **overrides)
+    return Settings.read(environ, file=file, flags={key: Flag(name, value) for key, (name, value) in flags.items()})
 
 
 def cache_of(config: Config) -> ModelCache:

@@ -23,6 +23,7 @@ class CommonOptions:
     """Accepted before and after the name of the command; the later one counts."""
 
     root: Annotated[Path | None, _common("--root", metavar="DIRECTORY", help="The store. Also MODELCACHE_ROOT.")] = None
+    config: Annotated[Path | None, _common("--config", metavar="FILE", help="Settings, in TOML. Also MODELCACHE_CONFIG.")] = None
     as_json: Annotated[bool, _common("--json", metavar=FLAG, help="One JSON document on stdout.")] = False
     quiet: Annotated[bool, _common("--quiet", "-q", metavar=FLAG, help="No progress, no summary.")] = False
     verbose: Annotated[bool, _common("--verbose", "-v", metavar=FLAG, help="Every detail of an error.")] = False

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from modelcache.cli import lazy
 from modelcache.cli.options import CommonOptions, OriginOptions
 from modelcache.cli.output import Output, Style, streams
 from modelcache.errors import NotCached
-from modelcache.units import parse_bytes
 
 if TYPE_CHECKING:
     from modelcache.cache import ModelCache
-    from modelcache.config import Config
+    from modelcache.config import Config, Settings
 
 
 @dataclass
@@ -47,19 +46,22 @@ class Session:
         return cls(options, environ, Output(style, out=out, err=err))
 
     def config(self, origin: OriginOptions | None = None, *, max_bytes: str | None = None) -> Config:
-        """Settings from the environment with the options on top.
+        """Settings from the configuration file and the environment, with the options on top.
 
         Raises:
-            BadConfig: a variable or option has a value that makes no sense.
+            BadConfig: a value that makes no sense; the message names its place.
         """
-        config = lazy.load_config(self.environ, {} if self.options.root is None else {"root": _absolute(self.options.root)})
-        if max_bytes is not None:
-            config = replace(config, limits=replace(config.limits, max_bytes=parse_bytes(max_bytes)))
-        if origin is not None:
-            config = replace(config, s3=replace(config.s3, **_given(origin)))
-            if origin.ca_file is not None:
-                config = replace(config, http=replace(config.http, ca_file=origin.ca_file))
-        return config
+        return self.settings(origin, max_bytes=max_bytes).config()
+
+    def settings(self, origin: OriginOptions | None = None, *, max_bytes: str | None = None) -> Settings:
+        """The same, each with the place that it came from. Raises BadConfig."""
+        given: dict[str, tuple[str, object]] = {
+            "store.root": ("--root", None if self.options.root is None else _absolute(self.options.root)),
+            "store.max_bytes": ("--max-bytes", max_bytes),
+            **({} if origin is None else _given(origin)),
+        }
+        file = None if self.options.config is None else _absolute(self.options.config)
+        return lazy.read_settings(self.environ, file, {key: flag for key, flag in given.items() if flag[1] is not None})
 
     def has_store(self) -> bool:
         """Whether there is something at the root that `open_cache` would open, or refuse, instead of making a store. Raises BadConfig."""
@@ -102,14 +104,14 @@ def _absolute(path: Path) -> Path:
     return path.expanduser().absolute()
 
 
-def _given(origin: OriginOptions) -> dict[str, Any]:
-    """The options that were given, by the names of `S3Options`."""
-    given: dict[str, Any] = {
-        "endpoint": origin.endpoint,
-        "region": origin.region,
-        "profile": origin.profile,
-        "anonymous": origin.anonymous or None,
-        "path_style": origin.path_style,
-        "ca_file": origin.ca_file,
+def _given(origin: OriginOptions) -> dict[str, tuple[str, object]]:
+    """The options by the keys of their settings."""
+    return {
+        "s3.endpoint": ("--endpoint", origin.endpoint),
+        "s3.region": ("--region", origin.region),
+        "s3.profile": ("--profile", origin.profile),
+        "s3.anonymous": ("--anonymous", origin.anonymous or None),
+        "s3.path_style": ("--path-style" if origin.path_style else "--virtual-host", origin.path_style),
+        "s3.ca_file": ("--ca-file", origin.ca_file),
+        "http.ca_file": ("--ca-file", origin.ca_file),
     }
-    return {name: value for name, value in given.items() if value is not None}

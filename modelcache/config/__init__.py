@@ -20,6 +20,7 @@ from modelcache.config.table import DEFAULT_LOW_WATERMARK, SETTINGS
 from modelcache.errors import BadConfig
 from modelcache.fetch.concurrency import ConcurrencyBounds
 from modelcache.fetch.engine import EngineLimits
+from modelcache.sources.gcs import GcsOptions
 from modelcache.sources.http import HttpOptions
 from modelcache.sources.huggingface import HubOptions
 from modelcache.sources.retrying import RetryLimits
@@ -50,7 +51,7 @@ class Config:
         timeouts: of connections.
         retry: how long and how often a failing origin is asked again.
         write_route: None chooses by who reads next.
-        s3, http, hf: settings of the sources.
+        s3, gs, http, hf: settings of the sources.
         proxies: of the bulk transport.
     """
 
@@ -62,6 +63,7 @@ class Config:
     retry: RetryLimits = field(default_factory=RetryLimits)
     write_route: Route | None = None
     s3: S3Options = field(default_factory=S3Options)
+    gs: GcsOptions = field(default_factory=GcsOptions)
     http: HttpOptions = field(default_factory=HttpOptions)
     hf: HubOptions = field(default_factory=HubOptions)
     proxies: Proxies = field(default_factory=Proxies)

@@ -40,6 +40,11 @@ class Kind(Protocol):
         """Keys inside the value, for its documentation."""
         ...
 
+    @property
+    def example(self) -> str:
+        """A value in TOML, for its documentation; empty where `entries` tell more."""
+        ...
+
     def of_text(self, text: str) -> Any:
         """The value, from a variable or an option."""
         ...
@@ -90,6 +95,7 @@ class Scalar:
     show: Callable[[Any], object] = lambda value: value
     hide: Callable[[str], str] = without_credential
     secret: bool = False
+    example: str = '"…"'
 
     @property
     def entries(self) -> Sequence[Entry]:
@@ -110,10 +116,8 @@ class Scalar:
         return self.of_text(str(value).lower() if isinstance(value, bool) else str(value))
 
     def plain(self, value: Any) -> object:
-        if value is None:
-            return None
         shown = self.show(value)
-        if self.secret:
+        if self.secret and shown is not None:
             return HIDDEN
         return self.hide(shown) if isinstance(shown, str) else shown
 
@@ -131,6 +135,7 @@ class Structured(ABC):
 
     unit = ""
     wanted = "a table"
+    example = ""
 
     def of_text(self, text: str) -> Any:
         try:

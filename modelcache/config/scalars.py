@@ -92,15 +92,20 @@ def choice(words: Mapping[str, Any]) -> Scalar:
     return Scalar(f"one of {', '.join(words)}", read, show=lambda value: names[value])
 
 
-SIZE = Scalar("a size such as `200GiB`", parse_bytes, "bytes", (str, int))
-RATE = Scalar("a rate such as `100MiB`", _positive, "bytes a second", (str, int))
-SHARE = Scalar("a share such as `0.9` or `90%`", _share, "share", (str, int, float))
-DURATION = Scalar("a duration such as `10m` or 600", _seconds, "seconds", (str, int, float))
-TIMEOUT = Scalar("a duration such as `30s` or 30", _timeout, "seconds", (str, int, float))
-AGE = Scalar("a duration such as `10m`, or 0", _age, "seconds", (str, int, float))
-FLAG = Scalar("true or false", _flag, types=(bool,))
+def _shown_path(value: Path | None) -> str | None:
+    return None if value is None else str(value)
+
+
+_TIMES = (str, int, float)
+SIZE = Scalar("a size such as `200GiB`", parse_bytes, "bytes", (str, int), example='"200GiB"')
+RATE = Scalar("a rate such as `100MiB`", _positive, "bytes a second", (str, int), example='"100MiB"')
+SHARE = Scalar("a share such as `0.9` or `90%`", _share, "share", (str, int, float), example='"90%"')
+DURATION = Scalar("a duration such as `10m` or 600", _seconds, "seconds", _TIMES, example='"10m"')
+TIMEOUT = Scalar("a duration such as `30s` or 30", _timeout, "seconds", _TIMES, example='"30s"')
+AGE = Scalar("a duration such as `10m`, or 0", _age, "seconds", _TIMES, example='"10m"')
+FLAG = Scalar("true or false", _flag, types=(bool,), example="true")
 TEXT = Scalar("a text", str)
 SECRET = Scalar("a text", str, secret=True)
-PATH = Scalar("a path", _path, show=str)
-ENDPOINT = Scalar("a URL such as `https://host:9000`", _endpoint)
-PROXY = Scalar("a URL such as `http://host:3128`", str, hide=redact_url)
+PATH = Scalar("a path", _path, show=_shown_path, example='"/path"')
+ENDPOINT = Scalar("a URL such as `https://host:9000`", _endpoint, example='"https://host:9000"')
+PROXY = Scalar("a URL such as `http://host:3128`", str, hide=redact_url, example='"http://host:3128"')

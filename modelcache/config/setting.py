@@ -44,6 +44,7 @@ class Setting:
         variables: the first that is set counts: ours, then KServe's and the SDKs' own.
         meaning: one line for the documentation.
         absent: for the documentation, what stands for the default where that is None or depends on the machine.
+        example: for the documentation, a value in TOML where the kind's own says little.
         default_of: the default, from the values of the settings before it (by key), where it depends on them.
     """
 
@@ -53,6 +54,7 @@ class Setting:
     variables: tuple[Variable, ...]
     meaning: str
     absent: str = ""
+    example: str = ""
     default_of: Callable[[Mapping[str, Any]], Any] | None = None
 
 

@@ -71,7 +71,7 @@ SETTINGS: tuple[Setting, ...] = (
     ),
     setting(
         "fetch.write_route", "write_route", choice(ROUTES), "MODELCACHE_WRITE_ROUTE",
-        "`buffered`: through the page cache, `direct`: around it, `auto`: by whether somebody reads next", absent="`auto`",
+        "`buffered`: through the page cache, `direct`: around it, `auto`: by whether somebody reads next",
     ),
     setting("fetch.connect_timeout_s", "timeouts.connect_s", TIMEOUT, "MODELCACHE_CONNECT_TIMEOUT_S", "to connect, TLS included"),
     setting(
@@ -91,8 +91,14 @@ SETTINGS: tuple[Setting, ...] = (
         ),
         "endpoint URL of `s3://`", absent="AWS",
     ),
-    setting("s3.region", "s3.region", TEXT, "MODELCACHE_S3_REGION AWS_REGION AWS_DEFAULT_REGION", "of the bucket", absent="the SDK's"),
-    setting("s3.profile", "s3.profile", TEXT, "MODELCACHE_S3_PROFILE AWS_PROFILE", "section of the SDK's own files", absent="the SDK's"),
+    setting(
+        "s3.region", "s3.region", TEXT, "MODELCACHE_S3_REGION AWS_REGION AWS_DEFAULT_REGION",
+        "of the bucket", absent="the SDK's", example='"eu-west-1"',
+    ),
+    setting(
+        "s3.profile", "s3.profile", TEXT, "MODELCACHE_S3_PROFILE AWS_PROFILE",
+        "section of the SDK's own files", absent="the SDK's", example='"work"',
+    ),
     setting("s3.ca_file", "s3.ca_file", PATH, "MODELCACHE_S3_CA_FILE AWS_CA_BUNDLE", "CA bundle of the endpoint", absent="the system's"),
     setting("s3.anonymous", "s3.anonymous", FLAG, "MODELCACHE_S3_ANONYMOUS awsAnonymousCredential", "sign nothing"),
     setting(
@@ -104,6 +110,9 @@ SETTINGS: tuple[Setting, ...] = (
         "for `http://` origins; where `REQUEST_METHOD` is set (a CGI program), the one in capitals is not believed", absent="none",
     ),
     setting("proxy.https", "proxies.https", PROXY, "https_proxy HTTPS_PROXY", "for `https://` origins", absent="none"),
-    setting("proxy.no_proxy", "proxies.no_proxy", TEXT, "no_proxy NO_PROXY", "hosts spoken to directly, divided by commas", absent="none"),
+    setting(
+        "proxy.no_proxy", "proxies.no_proxy", TEXT, "no_proxy NO_PROXY",
+        "hosts spoken to directly, divided by commas", absent="none", example='"10.0.0.0/8,.internal"',
+    ),
 )  # fmt: skip
 """In the order of the documentation. A setting whose default depends on others stands after them."""

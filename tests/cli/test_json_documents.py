@@ -68,6 +68,10 @@ def test_a_damage_has_the_documented_keys(cli: Executable, model: Path, sibling:
     assert set(keys(document)) == documented("verify")
 
 
+def test_settings_have_the_documented_keys(cli: Executable) -> None:
+    assert set(keys(cli("config", "show", "--json").document)) == documented("config")
+
+
 def test_findings_have_the_documented_keys(cli: Executable) -> None:
     assert set(keys(cli("doctor", "--json").document)) == documented("doctor")
 

@@ -4,74 +4,15 @@ from __future__ import annotations
 
 import re
 import tomllib
-from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
 
-from modelcache.config import Config
 from modelcache.errors import ErrorCode
 from modelcache.units import parse_bytes
 from tests.docs.documents import ROOT, between, fenced, inline, rows
 
 OPERATIONS = (ROOT / "docs/operations.md").read_text(encoding="utf-8")
-
-
-class Recording(Mapping[str, str]):
-    """An environment that remembers which variables it was asked for."""
-
-    def __init__(self, values: Mapping[str, str]) -> None:
-        self.values_ = dict(values)
-        self.asked: set[str] = set()
-
-    def __getitem__(self, name: str) -> str:
-        self.asked.add(name)
-        return self.values_[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.values_)
-
-    def __len__(self) -> int:
-        return len(self.values_)
-
-
-def variables_read() -> set[str]:
-    """Every variable that `Config.load` asks for; some only when another one is set."""
-    asked: set[str] = set()
-    for values in ({"HOME": "/nowhere"}, {"HOME": "/nowhere", "S3_ENDPOINT": "localhost"}):
-        environ = Recording(values)
-        Config.load(environ)
-        asked |= environ.asked
-    return asked
-
-
-def documented() -> list[tuple[list[str], str]]:
-    """The names and the default of each row."""
-    return [(re.findall(r"`(\w+)`", row[0]), row[1]) for row in rows(between(OPERATIONS, "environment"))]
-
-
-def test_every_environment_variable_is_documented_and_every_documented_one_exists() -> None:
-    names = [name for row, _ in documented() for name in row]
-    in_either_case = {name.lower() for name in names if name.endswith("_PROXY")}
-
-    assert len(names) == len(set(names))
-    assert {*names, *in_either_case} == variables_read()
-
-
-def test_documented_defaults_are_the_defaults() -> None:
-    config = Config.load({"HOME": "/nowhere"})
-    actual: dict[str, float | str] = {
-        "MODELCACHE_HIGH_WATERMARK": config.limits.high_watermark,
-        "MODELCACHE_LOW_WATERMARK": config.limits.low_watermark,
-        "MODELCACHE_REFRESH_S": config.refresh_s,
-        "MODELCACHE_REQUESTS": config.engine.concurrency.most,
-        "MODELCACHE_CONNECT_TIMEOUT_S": config.timeouts.connect_s,
-        "MODELCACHE_STALL_TIMEOUT_S": config.timeouts.stall_s,
-        "MODELCACHE_RETRY_DEADLINE_S": config.retry.deadline_s,
-    }
-    shown = {row[0]: default.strip("`") for row, default in documented() if row and row[0] in actual}
-
-    assert {name: float(default) for name, default in shown.items()} == actual
 
 
 def test_the_size_examples_of_the_documents_are_read() -> None:
