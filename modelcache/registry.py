@@ -11,6 +11,7 @@ from urllib.parse import unquote
 from modelcache.abc.source import Source
 from modelcache.config import Config
 from modelcache.errors import BadConfig, InvalidUri, UnknownScheme
+from modelcache.sources.gcs import GcsOptions, GcsSource
 from modelcache.sources.http import HttpSource
 from modelcache.sources.huggingface import HubOptions, HubSource
 from modelcache.sources.local import LocalSource
@@ -18,7 +19,7 @@ from modelcache.sources.retrying import RetryingSource
 from modelcache.sources.s3 import S3Options, S3Source
 from modelcache.uri import StorageUri, UriSecrets
 
-SCHEMES = ("file", "http", "https", "s3", "hf")
+SCHEMES = ("file", "http", "https", "s3", "gs", "hf")
 
 
 class Registry:
@@ -69,6 +70,8 @@ class Registry:
             return LocalSource()
         if uri.scheme == "s3":
             return S3Source(_s3_options(config.s3, uri, secrets), config.timeouts, proxies=config.proxies)
+        if uri.scheme == "gs":
+            return GcsSource(_gcs_options(config.gs, uri, secrets), config.timeouts, proxies=config.proxies)
         if uri.scheme in ("http", "https"):
             return HttpSource(uri, secrets, config.http, config.timeouts, proxies=config.proxies)
         if uri.scheme == "hf":
@@ -89,6 +92,16 @@ def _s3_options(options: S3Options, uri: StorageUri, secrets: UriSecrets) -> S3O
     return replace(
         options, anonymous=False, access_key=unquote(access_key), secret_key=unquote(secret_key), session_token=None, profile=None
     )
+
+
+def _gcs_options(options: GcsOptions, uri: StorageUri, secrets: UriSecrets) -> GcsOptions:
+    """The configured settings, with the token of `gs://ACCESS_TOKEN@bucket` in place of the SDK's chain."""
+    _refuse(uri, None, secrets.query)
+    if secrets.userinfo is None:
+        return options
+    if not secrets.userinfo or ":" in secrets.userinfo:
+        raise InvalidUri(f"the credential in `{uri}` is not an access token", address=str(uri))
+    return replace(options, anonymous=False, access_token=unquote(secrets.userinfo), credentials_file=None)
 
 
 def _hub_options(options: HubOptions, uri: StorageUri, secrets: UriSecrets) -> HubOptions:

@@ -41,6 +41,7 @@ class HubServer:
         page_entries: entries of one page of a tree.
         url_lifetime_s: of the CDN's signed URLs.
         moved: old name of a repository to its new one.
+        prefix: path in front of all of the hub's own, as of a mirror behind a gateway.
     """
 
     def __init__(self, certificate: Certificate | None = None, *, page_entries: int = 1000) -> None:
@@ -50,6 +51,7 @@ class HubServer:
         self.page_entries = page_entries
         self.url_lifetime_s = 3600
         self.moved: dict[str, str] = {}
+        self.prefix = ""
         self.repositories: dict[str, HubRepository] = {}
         self.lock = threading.RLock()
         self._seen = [0, 0]
@@ -57,7 +59,7 @@ class HubServer:
 
     @property
     def endpoint(self) -> str:
-        return self.front.endpoint
+        return self.front.endpoint + self.prefix
 
     def repository(self, name: str = "org/model", files: Mapping[str, bytes] | None = None) -> HubRepository:
         """A new repository, with a first commit."""
@@ -80,7 +82,7 @@ class HubServer:
         front, cdn = self.front.received[self._seen[0] :], self.cdn.received[self._seen[1] :]
         self._seen[0] += len(front)
         self._seen[1] += len(cdn)
-        return Counter([kind_of(each.target) for each in front] + ["cdn"] * len(cdn))
+        return Counter([kind_of(each.target.removeprefix(self.prefix)) for each in front] + ["cdn"] * len(cdn))
 
     def __enter__(self) -> Self:
         self._stack.enter_context(self.front)
@@ -104,7 +106,7 @@ class _Front(FaultServer):
         self._hub = hub
 
     def reply_to(self, received: Received) -> Reply:
-        path, _, query = received.target.partition("?")
+        path, _, query = received.target.removeprefix(self._hub.prefix).partition("?")
         kind = kind_of(path)
         match = dict(_KINDS).get(kind, _INFO).fullmatch(path)
         if match is None:
@@ -172,7 +174,7 @@ class _Front(FaultServer):
         if kind == "cache":
             return ranged(file.data, headers, received)
         if not file.lfs:
-            where = f"/api/resolve-cache/models/{repo}/{commit}/{quote(path)}?{quote(received.target, safe='')}=&etag=%22{file.etag}%22"
+            where = f"{self._hub.prefix}/api/resolve-cache/models/{repo}/{commit}/{quote(path)}?{quote(received.target, safe='')}=&etag=%22{file.etag}%22"
             return Reply(307, headers | {"Location": where, "X-Linked-Size": str(len(file.data))}, b"Temporary Redirect.")
         linked = {"X-Linked-Size": str(len(file.data)), "X-Linked-Etag": f'"{file.sha256}"'}
         if file.xet:

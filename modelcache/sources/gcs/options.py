@@ -1,0 +1,67 @@
+"""How to reach Google Cloud Storage and as whom."""
+
+from __future__ import annotations
+
+import ipaddress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from modelcache.errors import BadConfig, InvalidUri
+from modelcache.transport import Target, safe_address
+
+GOOGLE = "https://storage.googleapis.com"
+
+
+@dataclass(frozen=True, slots=True)
+class GcsOptions:
+    """Settings of one GCS source. What is None is the SDK's to find, the way every Google tool does.
+
+    Attributes:
+        endpoint: `http(s)://host[:port]` of a private endpoint or an emulator; None: Google's.
+        anonymous: send no credential at all.
+        credentials_file: service account key, user credential or workload identity configuration, as JSON. None: application default
+            credentials (GOOGLE_APPLICATION_CREDENTIALS, gcloud's, the metadata server); where there are none, no credential is sent.
+        access_token: one fixed OAuth 2.0 token in place of all that.
+        ca_file: PEM file with the CAs that vouch for https; None: the system's. Beside an `endpoint` it vouches for that alone, and
+            Google's token services are verified by the system's.
+    """
+
+    endpoint: str | None = None
+    anonymous: bool = False
+    credentials_file: Path | None = None
+    access_token: str | None = field(default=None, repr=False)
+    ca_file: Path | None = None
+
+    def __post_init__(self) -> None:
+        """Raises BadConfig: settings that contradict each other or can't be used."""
+        if self.anonymous and (self.access_token is not None or self.credentials_file is not None):
+            raise BadConfig("GCS access is either anonymous or with a credential")
+        if self.endpoint is not None:
+            _check_endpoint(self.endpoint, anonymous=self.anonymous)
+
+    @property
+    def base_url(self) -> str:
+        """What the API's paths are added to."""
+        return (self.endpoint or GOOGLE).rstrip("/")
+
+
+def _check_endpoint(endpoint: str, *, anonymous: bool) -> None:
+    try:
+        target = Target.parse(endpoint)
+    except InvalidUri as error:
+        raise BadConfig(f"the GCS endpoint can't be used: {error.message}", got=safe_address(endpoint)) from None
+    if target.userinfo is not None or "?" in endpoint or "#" in endpoint:
+        raise BadConfig("the GCS endpoint holds more than scheme, host, port and path", got=safe_address(endpoint))
+    if target.scheme == "http" and not anonymous and not _is_loopback(target.host):
+        raise BadConfig(
+            "a token must not go to a GCS endpoint over plain http",
+            got=safe_address(endpoint),
+            hint="name it with https, or ask for anonymous access",
+        )
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
