@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from modelcache.abc.store import Ref
-from modelcache.carry.tar import END, member_bytes
+from modelcache.carry.tar import END, header, member_bytes
 from modelcache.chunks import MARK_BYTES, ChunkTable, chunk_count
 from modelcache.digest import Digest
 from modelcache.manifest import Manifest
@@ -18,7 +18,8 @@ from modelcache.store.refs import encode_ref
 from modelcache.units import MIB
 
 MARKER_NAME = "modelcache-export"
-MARKER = b"modelcache export 1\n"
+FORMAT = b"modelcache export 1\n"
+MAX_MARKER_BYTES = 1024
 MAX_RECORD_BYTES = 64 * MIB
 """A manifest or ref: one of 300,000 files. What is larger is not read into memory on a stranger's word."""
 MAX_RECORDS_BYTES = 512 * MIB
@@ -94,7 +95,18 @@ class Contents:
 
     def records(self) -> Iterator[tuple[str, bytes]]:
         """Names and bytes of what stands before the blobs."""
-        yield MARKER_NAME, MARKER
+        yield MARKER_NAME, self.marker
+        yield from self._marked()
+
+    @cached_property
+    def marker(self) -> bytes:
+        """The format, and a digest over the records behind it: nothing else would tell that one is altered or gone."""
+        total = hashlib.sha256()
+        for name, data in self._marked():
+            total.update(header(name, len(data)) + data)
+        return FORMAT + f"records {total.hexdigest()}\n".encode()
+
+    def _marked(self) -> Iterator[tuple[str, bytes]]:
         for digest, manifest in self.manifests.items():
             yield manifest_name(digest), manifest.encode()
         for ref in self.refs:

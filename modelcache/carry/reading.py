@@ -5,7 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from modelcache.abc.store import Ref
-from modelcache.carry.contents import MARKER, MARKER_NAME, MAX_RECORD_BYTES, MAX_RECORDS_BYTES, Blob, Contents, manifest_name, ref_name
+from modelcache.carry.contents import (
+    FORMAT,
+    MARKER_NAME,
+    MAX_MARKER_BYTES,
+    MAX_RECORD_BYTES,
+    MAX_RECORDS_BYTES,
+    Blob,
+    Contents,
+    manifest_name,
+    ref_name,
+)
 from modelcache.carry.file import ReadInto
 from modelcache.carry.tar import BLOCK_BYTES, END, header, is_extended, padding, read_header
 from modelcache.chunks import ChunkTable
@@ -37,7 +47,7 @@ class ExportReader:
 
     def contents(self) -> Contents:
         """What it says it holds: marker, manifests and refs, each checked for itself and against the others."""
-        self._marker()
+        marker = self._marker()
         manifests: list[Manifest] = []
         refs: list[Ref] = []
         left = MAX_RECORDS_BYTES
@@ -59,6 +69,8 @@ class ExportReader:
             raise self._damaged("it holds no manifest")
         contents = Contents.of(manifests, refs)
         self._check(contents)
+        if contents.marker != marker:
+            raise self._damaged("its manifests and refs are not those that were exported")
         return contents
 
     def blob(self, blob: Blob) -> Iterator[memoryview]:
@@ -98,20 +110,23 @@ class ExportReader:
 
     # -- records ----------------------------------------------------------------------------------------------------
 
-    def _marker(self) -> None:
+    def _marker(self) -> bytes:
         try:
-            self._expect(MARKER_NAME, len(MARKER))
-            data = self._body(len(MARKER))
+            name, size_bytes = self._peek() or ("", 0)
         except DamagedExport as error:
             raise self._foreign() from error
-        if data != MARKER:
+        if name != MARKER_NAME or size_bytes > MAX_MARKER_BYTES:
+            raise self._foreign()
+        data = self._small(name, size_bytes)
+        if not data.startswith(FORMAT):
             raise DamagedExport(
                 "this is an export of a format that this version doesn't know",
                 address=self._address,
-                expected=MARKER.decode().strip(),
-                got=ascii(data.decode("latin-1").strip()),
+                expected=FORMAT.decode().strip(),
+                got=ascii(data.split(b"\n")[0].decode("latin-1")),
                 hint="a newer version of modelcache wrote it: import it with that one",
             )
+        return data
 
     def _foreign(self) -> DamagedExport:
         hint = "`modelcache export` writes what `modelcache import` reads"
