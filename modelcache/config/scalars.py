@@ -8,6 +8,7 @@ from typing import Any
 
 from modelcache.config.kinds import Scalar
 from modelcache.errors import BadConfig
+from modelcache.sources.gcs import GcsOptions
 from modelcache.sources.s3 import S3Options
 from modelcache.units import parse_bytes, parse_duration
 from modelcache.uri_secrets import redact_url
@@ -61,6 +62,10 @@ def _endpoint(text: str) -> str | None:
     return S3Options(endpoint=text).endpoint
 
 
+def _gcs_endpoint(text: str) -> str | None:
+    return GcsOptions(endpoint=text, anonymous=True).endpoint
+
+
 def _positive(text: str) -> int:
     value = parse_bytes(text)
     if value < 1:
@@ -108,4 +113,5 @@ TEXT = Scalar("a text", str)
 SECRET = Scalar("a text", str, secret=True)
 PATH = Scalar("a path", _path, show=_shown_path, example='"/path"')
 ENDPOINT = Scalar("a URL such as `https://host:9000`", _endpoint, example='"https://host:9000"')
+GCS_ENDPOINT = Scalar("a URL such as `https://host`", _gcs_endpoint, example='"https://host"')
 PROXY = Scalar("a URL such as `http://host:3128`", str, hide=redact_url, example='"http://host:3128"')

@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from modelcache.abc.store import Route
-from modelcache.config.scalars import AGE, DURATION, ENDPOINT, FLAG, PATH, PROXY, SHARE, SIZE, TEXT, TIMEOUT, choice, count
+from modelcache.config.headers import HEADERS, kserves_headers
+from modelcache.config.scalars import AGE, DURATION, ENDPOINT, FLAG, GCS_ENDPOINT, PATH, PROXY, SHARE, SIZE, TEXT, TIMEOUT, choice, count
 from modelcache.config.setting import Environ, Setting, Variable, setting
 from modelcache.errors import BadConfig
 
@@ -35,6 +36,15 @@ def _kserves_endpoint(environ: Environ) -> str | None:
 def _kserves_virtual_bucket(environ: Environ) -> bool | None:
     """KServe's `false` is its default: the SDK chooses."""
     return False if _flag(environ, "S3_USER_VIRTUAL_BUCKET", False) else None
+
+
+def _emulator(environ: Environ) -> str | None:
+    """An emulator's address, the scheme optional, as gcsfs reads it."""
+    address = environ.get("STORAGE_EMULATOR_HOST", "")
+    if not address:
+        return None
+    value: str = GCS_ENDPOINT.of_text(address if "://" in address else f"http://{address}")
+    return value
 
 
 def _http_proxy(environ: Environ) -> str | None:
@@ -84,6 +94,11 @@ SETTINGS: tuple[Setting, ...] = (
     ),
     setting("http.ca_file", "http.ca_file", PATH, "MODELCACHE_HTTP_CA_FILE", "CA bundle for `https://`", absent="the system's"),
     setting(
+        "http.headers", "http.headers", HEADERS, ("MODELCACHE_HTTP_HEADERS", Variable("HOST-headers", kserves_headers)),
+        "sent to a host (or `host:port`) and to no other; KServe's variable is named after the host",
+        example='[http.headers."models.example.org"]\nAuthorization = "Bearer …"',
+    ),
+    setting(
         "s3.endpoint", "s3.endpoint", ENDPOINT,
         (
             "MODELCACHE_S3_ENDPOINT", "AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL",
@@ -100,11 +115,28 @@ SETTINGS: tuple[Setting, ...] = (
         "section of the SDK's own files", absent="the SDK's", example='"work"',
     ),
     setting("s3.ca_file", "s3.ca_file", PATH, "MODELCACHE_S3_CA_FILE AWS_CA_BUNDLE", "CA bundle of the endpoint", absent="the system's"),
+    setting(
+        "s3.verify_tls", "s3.verify_tls", FLAG, "MODELCACHE_S3_VERIFY_TLS S3_VERIFY_SSL",
+        "whether the endpoint's certificate is checked; if not, whoever is on the way can read and answer",
+    ),
     setting("s3.anonymous", "s3.anonymous", FLAG, "MODELCACHE_S3_ANONYMOUS awsAnonymousCredential", "sign nothing"),
     setting(
         "s3.path_style", "s3.path_style", FLAG, ("MODELCACHE_S3_PATH_STYLE", Variable("S3_USER_VIRTUAL_BUCKET", _kserves_virtual_bucket)),
         "bucket in the path instead of the host name (which KServe's variable asks for when it is true)", absent="by endpoint",
     ),
+    setting(
+        "gs.endpoint", "gs.endpoint", GCS_ENDPOINT, ("MODELCACHE_GS_ENDPOINT", Variable("STORAGE_EMULATOR_HOST", _emulator)),
+        "endpoint URL of `gs://`; one of plain http (an emulator) is sent no credential that isn't named here", absent="Google",
+    ),
+    setting(
+        "gs.credentials_file", "gs.credentials_file", PATH, "MODELCACHE_GS_CREDENTIALS_FILE",
+        "service account key, user credential or workload identity configuration (JSON)", absent="the SDK's",
+    ),
+    setting(
+        "gs.anonymous", "gs.anonymous", FLAG, "MODELCACHE_GS_ANONYMOUS",
+        "send no credential; without it, none is sent where none is found",
+    ),
+    setting("gs.ca_file", "gs.ca_file", PATH, "MODELCACHE_GS_CA_FILE", "CA bundle of the endpoint", absent="the system's"),
     setting(
         "proxy.http", "proxies.http", PROXY, ("http_proxy", Variable("HTTP_PROXY", _http_proxy, ("REQUEST_METHOD",))),
         "for `http://` origins; where `REQUEST_METHOD` is set (a CGI program), the one in capitals is not believed", absent="none",

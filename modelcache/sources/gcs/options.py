@@ -17,7 +17,8 @@ class GcsOptions:
     """Settings of one GCS source. What is None is the SDK's to find, the way every Google tool does.
 
     Attributes:
-        endpoint: `http(s)://host[:port]` of a private endpoint or an emulator; None: Google's.
+        endpoint: `http(s)://host[:port]` of a private endpoint or an emulator; None: Google's. Over plain http no credential is looked
+            for, and one that is given goes to this machine alone.
         anonymous: send no credential at all.
         credentials_file: service account key, user credential or workload identity configuration, as JSON. None: application default
             credentials (GOOGLE_APPLICATION_CREDENTIALS, gcloud's, the metadata server); where there are none, no credential is sent.
@@ -37,7 +38,13 @@ class GcsOptions:
         if self.anonymous and (self.access_token is not None or self.credentials_file is not None):
             raise BadConfig("GCS access is either anonymous or with a credential")
         if self.endpoint is not None:
-            _check_endpoint(self.endpoint, anonymous=self.anonymous)
+            _check_endpoint(self.endpoint, with_credential=not self.sends_nothing)
+
+    @property
+    def sends_nothing(self) -> bool:
+        """Whether requests go without a credential, whatever this machine has."""
+        given = self.access_token is not None or self.credentials_file is not None
+        return self.anonymous or (not given and self.base_url.lower().startswith("http://"))
 
     @property
     def base_url(self) -> str:
@@ -45,14 +52,14 @@ class GcsOptions:
         return (self.endpoint or GOOGLE).rstrip("/")
 
 
-def _check_endpoint(endpoint: str, *, anonymous: bool) -> None:
+def _check_endpoint(endpoint: str, *, with_credential: bool) -> None:
     try:
         target = Target.parse(endpoint)
     except InvalidUri as error:
         raise BadConfig(f"the GCS endpoint can't be used: {error.message}", got=safe_address(endpoint)) from None
     if target.userinfo is not None or "?" in endpoint or "#" in endpoint:
         raise BadConfig("the GCS endpoint holds more than scheme, host, port and path", got=safe_address(endpoint))
-    if target.scheme == "http" and not anonymous and not _is_loopback(target.host):
+    if target.scheme == "http" and with_credential and not _is_loopback(target.host):
         raise BadConfig(
             "a token must not go to a GCS endpoint over plain http",
             got=safe_address(endpoint),

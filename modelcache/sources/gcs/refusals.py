@@ -62,9 +62,7 @@ def error_of_auth(error: Exception, *, address: str, cause: ModelCacheError | No
         code = first if _OAUTH_ERROR.fullmatch(first) else kind
         if error.retryable:
             return OriginBusy(f"the service that gives out Google tokens is busy ({code})", address=address)
-        hint = (
-            "the key is revoked, its account gone, or the clock wrong; `gcloud auth application-default login` makes a new one"
-        )
+        hint = "the key is revoked, its account gone, or the clock wrong; `gcloud auth application-default login` makes a new one"
         return AccessDenied(f"no Google token was given ({code})", address=address, hint=hint)
     hint = "check the file that GOOGLE_APPLICATION_CREDENTIALS or MODELCACHE_GS_CREDENTIALS_FILE names"
     if isinstance(error, OSError):

@@ -58,7 +58,7 @@ class Tokens:
 
         Raises: AccessDenied, Unavailable, BadConfig, Cancelled; UnknownScheme: google-auth is not installed.
         """
-        if self._options.anonymous:
+        if self._options.sends_nothing:
             return {}
         if self._options.access_token is not None:
             return {"Authorization": f"Bearer {self._options.access_token}"}
