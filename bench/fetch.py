@@ -3,6 +3,9 @@
 python -m bench.fetch                                     everything: about half an hour
 python -m bench.fetch --quick                             256 MiB, one round, ours and the ceilings: under a minute
 python -m bench.fetch --contenders ours-auto,s5cmd --servers nginx --rounds 5
+python -m bench.fetch --servers hub,gcs --series shared   the Hub and Google Cloud Storage, with their own clients
+python -m bench.fetch --servers nginx-tls,hub-tls,gcs-tls --series shared
+python -m bench.fetch --files 10000 --size 256MiB --servers nginx --series shared
 """
 
 from __future__ import annotations
@@ -25,12 +28,16 @@ from bench.contenders import Contender, Kind, contenders, install
 from bench.measure import Place, RunFailed, run, sha256
 from bench.model import make_model
 from bench.origins import PREFIX, Served, nginx_with, seaweedfs_with
+from bench.origins_gcs import gcs_with
+from bench.origins_hub import hub_with
+from modelcache.testing.servers import Certificate
 from modelcache.units import GIB, MIB, parse_bytes
 
 SERVERS = ("nginx", "seaweedfs")
+ALL_SERVERS = tuple(f"{name}{tls}" for name in (*SERVERS, "hub", "gcs") for tls in ("", "-tls"))
 SERIES = ("shared", "pinned")
 """`shared`: client and server have all cores. `pinned`: the server has the first alone, the client the last."""
-FILES = 4
+DEFAULT_FILES = 4
 HERE = Path(__file__).parent
 PLOT_TIMEOUT_S = 120
 
@@ -44,11 +51,12 @@ class Plan:
     series: tuple[str, ...]
     rounds: int
     size_bytes: int
+    files: int
     seed: int
 
     @property
     def bucket(self) -> str:
-        return f"bench-{self.size_bytes}"
+        return f"bench-{self.size_bytes}" if self.files == DEFAULT_FILES else f"bench-{self.size_bytes}-{self.files}"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -77,18 +85,19 @@ def measure(plan: Plan, place: Place) -> Iterator[dict[str, Any]]:
     shuffle = random.Random(plan.seed)
     cache = place.cache
     model = cache / "nginx" / plan.bucket / PREFIX
-    make_model(model, plan.size_bytes, FILES)
+    make_model(model, plan.size_bytes, plan.files)
     digests = {path.name: sha256(path) for path in model.iterdir()}
     versions = {each.name: each.version(cache) for each in plan.contenders}
     place.scratch.parent.mkdir(parents=True, exist_ok=True)
     where = machine.facts(place.scratch.parent)
     for server in plan.servers:
-        with _served(server, cache, plan.bucket, model) as served:
+        with _served(server, cache, plan.bucket, digests) as served:
+            able = [each for each in plan.contenders if each.can_read(served)]
             for series in plan.series:
                 pinned = series == "pinned"
                 served.pin({cores[0]} if pinned else set(cores))
                 for number in range(1, plan.rounds + 1):
-                    for contender in shuffle.sample(plan.contenders, len(plan.contenders)):
+                    for contender in shuffle.sample(able, len(able)):
                         took = run(contender, served, place, {cores[-1]} if pinned else None, digests if number == 1 else None)
                         _say(server, series, number, contender, took)
                         yield {
@@ -103,17 +112,24 @@ def measure(plan: Plan, place: Place) -> Iterator[dict[str, Any]]:
                             "round": number,
                             "seed": plan.seed,
                             "size_bytes": plan.size_bytes,
-                            "files": FILES,
+                            "files": plan.files,
                             **took,
                             "load_1min": machine.load(),
                             "machine": where,
                         }
 
 
-def _served(server: str, cache: Path, bucket: str, model: Path) -> AbstractContextManager[Served]:
-    if server == "nginx":
-        return nginx_with(cache / "nginx", bucket)
-    return seaweedfs_with(cache / "seaweedfs", bucket, model)
+def _served(server: str, cache: Path, bucket: str, digests: dict[str, str]) -> AbstractContextManager[Served]:
+    name, _, tls = server.partition("-")
+    certificate = Certificate.make(cache.resolve() / "tls") if tls else None
+    model = cache / "nginx" / bucket / PREFIX
+    if name == "nginx":
+        return nginx_with(cache / "nginx", bucket, certificate)
+    if name == "hub":
+        return hub_with(cache / "nginx", bucket, digests, certificate)
+    if name == "gcs":
+        return gcs_with(cache / "gcs", bucket, model, certificate)
+    return seaweedfs_with(cache / "seaweedfs", bucket, model, certificate)
 
 
 def _say(server: str, series: str, number: int, contender: Contender, took: dict[str, Any]) -> None:
@@ -139,10 +155,11 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m bench.fetch", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--contenders", help=f"names or kinds, separated by commas, of: {', '.join(contenders())}")
-    parser.add_argument("--servers", default=",".join(SERVERS), help="default: %(default)s")
+    parser.add_argument("--servers", default=",".join(SERVERS), help=f"of {', '.join(ALL_SERVERS)}; default: %(default)s")
     parser.add_argument("--series", default=",".join(SERIES), help="default: %(default)s")
     parser.add_argument("--rounds", type=int, help="default: 3")
     parser.add_argument("--size", type=parse_bytes, help="of the model; default: 2GiB")
+    parser.add_argument("--files", type=int, default=DEFAULT_FILES, help="of the model; default: %(default)s")
     parser.add_argument("--seed", type=int, help="of the order of contenders; default: random")
     parser.add_argument("--quick", action="store_true", help="256MiB, one round, ours and the ceilings, one series")
     parser.add_argument("--cache", type=Path, default=Path(".cache/bench"), help="for models, servers' data, environments: %(default)s")
@@ -157,10 +174,11 @@ def _plan(options: argparse.Namespace) -> Plan:
     asked = options.contenders or ("ours,ceiling" if quick else "ours,peer,ceiling,bound")
     return Plan(
         contenders=_chosen(asked),
-        servers=_among(SERVERS, options.servers),
+        servers=_among(ALL_SERVERS, options.servers),
         series=_among(SERIES, "shared" if quick else options.series),
         rounds=options.rounds or (1 if quick else 3),
         size_bytes=options.size or (256 * MIB if quick else 2 * GIB),
+        files=options.files,
         seed=random.randrange(2**32) if options.seed is None else options.seed,
     )
 

@@ -1,10 +1,10 @@
-"""The servers that the contenders fetch from: SeaweedFS, which checks signatures, and nginx, as cheap as a server gets."""
+"""The S3 servers that the contenders fetch from: SeaweedFS, which checks signatures, and nginx, as cheap as a server gets."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import quote
@@ -12,7 +12,7 @@ from xml.sax.saxutils import escape
 
 import psutil
 
-from modelcache.testing.servers import Nginx, NginxOptions, SeaweedFS
+from modelcache.testing.servers import Certificate, Nginx, NginxOptions, SeaweedFS
 from modelcache.testing.servers.seaweedfs import REGION
 from modelcache.units import MIB
 
@@ -32,15 +32,18 @@ class RemoteObject:
 
 @dataclass(frozen=True, slots=True)
 class Served:
-    """A model at a running server that speaks S3.
+    """A model at a running server.
 
     Attributes:
-        environ: what an SDK needs to read it: endpoint, region, keys.
+        uri: ours; its scheme says which contenders can read from it.
+        bucket: or repository.
+        environ: what an SDK needs to read it: endpoint, region, keys, CA.
         backing: the files that hold the model on the server's side.
         pids: the server's processes now.
     """
 
     server: str
+    uri: str
     bucket: str
     objects: tuple[RemoteObject, ...]
     environ: Mapping[str, str] = field(repr=False)
@@ -48,8 +51,8 @@ class Served:
     pids: Callable[[], list[int]]
 
     @property
-    def uri(self) -> str:
-        return f"s3://{self.bucket}/{PREFIX}"
+    def scheme(self) -> str:
+        return self.uri.partition(":")[0]
 
     @property
     def size_bytes(self) -> int:
@@ -76,22 +79,32 @@ class Served:
 
 
 @contextmanager
-def nginx_with(root: Path, bucket: str) -> Iterator[Served]:
+def nginx_with(root: Path, bucket: str, certificate: Certificate | None = None) -> Iterator[Served]:
     """`root/bucket/model/` behind nginx, as a bucket: path-style GET, HEAD and ranges, a listing made once, signatures unread."""
     paths = sorted((root / bucket / PREFIX).iterdir())
     listing = root / f"{bucket}.xml"
     listing.write_text(_listing(bucket, paths))
     exactly = f'location = /{bucket} {{ default_type application/xml; alias "{listing.resolve()}"; }}'
-    with Nginx(root, NginxOptions(log_requests=False, more=exactly)) as server:
+    with Nginx(root, NginxOptions(certificate=certificate, log_requests=False, more=exactly)) as server:
         objects = tuple(RemoteObject(path.name, path.stat().st_size, f"{server.endpoint}/{bucket}/{PREFIX}/{path.name}") for path in paths)
-        environ = _environ(server.endpoint, "unread", "unread")
-        yield Served("nginx", bucket, objects, environ, tuple(paths), server.pids)
+        environ = _environ(server.endpoint, "unread", "unread") | trusting(certificate)
+        name = "nginx" if certificate is None else "nginx-tls"
+        yield Served(name, f"s3://{bucket}/{PREFIX}", bucket, objects, environ, tuple(paths), server.pids)
 
 
 @contextmanager
-def seaweedfs_with(directory: Path, bucket: str, model: Path) -> Iterator[Served]:
-    """The files of `model` in SeaweedFS; put there once, and kept in `directory` for the next time."""
-    with SeaweedFS(directory) as server:
+def seaweedfs_with(directory: Path, bucket: str, model: Path, certificate: Certificate | None = None) -> Iterator[Served]:
+    """The files of `model` in SeaweedFS; put there once, and kept in `directory` for the next time.
+
+    With a certificate nginx speaks TLS before it, as an ingress does.
+    """
+    with ExitStack() as running:
+        server = running.enter_context(SeaweedFS(directory))
+        pids, endpoint = server.pids, server.endpoint
+        if certificate is not None:
+            options = NginxOptions(upstream=server.endpoint, certificate=certificate, log_requests=False)
+            front = running.enter_context(Nginx(directory, options))
+            endpoint, pids = front.endpoint, lambda: [*server.pids(), *front.pids()]
         paths = sorted(model.iterdir())
         sizes = {f"{PREFIX}/{path.name}": path.stat().st_size for path in paths}
         names = [each["Name"] for each in server.client().list_buckets()["Buckets"]]
@@ -109,8 +122,15 @@ def seaweedfs_with(directory: Path, bucket: str, model: Path) -> Iterator[Served
             for path in paths
         )
         backing = tuple((directory / "data").rglob(f"{bucket}_*.dat"))
-        environ = _environ(server.endpoint, server.reader.access_key, server.reader.secret_key)
-        yield Served("seaweedfs", bucket, objects, environ, backing, server.pids)
+        environ = _environ(endpoint, server.reader.access_key, server.reader.secret_key) | trusting(certificate)
+        name = "seaweedfs" if certificate is None else "seaweedfs-tls"
+        yield Served(name, f"s3://{bucket}/{PREFIX}", bucket, objects, environ, backing, pids)
+
+
+def trusting(certificate: Certificate | None) -> dict[str, str]:
+    """What makes every contender trust the CA: botocore's name for it, OpenSSL's and Go's, requests', ours."""
+    names = ("AWS_CA_BUNDLE", "SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "MODELCACHE_HTTP_CA_FILE")
+    return {} if certificate is None else dict.fromkeys(names, str(certificate.ca))
 
 
 def _environ(endpoint: str, access_key: str, secret_key: str) -> dict[str, str]:

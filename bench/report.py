@@ -119,7 +119,7 @@ def verdicts(table: Table) -> list[str]:
     if ceiling is not None:
         share = mine.rate_gib_per_s / ceiling.rate_gib_per_s
         text = f"{where} has {share:.2f} of the ceiling, {ceiling.contender}"
-        cheap = server == "nginx"  # elsewhere the server is the ceiling
+        cheap = server in ("nginx", "hub")  # elsewhere the server is the ceiling
         found.append(_verdict(share >= CEILING_SHARE, f"{text} (to reach: {CEILING_SHARE})") if cheap else f"         {text}")
     s5cmd = next((row for row in rows if row.contender == "s5cmd"), None)
     if s5cmd is not None:
