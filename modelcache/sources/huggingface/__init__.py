@@ -1,7 +1,6 @@
 """`hf://owner/model[:revision][/subpath]`: model repositories of the Hugging Face Hub and of its mirrors.
 
-Both planes are `modelcache.transport`'s; huggingface_hub is asked only to renew a login that has run out, where it is installed
-(`credential.py`). Why: `docs/design/003-hub-control-plane.md`.
+Both planes are `modelcache.transport`'s, without huggingface_hub. Why: `docs/design/003-hub-control-plane.md`.
 
 Not served: datasets, spaces, buckets, and Xet's own protocol (files kept in Xet come as plain bytes through its bridge).
 """

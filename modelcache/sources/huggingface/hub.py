@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote
 
 from modelcache.errors import ModelCacheError, ProtocolViolation
 from modelcache.patience import Cancellation
@@ -113,10 +113,10 @@ class Hub:
             raise ProtocolViolation("the hub's listing goes on at no usable URL", address=address) from None
         if there.same_origin(self._base):
             return there.url
-        path = urlsplit(there.url).path
-        if not path.startswith("/api/"):
+        below = there.resource.removeprefix(self._base.resource.rstrip("/"))
+        if not below.startswith("/api/"):
             raise ProtocolViolation("the hub's listing goes on elsewhere", address=address, got=safe_address(there.url))
-        return f"{self.base_url}{there.resource}"
+        return f"{self.base_url}{below}"
 
     def _asked(self, repo: str, revision: str, address: str, *, listed: bool) -> Asked:
         return Asked(repo, revision, address, f"{self.base_url}/{repo}", self._credential.token() is not None, listed)

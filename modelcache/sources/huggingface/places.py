@@ -17,7 +17,7 @@ from email.utils import parsedate_to_datetime
 from urllib.parse import parse_qsl, urlsplit
 
 from modelcache.abc.source import RemoteFile
-from modelcache.errors import ProtocolViolation, SourceChanged
+from modelcache.errors import OriginStalled, ProtocolViolation, SourceChanged
 from modelcache.patience import Cancellation
 from modelcache.sources.huggingface.hub import Hub, redirected
 from modelcache.sources.huggingface.location import FileLocation
@@ -70,9 +70,7 @@ class Places:
                     others.append(bell)
             if others is None:
                 return self._ask(file, cancel)
-            with cancel.on_cancel(lambda bell=bell: bell.put(None)):  # type: ignore[misc]
-                bell.get(timeout=WAIT_S)
-            cancel.check()
+            _wait(bell, file, cancel)
 
     def forget(self, locator: str, place: Place) -> None:
         """This place was refused; the next `of` asks the hub. Another that is kept meanwhile stays."""
@@ -102,6 +100,15 @@ class Places:
                 waiting = self._asking.pop(file.locator)
             for bell in waiting:
                 bell.put(None)
+
+
+def _wait(bell: queue.SimpleQueue[None], file: RemoteFile, cancel: Cancellation) -> None:
+    with cancel.on_cancel(lambda: bell.put(None)):
+        try:
+            bell.get(timeout=WAIT_S)
+        except queue.Empty:
+            raise OriginStalled("the hub did not say where a file is", address=FileLocation.of_locator(file.locator).address) from None
+    cancel.check()
 
 
 def _check(file: RemoteFile, answer: Response) -> None:

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from modelcache.errors import AccessDenied, ModelCacheError, NotFound, OriginBusy, SourceChanged
 from modelcache.transport import Response, error_of_status, retry_after_s
 
-BAD_TOKEN = "Invalid credentials in Authorization header"  # noqa: S105 - the hub's words for a token that it doesn't know
+UNKNOWN_LOGIN = "Invalid credentials in Authorization header"
+UNKNOWN_LOGIN_HINT = "it is wrong, revoked or expired: `hf auth whoami` renews a login of the browser, `hf auth login` makes a new one"
 DISABLED = "Access to this resource is disabled."
 LOGIN_HINT = "sign in with `hf auth login`, or set HF_TOKEN to a token that may read this repository"
 
@@ -73,11 +74,11 @@ def _denied(answer: Response, asked: Asked, code: str, said: str) -> AccessDenie
         return AccessDenied(
             f"the hub has disabled `{asked.repo}` ({said})", address=asked.address, hint=f"its page may say why: {asked.repo_url}"
         )
-    if message == BAD_TOKEN:
+    if message == UNKNOWN_LOGIN:
         return AccessDenied(
             f"the hub does not accept the token ({said})",
             address=asked.address,
-            hint="it is wrong, revoked or expired: `hf auth login`, or another HF_TOKEN",
+            hint=UNKNOWN_LOGIN_HINT,
         )
     if code == "RepoNotFound" or (answer.status == 401 and not asked.signed_in):
         hint = f"check the spelling; if it is private, {LOGIN_HINT}"

@@ -174,7 +174,8 @@ class _Front(FaultServer):
         if kind == "cache":
             return ranged(file.data, headers, received)
         if not file.lfs:
-            where = f"{self._hub.prefix}/api/resolve-cache/models/{repo}/{commit}/{quote(path)}?{quote(received.target, safe='')}=&etag=%22{file.etag}%22"
+            asked = quote(received.target, safe="")
+            where = f"{self._hub.prefix}/api/resolve-cache/models/{repo}/{commit}/{quote(path)}?{asked}=&etag=%22{file.etag}%22"
             return Reply(307, headers | {"Location": where, "X-Linked-Size": str(len(file.data))}, b"Temporary Redirect.")
         linked = {"X-Linked-Size": str(len(file.data)), "X-Linked-Etag": f'"{file.sha256}"'}
         if file.xet:
