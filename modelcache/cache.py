@@ -27,9 +27,7 @@ from modelcache.abc.store import (
     Usage,
     VerifyReport,
 )
-from modelcache.carry.exporting import BytesProgress, Chosen, ExportReport, export
-from modelcache.carry.file import Place
-from modelcache.carry.importing import ImportReport, import_file
+from modelcache.carry.carrying import Carrying
 from modelcache.config import Config
 from modelcache.ensure import Ensure, Ensured, ProgressCallback, expect_cached, hit
 from modelcache.errors import AmbiguousName, NotCached
@@ -72,7 +70,7 @@ class Refresh(StrEnum):
     """Offline: what is here, or `NotCached`."""
 
 
-class ModelCache:
+class ModelCache(Carrying):
     """A store and what fills it. A context manager; safe for many threads.
 
     `ensure` is the whole of it: whatever state the store is in, it returns a complete, verified, read-only directory or raises
@@ -291,46 +289,3 @@ class ModelCache:
         """Read every byte of a snapshot (or of all) from the disk and compare; damage is taken out of service and reported."""
         digest = None if name is None else self.find(name).digest
         return self._store.verify(digest, cancel or Cancellation(), progress)
-
-    # -- carrying ---------------------------------------------------------------------------------------------------
-
-    def export(
-        self, names: Sequence[str] | None, place: Place, *, progress: BytesProgress | None = None, cancel: Cancellation | None = None
-    ) -> ExportReport:
-        """Write snapshots into one file that `import_` of another store reads (`docs/format.md`, Exports). Asks no origin.
-
-        Every byte is compared with its digest on the way. What a URI names is exported with that URI, what a digest names with every
-        URI that leads to it.
-
-        Args:
-            names: as `find` takes them; None: everything that is here.
-            place: a path, which appears whole, durable, and in place of what was there; or an open stream.
-
-        Raises:
-            NotCached, AmbiguousName: as `find`.
-            DamagedBlob, NoSpace, FileFault, Cancelled: and there is no half file.
-        """
-        everything = [self._with_refs(info, None) for info in self._store.list()] if names is None else []
-        chosen = everything if names is None else [self._chosen(name) for name in names]
-        if not chosen:
-            raise NotCached("there is nothing to export")
-        return export(self._store, chosen, place, progress=progress, cancel=cancel or Cancellation())
-
-    def _chosen(self, name: str) -> Chosen:
-        info = self.find(name)
-        uri = None if _HEX.fullmatch(name) else str(parse_uri(name)[0])
-        return self._with_refs(info, uri)
-
-    def _with_refs(self, info: SnapshotInfo, uri: str | None) -> Chosen:
-        """A snapshot with its refs, or those of one URI."""
-        found = [self._store.ref(head.key) for head in info.refs if uri in (None, head.key.uri)]
-        return Chosen(info.digest, tuple(ref for ref in found if ref is not None and ref.manifest == info.digest))
-
-    def import_(self, place: Place, *, progress: BytesProgress | None = None, cancel: Cancellation | None = None) -> ImportReport:
-        """Bring in what `export` wrote, after every byte of it was verified. What names lead to is the file's word: import only what
-        you would pull (`docs/semantics.md`, Carrying).
-
-        Raises:
-            DamagedExport, NoSpace, FileFault, StoreError, Cancelled: nothing of it is kept.
-        """
-        return import_file(self._store, place, progress=progress, cancel=cancel or Cancellation())
