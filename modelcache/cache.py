@@ -7,12 +7,11 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 from types import TracebackType
 
-from modelcache.abc.source import Source
 from modelcache.abc.store import (
     CollectReport,
     Evicted,
@@ -29,13 +28,15 @@ from modelcache.abc.store import (
 )
 from modelcache.carry.carrying import Carrying
 from modelcache.config import Config
-from modelcache.ensure import Ensure, Ensured, ProgressCallback, expect_cached, hit
-from modelcache.errors import AmbiguousName, NotCached
+from modelcache.ensure import Ensure, Ensured, ProgressCallback, expect_cached, hit, last
+from modelcache.digest import Digest
+from modelcache.errors import AccessDenied, AmbiguousName, NotCached
 from modelcache.fetch.engine import FetchEngine
 from modelcache.fetch.flight import SingleFlight
 from modelcache.fetch.plan import Priority
 from modelcache.manifest import Manifest
 from modelcache.patience import Cancellation
+from modelcache.permission import Admission, Caller, Denials, OwnersAdmission, Permission, expect_served
 from modelcache.registry import Registry
 from modelcache.store.store import LocalStore
 from modelcache.uri import StorageUri, UriSecrets, parse_uri
@@ -43,8 +44,11 @@ from modelcache.uri import StorageUri, UriSecrets, parse_uri
 HOLD_TRIES = 3
 """A snapshot that is evicted between `ensure` and its hold is brought in again this often in all."""
 
-_FlightKey = tuple[RefKey, UriSecrets]
-"""Callers share a fetch only with those who ask with the same credential: one that is refused refuses nobody else."""
+STALE_HINT = "a version of it is here: `--offline` (refresh `never`) gives it without asking the origin"
+
+_FlightKey = tuple[RefKey, UriSecrets, str]
+"""Callers share a fetch only with those who ask with the same credential and for the same identity: one that is refused refuses
+nobody else, and nobody gets what another one proved."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +56,7 @@ class Asked:
     """What one caller asks a flight for."""
 
     uri: StorageUri
-    source: Source
+    admission: Admission
     priority: Priority
     reads_next: bool
 
@@ -89,7 +93,9 @@ class ModelCache(Carrying):
             BadConfig: a setting makes no sense.
         """
         self.config = config or Config.load()
-        self._store: Store = LocalStore(Path(root) if root is not None else self.config.root, self.config.limits)
+        store = LocalStore(Path(root) if root is not None else self.config.root, self.config.limits)
+        self._store: Store = store
+        self._permission = Permission(store.grants, self.config.trust, self.config.proxies)
         self._engine = FetchEngine(self.config.engine)
         self._registry = Registry(self.config, on_throttle=self._engine.throttled)
         self._flights: SingleFlight[_FlightKey, Ensured] = SingleFlight("ensure")
@@ -119,6 +125,7 @@ class ModelCache(Carrying):
         reads_next: bool = False,
         progress: ProgressCallback | None = None,
         cancel: Cancellation | None = None,
+        caller: Caller | None = None,
     ) -> Snapshot:
         """Have this model here: fetched if it is not, verified in any case, published whole.
 
@@ -130,18 +137,26 @@ class ModelCache(Carrying):
                 cache if it fits (`docs/design/002-write-route.md`).
             progress: called from this thread now and then, and once at the end with phase `done`.
             cancel: ends the wait with `Cancelled`; what was fetched is kept for the next try.
+            caller: of a store that several share: what their own credential can't read, they don't get (`docs/semantics.md`,
+                Permission). None: the store's only owner.
+
+        Returns:
+            The snapshot; `stale` if it was due to be compared with its origin and that could not be asked.
 
         Raises:
             BadInput, Missing, AccessDenied, Unavailable, SourceChanged, ProtocolViolation, IntegrityError, NoSpace, StoreError.
         """
         parsed, secrets = parse_uri(uri)
-        with self._registry.source(parsed, secrets) as source:
-            ensured = self._hit(parsed, source, refresh)
+        with self._admitted((parsed, secrets), caller, again=refresh is Refresh.ALWAYS) as admission:
+            ensured = self._hit(admission, refresh)
             if refresh is Refresh.NEVER:
                 ensured = expect_cached(ensured, parsed)
             if ensured is None:
-                flight = (RefKey(str(parsed), str(source.origin)), secrets)
-                ensured = self._ask(flight, Asked(parsed, source, priority, reads_next), progress, cancel)
+                flight = (admission.key, secrets, admission.identity)
+                ensured = self._ask(flight, Asked(parsed, admission, priority, reads_next), progress, cancel)
+        if ensured.unavailable is not None and refresh is Refresh.ALWAYS:
+            ensured.unavailable.hint = STALE_HINT
+            raise ensured.unavailable
         if progress is not None:
             progress(ensured.progress)
         return ensured.snapshot
@@ -155,13 +170,16 @@ class ModelCache(Carrying):
         priority: Priority = Priority.WAITING,
         progress: ProgressCallback | None = None,
         cancel: Cancellation | None = None,
+        caller: Caller | None = None,
     ) -> Iterator[Snapshot]:
         """`ensure` for a caller who reads next, and hold the snapshot for the block (or until this process ends)."""
         with ExitStack() as held:
             for _ in range(HOLD_TRIES):
-                snapshot = self.ensure(uri, refresh=refresh, priority=priority, reads_next=True, progress=progress, cancel=cancel)
+                snapshot = self.ensure(
+                    uri, refresh=refresh, priority=priority, reads_next=True, progress=progress, cancel=cancel, caller=caller
+                )
                 try:
-                    snapshot = held.enter_context(self._store.hold(snapshot.digest, holder="open"))
+                    snapshot = replace(held.enter_context(self._store.hold(snapshot.digest, holder="open")), stale=snapshot.stale)
                 except NotCached:
                     continue  # evicted between the two: start over (DESIGN §5, hold first, look second)
                 break
@@ -169,12 +187,50 @@ class ModelCache(Carrying):
                 raise NotCached(f"`{parse_uri(uri)[0]}` was evicted each time before it could be held", hint="make room: `modelcache df`")
             yield snapshot
 
-    def _hit(self, uri: StorageUri, source: Source, refresh: Refresh) -> Ensured | None:
+    def check(self, uri: str, snapshot: Digest, caller: Caller) -> None:
+        """Whether a caller may be shown a snapshot that an ensure of this URI gave them: looked at again just before they are.
+        Asks no origin.
+
+        Raises:
+            AccessUnproved: their grant expired, was revoked, or is on another version.
+        """
+        with self._counted():
+            self._permission.check(caller, parse_uri(uri), snapshot)
+
+    @property
+    def denials(self) -> Denials:
+        """How often callers were refused."""
+        return self._permission.denials
+
+    @contextmanager
+    def _admitted(self, asked: tuple[StorageUri, UriSecrets], caller: Caller | None, *, again: bool) -> Iterator[Admission]:
+        if caller is None:
+            with self._registry.source(*asked) as source:
+                yield OwnersAdmission(self._store, source, asked[0])
+            return
+        with self._counted(), ExitStack() as opened:
+            expect_served(asked[0])
+            registry = Registry(caller.own_config, on_throttle=self._engine.throttled)
+            opened.callback(registry.close)
+            source = opened.enter_context(registry.source(*asked))
+            yield self._permission.admit(caller, asked, source, again=again)
+
+    @contextmanager
+    def _counted(self) -> Iterator[None]:
+        try:
+            yield
+        except AccessDenied as error:
+            self._permission.denials.count(error)
+            raise
+
+    def _hit(self, admission: Admission, refresh: Refresh) -> Ensured | None:
         started_s = time.monotonic()
         if refresh is Refresh.ALWAYS:
             return None
-        ref = self._store.head(RefKey(str(uri), str(source.origin)))
-        if ref is None or not (refresh is Refresh.NEVER or self._fresh(ref)):
+        if refresh is Refresh.NEVER:
+            return last(self._store, admission, started_s)
+        ref = self._store.head(admission.key)
+        if ref is None or not self._fresh(ref) or not admission.sees(ref.revision, ref.manifest):
             return None
         return hit(self._store, ref, started_s)
 
@@ -184,7 +240,15 @@ class ModelCache(Carrying):
     def _ask(self, flight: _FlightKey, asked: Asked, progress: ProgressCallback | None, cancel: Cancellation | None) -> Ensured:
         def do(flight_cancel: Cancellation) -> Ensured:
             route = self.config.write_route or (None if asked.reads_next else Route.DIRECT)
-            ensure = Ensure(self._store, self._engine, asked.source, asked.uri, priority=asked.priority, route=route)
+            ensure = Ensure(
+                self._store,
+                self._engine,
+                asked.admission.source,
+                asked.uri,
+                priority=asked.priority,
+                route=route,
+                admission=asked.admission,
+            )
             with self._lock:
                 self._ensures[flight] = ensure
             try:

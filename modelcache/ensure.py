@@ -10,7 +10,16 @@ from dataclasses import dataclass, replace
 from modelcache.abc.source import Listing, RemoteFile, Source
 from modelcache.abc.store import Ingest, IngestFile, Ref, RefFile, RefHead, RefKey, Route, Snapshot, Store
 from modelcache.digest import Algorithm, Digest
-from modelcache.errors import DigestMismatch, InvalidUri, NotCached, SourceChanged
+from modelcache.errors import (
+    AccessDenied,
+    AccessUnproved,
+    DigestMismatch,
+    InvalidUri,
+    NotCached,
+    OriginUntrusted,
+    SourceChanged,
+    Unavailable,
+)
 from modelcache.fetch.engine import FetchEngine
 from modelcache.fetch.fetch import Fetch, FetchRequest
 from modelcache.fetch.plan import Priority
@@ -18,6 +27,7 @@ from modelcache.fetch.progress import Phase, Progress
 from modelcache.fetch.route import available_memory_bytes, route_for_reader
 from modelcache.manifest import Manifest, ManifestFile
 from modelcache.patience import Cancellation
+from modelcache.permission import Admission, OwnersAdmission
 from modelcache.uri import StorageUri
 
 CHANGE_TRIES = 3
@@ -31,22 +41,54 @@ REDEFINED_HINT = (
 
 @dataclass(frozen=True, slots=True)
 class Ensured:
-    """What an ensure came to: the snapshot, and the last word of its progress (phase `done`)."""
+    """What an ensure came to: the snapshot, and the last word of its progress (phase `done`).
+
+    Attributes:
+        unavailable: why the origin could not be asked, when the snapshot is therefore the last version that is known (`stale`).
+    """
 
     snapshot: Snapshot
     progress: Progress
+    unavailable: Unavailable | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Resolved:
+    """What the URI is now.
+
+    Attributes:
+        ref: what it was before.
+        known: sha256 by path of the files that need no fetching if their blobs are here.
+    """
+
+    listing: Listing
+    ref: Ref | None
+    known: dict[str, Digest]
 
 
 class Ensure:
     """One resolution of one ref. `run` is called once, in the flight's thread; `look` and `hurry` by any waiting caller."""
 
     def __init__(
-        self, store: Store, engine: FetchEngine, source: Source, uri: StorageUri, *, priority: Priority, route: Route | None
+        self,
+        store: Store,
+        engine: FetchEngine,
+        source: Source,
+        uri: StorageUri,
+        *,
+        priority: Priority,
+        route: Route | None,
+        admission: Admission | None = None,
     ) -> None:
-        """`route` None: somebody reads next, so through the page cache if it fits."""
+        """
+        Args:
+            route: None: somebody reads next, so through the page cache if it fits.
+            admission: of who asks, with `source` as its source; None: the store's only owner.
+        """
         self._store = store
         self._engine = engine
         self._source = source
+        self._admission = admission or OwnersAdmission(store, source, uri)
         self._uri = uri
         self._priority = priority
         self._route = route
@@ -82,13 +124,32 @@ class Ensure:
             except SourceChanged:
                 if tries_left == 0:
                     raise
+            except AccessDenied:
+                self._admission.refused()
+                raise
         raise AssertionError("unreachable")
 
     def _try(self, cancel: Cancellation) -> Ensured:
-        listing = self._list(cancel)
+        try:
+            listing = self._list(cancel)
+        except OriginUntrusted:
+            raise  # that is no outage: somebody answered, and not who should
+        except Unavailable as error:
+            return self._stale(error)
         cancel.check()
         ref = self._store.ref(self._key)
-        return self._already_here(listing, ref) or self._bring(listing, ref, cancel)
+        resolved = _Resolved(listing, ref, self._admission.known(listing, ref))
+        return self._already_here(resolved, cancel) or self._bring(resolved, cancel)
+
+    def _stale(self, error: Unavailable) -> Ensured:
+        """The last version that may be handed out. Raises `error` if there is none, AccessUnproved if none may be."""
+        try:
+            found = last(self._store, self._admission, self._started_s)
+        except AccessUnproved as refusal:
+            raise refusal.because(error) from error
+        if found is None:
+            raise error
+        return Ensured(replace(found.snapshot, stale=True), replace(found.progress, stale=True), error)
 
     def _list(self, cancel: Cancellation) -> Listing:
         listing = self._source.list(self._uri, cancel)
@@ -114,28 +175,34 @@ class Ensure:
 
     # -- nothing to fetch -------------------------------------------------------------------------------------------
 
-    def _already_here(self, listing: Listing, ref: Ref | None) -> Ensured | None:
+    def _already_here(self, resolved: _Resolved, cancel: Cancellation) -> Ensured | None:
         """The snapshot, when every file's digest is known before a fetch and all of it is published."""
-        known = _known_digests(listing, ref)
-        digests = [known.get(item.path) for item in listing.files]
+        listing, ref = resolved.listing, resolved.ref
+        digests = [resolved.known.get(item.path) for item in listing.files]
         if any(item is None for item in digests):
             return None
         manifest = _manifest(listing, [item for item in digests if item is not None])
+        if not self._admission.sees(listing.revision, manifest.digest):
+            if self._store.snapshot(manifest.digest) is None:
+                return None
+            self._admission.prove(listing.files, cancel)
+            self._admission.proved(listing.revision, manifest)
         if ref is not None and ref.manifest == manifest.digest and ref.revision == listing.revision:
             snapshot = self._store.snapshot(manifest.digest)
             if snapshot is None:
                 return None
             self._store.touch(ref, checked_at_s=time.time())
         else:
-            snapshot = self._store.attach(self._ref(listing, manifest, ref, {}))
+            snapshot = self._store.attach(self._ref(resolved, manifest, {}))
             if snapshot is None:
                 return None
         return Ensured(snapshot, _hit_progress(self._key.uri, listing.size_bytes, len(listing.files), self._started_s))
 
     # -- something to fetch -----------------------------------------------------------------------------------------
 
-    def _bring(self, listing: Listing, ref: Ref | None, cancel: Cancellation) -> Ensured:
-        known = _known_digests(listing, ref)
+    def _bring(self, resolved: _Resolved, cancel: Cancellation) -> Ensured:
+        listing, known = resolved.listing, resolved.known
+        self._admission.prove([item for item in listing.files if item.path in known and self._store.has_blob(known[item.path])], cancel)
         wanted = [IngestFile(item.path, item.size_bytes, _version(listing, item), known.get(item.path)) for item in listing.files]
         self._phase = Phase.RESERVING
         with ExitStack() as planning:
@@ -144,7 +211,7 @@ class Ensure:
             try:
                 fetch = self._start(listing, ingest, wanted)
                 planning.close()
-                return self._fill(listing, ref, ingest, fetch, cancel)
+                return self._fill(resolved, ingest, fetch, cancel)
             except DigestMismatch as error:
                 ingest.discard()
                 if error.expected not in {str(digest) for item in listing.files for digest in item.digests}:
@@ -162,8 +229,10 @@ class Ensure:
         self._engine.hurry(fetch, self._priority)  # somebody may have come while it was not to be seen
         return fetch
 
-    def _fill(self, listing: Listing, ref: Ref | None, ingest: Ingest, fetch: Fetch, cancel: Cancellation) -> Ensured:
+    def _fill(self, resolved: _Resolved, ingest: Ingest, fetch: Fetch, cancel: Cancellation) -> Ensured:
+        listing = resolved.listing
         fetch.wait(cancel)
+        self._admission.prove(listing.files, cancel)  # what others brought, or an earlier try
         self._phase = Phase.PUBLISHING
         digests = [item.sha256 for item in ingest.files]
         manifest = _manifest(listing, [item for item in digests if item is not None])
@@ -172,22 +241,28 @@ class Ensure:
             for number, item in enumerate(listing.files)
             if number in fetch.compared
         }
-        snapshot = ingest.publish(manifest, self._ref(listing, manifest, ref, compared))
+        snapshot = ingest.publish(manifest, self._ref(resolved, manifest, compared))
+        self._admission.proved(listing.revision, manifest)
         done = replace(fetch.look(Phase.DONE), elapsed_s=time.monotonic() - self._started_s, eta_s=0.0)
         return Ensured(snapshot, done)
 
-    def _ref(self, listing: Listing, manifest: Manifest, before: Ref | None, compared: dict[str, tuple[Digest, ...]]) -> Ref:
+    def _ref(self, resolved: _Resolved, manifest: Manifest, compared: dict[str, tuple[Digest, ...]]) -> Ref:
+        listing, before = resolved.listing, resolved.ref
         now_s = time.time()
         sha256_of = {item.path: item.sha256 for item in manifest.files}
         earlier = {item.path: item for item in before.files} if before is not None else {}
         files = []
         for item in listing.files:
-            stated = compared.get(item.path)
+            stated, claimed = compared.get(item.path), False
             if stated is None:  # its blob was here: what the origin states of it is its sha256, or what was compared back then
                 same = earlier.get(item.path)
-                kept = same.stated if same is not None and same.sha256 == sha256_of[item.path] and same.validator == item.validator else ()
+                if same is not None and (same.sha256, same.validator) != (sha256_of[item.path], item.validator):
+                    same = None
+                kept = same.stated if same is not None else ()
                 stated = kept or tuple(digest for digest in item.digests if digest.algorithm is Algorithm.SHA256)
-            files.append(RefFile(item.path, item.size_bytes, item.validator, sha256_of[item.path], stated))
+                fetched = same is not None and item.validator != "" and not same.claimed
+                claimed = item.path in resolved.known and not fetched
+            files.append(RefFile(item.path, item.size_bytes, item.validator, sha256_of[item.path], stated, claimed))
         created_at_s = before.created_at_s if before is not None and before.manifest == manifest.digest else now_s
         return Ref(self._key, listing.revision, listing.immutable, manifest.digest, tuple(files), created_at_s, now_s)
 
@@ -198,6 +273,20 @@ def hit(store: Store, ref: RefHead, started_s: float) -> Ensured | None:
     if snapshot is None:
         return None
     return Ensured(snapshot, _hit_progress(ref.key.uri, ref.size_bytes, ref.file_count, started_s))
+
+
+def last(store: Store, admission: Admission, started_s: float) -> Ensured | None:
+    """The last version that may be handed out without asking the origin; None if nothing is here.
+
+    Raises:
+        AccessUnproved: no version may be.
+    """
+    for digest in admission.last():
+        snapshot = store.snapshot(digest)
+        if snapshot is not None:
+            manifest = store.manifest(digest)
+            return Ensured(snapshot, _hit_progress(admission.key.uri, manifest.size_bytes, len(manifest.files), started_s))
+    return None
 
 
 def _hit_progress(uri: str, size_bytes: int, files: int, started_s: float) -> Progress:
@@ -213,22 +302,6 @@ def _hit_progress(uri: str, size_bytes: int, files: int, started_s: float) -> Pr
         elapsed_s=time.monotonic() - started_s,
         hit=True,
     )
-
-
-def _known_digests(listing: Listing, ref: Ref | None) -> dict[str, Digest]:
-    """sha256 of the files whose bytes are known before a fetch: stated by the origin, or computed here of this very version."""
-    known = {}
-    if ref is not None:
-        before = {item.path: item for item in ref.files}
-        for item in listing.files:
-            same = before.get(item.path)
-            if same is not None and item.validator and (same.validator, same.size_bytes) == (item.validator, item.size_bytes):
-                known[item.path] = same.sha256
-    for item in listing.files:
-        for digest in item.digests:
-            if digest.algorithm is Algorithm.SHA256:
-                known[item.path] = digest
-    return known
 
 
 def _compared(item: RemoteFile, known: Digest | None) -> RemoteFile:

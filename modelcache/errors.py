@@ -23,6 +23,7 @@ class ErrorCode(StrEnum):
     NOT_FOUND = "not-found"
     NOT_CACHED = "not-cached"
     ACCESS_DENIED = "access-denied"
+    ACCESS_UNPROVED = "access-unproved"
     ORIGIN_UNREACHABLE = "origin-unreachable"
     ORIGIN_UNTRUSTED = "origin-untrusted"
     ORIGIN_BUSY = "origin-busy"
@@ -182,6 +183,18 @@ class AccessDenied(ModelCacheError):
 
     code = ErrorCode.ACCESS_DENIED
     default_hint = "check the credential that this process uses and its right to read these objects"
+
+
+class AccessUnproved(AccessDenied):
+    """A caller of a shared store holds no grant in force, and could not prove its right; whether the bytes are here is not said."""
+
+    code = ErrorCode.ACCESS_UNPROVED
+    retryable = True
+    default_hint = "ask again when the origin can be reached: what is proved then counts for a while without it"
+
+    def because(self, error: ModelCacheError) -> AccessUnproved:
+        """The same with what stood in the way of a proof."""
+        return AccessUnproved(f"{self.message}: {error.message}", address=self.address, hint=self.hint, retry_after_s=error.retry_after_s)
 
 
 # -- the same call works later --------------------------------------------------------------------------------------

@@ -74,6 +74,10 @@ class Grants(Protocol):
         """
         ...
 
+    def now_s(self) -> float:
+        """Unix time by the clock that grants are judged by."""
+        ...
+
     def put(self, grant: Grant) -> None:
         """Remember it, durably; replaces one of the same holder, ref and version."""
         ...

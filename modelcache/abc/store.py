@@ -105,10 +105,12 @@ class Snapshot:
     Attributes:
         digest: the manifest's.
         path: the directory; files in it are hard links to blobs.
+        stale: of an ensure: it was due to be compared with its origin, which could not be asked. The last version that is known.
     """
 
     digest: Digest
     path: Path
+    stale: bool = False
 
 
 @dataclass(frozen=True, slots=True)

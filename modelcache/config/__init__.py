@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from modelcache.abc.grants import Trust
 from modelcache.abc.store import Limits, Route
 from modelcache.config.file import ConfigFile, find_file
 from modelcache.config.resolving import Flag, Resolved, expect_private, resolve
@@ -37,6 +38,8 @@ that shares its file system the agent goes lower. On a laptop 10 % stay free."""
 DEFAULT_ENGINE = EngineLimits(ConcurrencyBounds(start=4, least=1, most=16), spare_buffers=16)
 """16 + 16 chunks of 4 MiB bound the engine's memory to 128 MiB."""
 DEFAULT_REFRESH_S = 600.0
+DEFAULT_TRUST = Trust(grant_ttl_s=86_400.0, origins=("https://huggingface.co:443",), proof_requests=8)
+"""The Hub names its large files by sha256 and lets nobody else say what they are (DESIGN §6)."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +56,7 @@ class Config:
         write_route: None chooses by who reads next.
         s3, gs, http, hf: settings of the sources.
         proxies: of the bulk transport.
+        trust: what callers of a shared store are believed.
     """
 
     root: Path
@@ -67,6 +71,7 @@ class Config:
     http: HttpOptions = field(default_factory=HttpOptions)
     hf: HubOptions = field(default_factory=HubOptions)
     proxies: Proxies = field(default_factory=Proxies)
+    trust: Trust = DEFAULT_TRUST
 
     def __post_init__(self) -> None:
         low, high = self.limits.low_watermark, self.limits.high_watermark

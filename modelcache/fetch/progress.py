@@ -32,6 +32,7 @@ class Progress:
         rate_bytes_per_s: over the last seconds; of a finished fetch, over all of it.
         eta_s: seconds left at that rate; None while unknown.
         hit: the snapshot was here; nothing was fetched.
+        stale: and it is the last version that is known, for the origin could not be asked.
     """
 
     uri: str
@@ -46,6 +47,7 @@ class Progress:
     eta_s: float | None = None
     elapsed_s: float = 0.0
     hit: bool = False
+    stale: bool = False
 
 
 class Meter:

@@ -39,6 +39,9 @@ class LocalGrants:
     def mac(self, credential: bytes) -> str:
         return hmac.new(self._key(), _PURPOSE + credential, hashlib.sha256).hexdigest()
 
+    def now_s(self) -> float:
+        return self._root.clock()
+
     @guarded
     def put(self, grant: Grant) -> None:
         with self._root.lock.shared():
@@ -51,7 +54,7 @@ class LocalGrants:
 
     @guarded
     def of_namespace(self, namespace: str) -> list[Grant]:
-        now_s = self._root.clock()
+        now_s = self.now_s()
         found = [grant for _, grant in self._readable(half_digest(namespace)) if grant.holder.namespace == namespace]
         ahead = [grant for grant in found if grant.created_at_s > now_s]
         if ahead:  # else it would be in force again, for longer than it was given for, when the clock gets there
@@ -74,7 +77,7 @@ class LocalGrants:
 
     def sweep(self) -> None:
         """Remove grants that are not in force. Under the exclusive store lock."""
-        now_s = self._root.clock()
+        now_s = self.now_s()
         for path, grant in self._readable(""):
             if not grant.in_force(now_s):
                 records.remove(path)

@@ -35,6 +35,7 @@ from modelcache.errors import InUse, NoSpace, NotCached
 from modelcache.manifest import Manifest
 from modelcache.paths import check_tree
 from modelcache.patience import Cancellation
+from modelcache.testing.memory_grants import MemoryGrants
 from modelcache.testing.memory_ingest import MemoryBlob, MemoryIngest, MemoryShelf, digest_of
 
 EMPTY = digest_of(b"")
@@ -49,6 +50,7 @@ class MemoryStore:
         self.limits = limits
         self.size_bytes = size_bytes
         self.clock = clock
+        self.grants = MemoryGrants(clock)
         self.shelf = MemoryShelf(self._add_snapshot, self._forget_unnamed, clock)
         self.shelf.blobs[EMPTY] = MemoryBlob(b"", ChunkTable(0, ()))
         self._lock = threading.RLock()
