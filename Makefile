@@ -55,6 +55,7 @@ bench: $(MADE)/dev  ## measure against other clients: half an hour; BENCH_ARGS=-
 	@$(ENVIRONMENT) system
 	$(RUN) -m bench.fetch $(BENCH_ARGS)
 	$(RUN) -m bench.hit
+	$(RUN) -m bench.cli_start
 
 clean:  ## remove all that make made here
 	rm -rf $(VENV) .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache dist

@@ -38,7 +38,8 @@ def table(settings: list[Resolved]) -> str:
     for one in settings:
         variables = ", ".join(f"`{variable.name}`" for variable in one.setting.variables)
         lines.append(f"| `{one.setting.key}` | {variables} | {_default(one)} | {_meaning(one)} |")
-        lines += [f"| `{one.setting.key}{_below(entry)}` | | {_need(entry)} | {entry.meaning} |" for entry in one.setting.kind.entries]
+        inside = [entry for entry in one.setting.kind.entries if entry.meaning]
+        lines += [f"| `{one.setting.key}{_below(entry)}` | | {_need(entry)} | {entry.meaning} |" for entry in inside]
     return "".join(f"{line}\n" for line in lines)
 
 

@@ -21,12 +21,16 @@ class Origin:
     Attributes:
         endpoint: `scheme://host:port` with the port always written, lower case; `file://` for this machine.
         ca_sha256: hex sha256 of the custom CA bundle's bytes.
+        verified: False: whoever answered there was believed without a certificate.
     """
 
     endpoint: str
     ca_sha256: str | None = None
+    verified: bool = True
 
     def __str__(self) -> str:
+        if not self.verified:
+            return f"{self.endpoint}#unverified"
         return self.endpoint if self.ca_sha256 is None else f"{self.endpoint}#ca={self.ca_sha256[:16]}"
 
 
@@ -132,6 +136,7 @@ class Source(Protocol):
             AccessDenied: 401 or 403.
             UnsafePath: a name that can't be kept in a snapshot.
             Unavailable: unreachable, busy or stalled, after this source's own retries if it has any.
+            SourceChanged: it changed again and again while it was listed.
             ProtocolViolation: an answer that makes no sense.
         """
         ...

@@ -211,7 +211,7 @@ class MapOf(Structured):
         check: raises BadConfig for a key that can't be one.
     """
 
-    kind: Kind
+    kind: Any
     name: str = "<name>"
     check: Callable[[str], object] = field(default=lambda key: None)
 

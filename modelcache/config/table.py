@@ -96,7 +96,7 @@ SETTINGS: tuple[Setting, ...] = (
     setting(
         "http.headers", "http.headers", HEADERS, ("MODELCACHE_HTTP_HEADERS", Variable("HOST-headers", kserves_headers)),
         "sent to a host (or `host:port`) and to no other; KServe's variable is named after the host",
-        example='[http.headers."models.example.org"]\nAuthorization = "Bearer …"',
+        example='[http.headers."models.example.org"]\nAuthorization = "Bearer TOKEN"',
     ),
     setting(
         "s3.endpoint", "s3.endpoint", ENDPOINT,
@@ -117,7 +117,7 @@ SETTINGS: tuple[Setting, ...] = (
     setting("s3.ca_file", "s3.ca_file", PATH, "MODELCACHE_S3_CA_FILE AWS_CA_BUNDLE", "CA bundle of the endpoint", absent="the system's"),
     setting(
         "s3.verify_tls", "s3.verify_tls", FLAG, "MODELCACHE_S3_VERIFY_TLS S3_VERIFY_SSL",
-        "whether the endpoint's certificate is checked; if not, whoever is on the way can read and answer",
+        "whether the endpoint's certificate is checked; if not, whoever is on the way can read and alter",
     ),
     setting("s3.anonymous", "s3.anonymous", FLAG, "MODELCACHE_S3_ANONYMOUS awsAnonymousCredential", "sign nothing"),
     setting(

@@ -73,20 +73,27 @@ class _Call:
 class RangeClient:
     """HTTP/1.1 for one source (one credential), with a pool of kept connections. Safe for many threads.
 
-    https is always verified. Bodies arrive unencoded or not at all. Secrets stay in memory: errors and log records show URLs
-    without userinfo and query.
+    https is verified unless `verify` says otherwise. Bodies arrive unencoded or not at all. Secrets stay in memory: errors and log
+    records show URLs without userinfo and query.
     """
 
     def __init__(
-        self, timeouts: Timeouts, *, ca_file: Path | None = None, proxies: Proxies | None = None, agent: str = "modelcache"
+        self,
+        timeouts: Timeouts,
+        *,
+        ca_file: Path | None = None,
+        verify: bool = True,
+        proxies: Proxies | None = None,
+        agent: str = "modelcache",
     ) -> None:
         """
         Args:
             ca_file: PEM file of the CAs that vouch for https origins, in place of the system's.
+            verify: False: no certificate is checked, for a person who knows what that means.
             agent: the `User-Agent`.
         """
         self._timeouts = timeouts
-        self._exchanger = Exchanger(timeouts, Trust(ca_file), proxies or Proxies(), agent)
+        self._exchanger = Exchanger(timeouts, Trust(ca_file, verify=verify), proxies or Proxies(), agent)
         self._moved = MovedTargets()
 
     def open_range(self, signer: Signer, file: RemoteFile, span: ByteRange, precondition: Precondition, cancel: Cancellation) -> Body:

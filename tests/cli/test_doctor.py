@@ -28,6 +28,14 @@ def config_of(root: Path, **environ: str) -> Config:
     return Config.load({"HOME": "/nowhere", **environ}, root=root)
 
 
+def test_a_certificate_that_is_not_checked_is_told_with_the_setting_that_names_the_ca(tmp_path: Path) -> None:
+    [warning] = [one for one in machine_checks.check_authorities(config_of(tmp_path, S3_VERIFY_SSL="0")) if one.level is not Level.OK]
+
+    assert "not verified" in warning.message
+    assert "MODELCACHE_S3_CA_FILE" in (warning.hint or "")
+    assert all(one.level is Level.OK for one in machine_checks.check_authorities(config_of(tmp_path, S3_VERIFY_SSL="1")))
+
+
 def test_a_sound_machine_passes_and_nothing_is_made(cli: Executable) -> None:
     done = cli("doctor", "--json")
     checked = {finding["check"] for finding in done.document["findings"]}

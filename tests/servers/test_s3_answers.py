@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import pytest
 
+from modelcache.config import Config
 from modelcache.errors import (
     AccessDenied,
     Cancelled,
@@ -109,6 +110,11 @@ def test_tls_with_a_ca_of_one_s_own(seaweedfs: SeaweedFS, filled: str, certifica
             assert (source.origin.endpoint, len(source.origin.ca_sha256 or "")) == (endpoint, 64)
         with source_of(options_of(seaweedfs, endpoint=endpoint)) as source, pytest.raises(OriginUnreachable):
             listing_of(source, filled)
+        kserves = Config.load({"HOME": "/nowhere", "S3_VERIFY_SSL": "0", "AWS_CA_BUNDLE": "/absent"}).s3
+        believing = replace(options_of(seaweedfs, endpoint=endpoint), verify_tls=kserves.verify_tls, ca_file=kserves.ca_file)
+        with source_of(believing) as source:
+            assert read(source, listing_of(source, filled).files[0]) == BODY
+            assert str(source.origin) == f"{endpoint}#unverified"  # its refs are not those of the endpoint that was verified
 
 
 def test_nobody_answers(seaweedfs: SeaweedFS, filled: str) -> None:

@@ -110,6 +110,36 @@ def test_kserves_flags() -> None:
     assert Config.load(HOME | {"awsAnonymousCredential": "true", "MODELCACHE_S3_ANONYMOUS": "0"}).s3.anonymous is False
 
 
+def test_kserves_headers_go_to_their_host_alone() -> None:
+    """`https_secret.go` names the variable after the host; ours says all of it."""
+    kserves = {"models.example.org-headers": '{"X-Key": "hunter2"}', "other:8443-headers": '{"Authorization": "Bearer x"}'}
+    both = {"models.example.org": {"X-Key": "hunter2"}, "other:8443": {"Authorization": "Bearer x"}}
+    assert Config.load(HOME | kserves).http.headers == both
+    ours = {"MODELCACHE_HTTP_HEADERS": '{"elsewhere": {"X-Key": "1"}}'}
+    assert Config.load(HOME | kserves | ours).http.headers == {"elsewhere": {"X-Key": "1"}}
+    assert Config.load(HOME | {"host-headers": ""}).http.headers == {}
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("host-headers", "X-Key: hunter2"),
+        ("host-headers", '{"X-Key": "hunter2\\r\\nHost: other"}'),
+        ("host-headers", '{"X Key": "hunter2"}'),
+        ("host-headers", '["hunter2"]'),
+        ("host-headers", '{"X-Key": ["hunter2"]}'),
+        ("no/host-headers", '{"X-Key": "hunter2"}'),
+        ("MODELCACHE_HTTP_HEADERS", '{"https://host": {"X-Key": "hunter2"}}'),
+        ("MODELCACHE_HTTP_HEADERS", '{"host": "hunter2"}'),
+    ],
+)
+def test_headers_that_cannot_be_sent_are_told_without_their_values(name: str, text: str) -> None:
+    with pytest.raises(BadConfig) as caught:
+        Config.load(HOME | {name: text})
+    assert name in caught.value.message
+    assert "hunter2" not in f"{caught.value.as_dict()} {caught.value.__cause__} {caught.value.__context__}"
+
+
 def test_proxies_in_either_case_the_lower_one_first() -> None:
     upper = {"HTTP_PROXY": "http://upper:1", "HTTPS_PROXY": "http://upper:2", "NO_PROXY": "upper"}
     lower = {"http_proxy": "http://lower:1", "https_proxy": "http://lower:2", "no_proxy": "lower"}

@@ -21,6 +21,7 @@ class S3Options:
         path_style: `endpoint/bucket/key` (True) or `bucket.endpoint/key` (False). None: path style where an endpoint is set,
             else what Amazon prefers.
         ca_file: PEM file with the CAs that vouch for https; None: the system's.
+        verify_tls: False: the certificate is not checked (KServe's `S3_VERIFY_SSL=0`), whatever `ca_file` says.
         access_key, secret_key, session_token: one fixed credential. None: the SDK's chain (environment, profile, web
             identity (IRSA), container, instance metadata), asked again when a credential is refused or expires.
     """
@@ -31,6 +32,7 @@ class S3Options:
     anonymous: bool = False
     path_style: bool | None = None
     ca_file: Path | None = None
+    verify_tls: bool = True
     access_key: str | None = field(default=None, repr=False)
     secret_key: str | None = field(default=None, repr=False)
     session_token: str | None = field(default=None, repr=False)

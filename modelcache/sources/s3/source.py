@@ -31,7 +31,7 @@ class S3Source:
     def __init__(self, options: S3Options, timeouts: Timeouts | None = None, *, proxies: Proxies | None = None) -> None:
         self._options = options
         timeouts = timeouts or Timeouts()
-        self._transport = RangeClient(timeouts, ca_file=options.ca_file, proxies=proxies)
+        self._transport = RangeClient(timeouts, ca_file=options.ca_file, verify=options.verify_tls, proxies=proxies)
         self._sdk = Sdk(options, self._transport, timeouts)
         self._signer = S3Signer(self._sdk)
 
@@ -42,7 +42,10 @@ class S3Source:
         Raises: BadConfig: settings that can't be used, or a CA file that can't be read.
         """
         endpoint = self._options.endpoint or self._sdk.endpoint
-        return Origin(Target.parse(endpoint).endpoint, ca_sha256(self._options.ca_file))
+        target = Target.parse(endpoint)
+        if not self._options.verify_tls and target.scheme == "https":
+            return Origin(target.endpoint, verified=False)
+        return Origin(target.endpoint, ca_sha256(self._options.ca_file))
 
     def list(self, uri: StorageUri, cancel: Cancellation) -> Listing:
         if uri.authority.endswith(DIRECTORY_BUCKET_SUFFIX):
