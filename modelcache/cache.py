@@ -37,6 +37,7 @@ from modelcache.fetch.plan import Priority
 from modelcache.manifest import Manifest
 from modelcache.patience import Cancellation
 from modelcache.permission import Admission, Caller, Denials, OwnersAdmission, Permission, expect_served
+from modelcache.prewarm import DEFAULT_JOBS, Asking, Lookup, ManyProgress, Prewarm, PrewarmReport
 from modelcache.registry import Registry
 from modelcache.store.store import LocalStore
 from modelcache.uri import StorageUri, UriSecrets, parse_uri
@@ -186,6 +187,41 @@ class ModelCache(Carrying):
             else:
                 raise NotCached(f"`{parse_uri(uri)[0]}` was evicted each time before it could be held", hint="make room: `modelcache df`")
             yield snapshot
+
+    def prewarm(
+        self,
+        uris: Sequence[str],
+        *,
+        jobs: int = DEFAULT_JOBS,
+        refresh: Refresh = Refresh.AUTO,
+        pin_for: str | None = None,
+        progress: ManyProgress | None = None,
+        cancel: Cancellation | None = None,
+    ) -> PrewarmReport:
+        """Have these models here before anybody waits for them: those who wait go first. One that fails doesn't stop the others, and
+        the same call goes on where it was broken off.
+
+        Args:
+            jobs: models in progress at a time.
+            pin_for: in whose name each is pinned once it is here.
+            cancel: those that are not here yet get `Cancelled` for their outcome.
+
+        Raises:
+            NoSpace: all that is missing doesn't fit; nothing was fetched.
+            BadConfig, StoreError.
+        """
+
+        def ask(uri: str, cancel: Cancellation) -> Lookup | None:
+            asked = parse_uri(uri)
+            with self._admitted(asked, None, again=False) as admission:
+                if refresh is Refresh.NEVER or self._hit(admission, refresh) is not None:
+                    return None
+                return admission.source.list(asked[0], cancel), self._store.ref(admission.key)
+
+        def bring(uri: str, look: ProgressCallback, cancel: Cancellation) -> Snapshot:
+            return self.ensure(uri, refresh=refresh, priority=Priority.PREWARM, progress=look, cancel=cancel)
+
+        return Prewarm(self._store, Asking(ask, bring, jobs, pin_for), progress, cancel or Cancellation()).run(uris)
 
     def check(self, uri: str, snapshot: Digest, caller: Caller) -> None:
         """Whether a caller may be shown a snapshot that an ensure of this URI gave them: looked at again just before they are.

@@ -1,0 +1,206 @@
+"""Many models ahead of time: looked up together, checked for room together, fetched a few at a time, each outcome told."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+
+from modelcache.abc.source import Listing
+from modelcache.abc.store import Ref, Snapshot, Store
+from modelcache.digest import Algorithm, Digest
+from modelcache.errors import BadConfig, Cancelled, ModelCacheError, NoSpace, NotCached, Unavailable
+from modelcache.fetch.progress import Progress
+from modelcache.patience import Cancellation
+from modelcache.units import format_bytes
+from modelcache.uri import parse_uri, redact_url
+
+DEFAULT_JOBS = 4
+"""Models in progress at a time. The engine shares its requests among them; more help where models are of few small files."""
+MAX_JOBS = 64
+PIN_TRIES = 3
+"""A model that is evicted between its arrival and its pin is brought in again this often in all."""
+
+ManyProgress = Callable[[int, Progress], None]
+"""`progress(number, look)`: of the URI of this number in the report's order. Called from several threads."""
+Lookup = tuple[Listing, Ref | None]
+Ask = Callable[[str, Cancellation], Lookup | None]
+"""What the origin has under a URI just now and what it was before; None: it is here and needs no asking."""
+Bring = Callable[[str, Callable[[Progress], None], Cancellation], Snapshot]
+
+
+@dataclass(frozen=True, slots=True)
+class PrewarmOutcome:
+    """What came of one URI: a snapshot with the last word of its progress, or an error.
+
+    Attributes:
+        uri: canonical; of a text that is no URI, that text without what could be a secret.
+    """
+
+    uri: str
+    snapshot: Snapshot | None = None
+    progress: Progress | None = None
+    error: ModelCacheError | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class PrewarmReport:
+    """What came of all of them, in the order asked for, each URI once."""
+
+    outcomes: tuple[PrewarmOutcome, ...]
+    elapsed_s: float
+
+    @property
+    def failed(self) -> tuple[PrewarmOutcome, ...]:
+        return tuple(outcome for outcome in self.outcomes if outcome.error is not None)
+
+    @property
+    def cancelled(self) -> bool:
+        return any(isinstance(outcome.error, Cancelled) for outcome in self.outcomes)
+
+    @property
+    def fetched_bytes(self) -> int:
+        return sum(outcome.progress.bytes_fetched for outcome in self.outcomes if outcome.progress is not None)
+
+    @property
+    def reused_bytes(self) -> int:
+        return sum(outcome.progress.bytes_reused for outcome in self.outcomes if outcome.progress is not None)
+
+
+@dataclass(frozen=True, slots=True)
+class Asking:
+    """How models are looked up, brought in and kept.
+
+    Attributes:
+        pin_for: in whose name each is pinned once it is here; None: not at all.
+    """
+
+    ask: Ask
+    bring: Bring
+    jobs: int
+    pin_for: str | None
+
+
+class Prewarm:
+    """One run over many URIs."""
+
+    def __init__(self, store: Store, asking: Asking, progress: ManyProgress | None, cancel: Cancellation) -> None:
+        if not 1 <= asking.jobs <= MAX_JOBS:
+            raise BadConfig(f"{asking.jobs} jobs are not from 1 to {MAX_JOBS}", got=str(asking.jobs))
+        self._store = store
+        self._asking = asking
+        self._progress = progress
+        self._cancel = cancel
+
+    def run(self, uris: Iterable[str]) -> PrewarmReport:
+        """Bring all of them in. One that fails doesn't stop the others.
+
+        Raises:
+            NoSpace: what is missing of all that could be looked up doesn't fit, even if all that may go went; nothing was fetched.
+        """
+        started_s = time.monotonic()
+        outcomes, texts = _each_once(uris)
+        with ThreadPoolExecutor(self._asking.jobs, "prewarm") as pool:
+            try:
+                looked = dict(zip(texts, pool.map(self._look, texts.values()), strict=True))
+                outcomes |= {number: replace(outcomes[number], error=error) for number, (_, error) in looked.items()}
+                self._expect_room([missing for missing, _ in looked.values()])
+                todo = {number: texts[number] for number, (_, error) in looked.items() if error is None}
+                outcomes |= dict(zip(todo, pool.map(self._bring, todo, todo.values()), strict=True))
+            except BaseException:
+                self._cancel.cancel()  # what is in progress ends before the pool does
+                raise
+        return PrewarmReport(tuple(outcomes[number] for number in sorted(outcomes)), time.monotonic() - started_s)
+
+    def _look(self, text: str) -> tuple[dict[str, int], ModelCacheError | None]:
+        """Identity and size of what a URI lacks, or why nobody can know. Where there is an older version the bringing decides."""
+        try:
+            self._cancel.check()
+            asked = self._asking.ask(text, self._cancel)
+        except Unavailable as error:
+            return {}, None if self._has_version(text) else error
+        except ModelCacheError as error:
+            return {}, error
+        return {} if asked is None else _missing(self._store, *asked), None
+
+    def _has_version(self, text: str) -> bool:
+        return bool(self._store.refs(str(parse_uri(text)[0])))
+
+    def _expect_room(self, missing: Iterable[Mapping[str, int]]) -> None:
+        needed_bytes = sum({identity: size_bytes for one in missing for identity, size_bytes in one.items()}.values())
+        if needed_bytes == 0:
+            return
+        usage = self._store.usage()
+        if needed_bytes > usage.available_bytes + usage.evictable_bytes:
+            raise NoSpace(
+                f"what is missing of these models takes {format_bytes(needed_bytes)}; {format_bytes(usage.available_bytes)} can be booked "
+                f"and {format_bytes(usage.evictable_bytes)} freed",
+                needed_bytes=needed_bytes,
+                available_bytes=usage.available_bytes,
+                evictable_bytes=usage.evictable_bytes,
+                held_bytes=usage.leased_bytes,
+            )
+
+    def _bring(self, number: int, text: str) -> PrewarmOutcome:
+        uri = str(parse_uri(text)[0])
+        last: list[Progress] = []
+
+        def look(progress: Progress) -> None:
+            last[:] = [progress]
+            if self._progress is not None:
+                self._progress(number, progress)
+
+        try:
+            self._cancel.check()
+            snapshot = self._asking.bring(text, look, self._cancel)
+            for tries_left in reversed(range(PIN_TRIES if self._asking.pin_for is not None else 0)):
+                try:
+                    self._store.pin(snapshot.digest, holder=self._asking.pin_for or "")
+                    break
+                except NotCached:
+                    if tries_left == 0:
+                        raise
+                    snapshot = self._asking.bring(text, look, self._cancel)
+        except ModelCacheError as error:
+            return PrewarmOutcome(uri, progress=last[0] if last else None, error=error)
+        return PrewarmOutcome(uri, snapshot, last[0] if last else None)
+
+
+def _each_once(uris: Iterable[str]) -> tuple[dict[int, PrewarmOutcome], dict[int, str]]:
+    """Outcomes so far and the texts that are URIs, by number; a text that names a place once more is left out."""
+    outcomes: dict[int, PrewarmOutcome] = {}
+    texts: dict[int, str] = {}
+    seen = set()
+    for text in uris:
+        number = len(outcomes)
+        try:
+            asked = parse_uri(text)
+        except ModelCacheError as error:
+            outcomes[number] = PrewarmOutcome(redact_url(text), error=error)
+            continue
+        if asked not in seen:
+            seen.add(asked)
+            outcomes[number] = PrewarmOutcome(str(asked[0]))
+            texts[number] = text
+    return outcomes, texts
+
+
+def _missing(store: Store, listing: Listing, ref: Ref | None) -> dict[str, int]:
+    """Size by identity of the files whose bytes aren't known to be here."""
+    before = {item.path: item for item in ref.files} if ref is not None else {}
+    missing = {}
+    for item in listing.files:
+        same = before.get(item.path)
+        known: Digest | None = next((digest for digest in item.digests if digest.algorithm is Algorithm.SHA256), None)
+        if known is None and same is not None and item.validator and (same.validator, same.size_bytes) == (item.validator, item.size_bytes):
+            known = same.sha256
+        if known is None or not store.has_blob(known):
+            missing[str(known) if known is not None else f"{listing.origin}\n{item.locator}\n{item.validator}"] = item.size_bytes
+    return missing
+
+
+def read_list(lines: Iterable[str]) -> Sequence[str]:
+    """The URIs of a list, one a line. Empty lines and those that begin with `#` mean nothing: a `#` further on is a part of a URI."""
+    stripped = (line.strip() for line in lines)
+    return [line for line in stripped if line and not line.startswith("#")]
