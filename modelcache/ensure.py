@@ -153,25 +153,7 @@ class Ensure:
 
     def _list(self, cancel: Cancellation) -> Listing:
         listing = self._source.list(self._uri, cancel)
-        if self._uri.digest is None:
-            return listing
-        if len(listing.files) != 1:
-            raise InvalidUri(
-                f"`{self._uri}` names a digest, which fits a single file, but {len(listing.files)} files are there",
-                got=str(self._uri.digest),
-            )
-        only = listing.files[0]
-        stated = next((item for item in only.digests if item.algorithm is Algorithm.SHA256), None)
-        if stated is not None and stated != self._uri.digest:
-            raise DigestMismatch(
-                f"the origin states another digest of `{self._uri}` than was asked for: expected {self._uri.digest}, got {stated}",
-                address=str(self._uri),
-                expected=str(self._uri.digest),
-                got=str(stated),
-                hint="the object was replaced, or the expected digest is wrong",
-            )
-        digests = tuple(item for item in only.digests if item.algorithm is not Algorithm.SHA256)
-        return replace(listing, files=(replace(only, digests=(*digests, self._uri.digest)),))
+        return listing if listing.uri.digest is None else pinned(listing, listing.uri.digest)
 
     # -- nothing to fetch -------------------------------------------------------------------------------------------
 
@@ -200,25 +182,43 @@ class Ensure:
 
     # -- something to fetch -----------------------------------------------------------------------------------------
 
+    def gather(self, listing: Listing, cancel: Cancellation) -> Ingest:
+        """Have every file of a listing of this URI here, complete and proved, unpublished. The caller ends the ingest.
+
+        Raises:
+            What `Source.open`, `Store.ingest` and the engine raise; what was fetched is kept then.
+        """
+        ref = self._store.ref(self._key)
+        return self._gather(_Resolved(listing, ref, self._admission.known(listing, ref)), cancel)[0]
+
     def _bring(self, resolved: _Resolved, cancel: Cancellation) -> Ensured:
+        ingest, fetch = self._gather(resolved, cancel)
+        try:
+            return self._publish(resolved, ingest, fetch)
+        finally:
+            ingest.keep()  # nothing after publish; else what is marked serves the next try
+
+    def _gather(self, resolved: _Resolved, cancel: Cancellation) -> tuple[Ingest, Fetch]:
         listing, known = resolved.listing, resolved.known
         self._admission.prove([item for item in listing.files if item.path in known and self._store.has_blob(known[item.path])], cancel)
         wanted = [IngestFile(item.path, item.size_bytes, _version(listing, item), known.get(item.path)) for item in listing.files]
         self._phase = Phase.RESERVING
-        with ExitStack() as planning:
+        with ExitStack() as planning, ExitStack() as failing:
             planning.enter_context(self._engine.planning())
             ingest = self._store.ingest(self._key, wanted)
+            failing.callback(ingest.keep)  # nothing after discard
             try:
                 fetch = self._start(listing, ingest, wanted)
                 planning.close()
-                return self._fill(resolved, ingest, fetch, cancel)
+                fetch.wait(cancel)
+                self._admission.prove(listing.files, cancel)  # what others brought, or an earlier try
             except DigestMismatch as error:
                 ingest.discard()
                 if error.expected not in {str(digest) for item in listing.files for digest in item.digests}:
                     error.hint = REDEFINED_HINT
                 raise
-            finally:
-                ingest.keep()  # nothing after publish or discard; else what is marked serves the next try
+            failing.pop_all()
+        return ingest, fetch
 
     def _start(self, listing: Listing, ingest: Ingest, wanted: list[IngestFile]) -> Fetch:
         route = self._route or route_for_reader(listing.size_bytes, available_memory_bytes())
@@ -229,10 +229,8 @@ class Ensure:
         self._engine.hurry(fetch, self._priority)  # somebody may have come while it was not to be seen
         return fetch
 
-    def _fill(self, resolved: _Resolved, ingest: Ingest, fetch: Fetch, cancel: Cancellation) -> Ensured:
+    def _publish(self, resolved: _Resolved, ingest: Ingest, fetch: Fetch) -> Ensured:
         listing = resolved.listing
-        fetch.wait(cancel)
-        self._admission.prove(listing.files, cancel)  # what others brought, or an earlier try
         self._phase = Phase.PUBLISHING
         digests = [item.sha256 for item in ingest.files]
         manifest = _manifest(listing, [item for item in digests if item is not None])
@@ -265,6 +263,33 @@ class Ensure:
             files.append(RefFile(item.path, item.size_bytes, item.validator, sha256_of[item.path], stated, claimed))
         created_at_s = before.created_at_s if before is not None and before.manifest == manifest.digest else now_s
         return Ref(self._key, listing.revision, listing.immutable, manifest.digest, tuple(files), created_at_s, now_s)
+
+
+def pinned(listing: Listing, digest: Digest) -> Listing:
+    """The listing of a single file, with this sha256 among what is stated of it.
+
+    Raises:
+        InvalidUri: it is of several files.
+        DigestMismatch: the origin states another one.
+    """
+    uri = listing.uri
+    if len(listing.files) != 1:
+        raise InvalidUri(
+            f"`{uri}` names a digest, which fits a single file, but {len(listing.files)} files are there",
+            got=str(digest),
+        )
+    only = listing.files[0]
+    stated = next((item for item in only.digests if item.algorithm is Algorithm.SHA256), None)
+    if stated is not None and stated != digest:
+        raise DigestMismatch(
+            f"the origin states another digest of `{uri}` than was asked for: expected {digest}, got {stated}",
+            address=str(uri),
+            expected=str(digest),
+            got=str(stated),
+            hint="the object was replaced, or the expected digest is wrong",
+        )
+    digests = tuple(item for item in only.digests if item.algorithm is not Algorithm.SHA256)
+    return replace(listing, files=(replace(only, digests=(*digests, digest)),))
 
 
 def hit(store: Store, ref: RefHead, started_s: float) -> Ensured | None:

@@ -66,7 +66,7 @@ class Listing:
     """What a source says it has under a URI, as one exact version.
 
     Attributes:
-        uri: the URI as asked.
+        uri: the URI as asked; without its digest where the source itself compares that (of an archive).
         origin: who said so.
         revision: the origin's own name of this version (commit, version id), else a digest over paths, sizes and validators.
         immutable: the URI itself names this exact version, so asking again can't give another.
