@@ -82,11 +82,12 @@ class ModelCache(Carrying):
     a `ModelCacheError`. Callers that ask for one model at the same time share one fetch.
     """
 
-    def __init__(self, root: str | Path | None = None, *, config: Config | None = None) -> None:
+    def __init__(self, root: str | Path | None = None, *, config: Config | None = None, create: bool | None = None) -> None:
         """Open the store, creating it if the directory is new.
 
         Args:
             root: the store's directory; wins over `config.root`.
+            create: False: a store that is not there is an error, not made; wins over `config.create`.
             config: settings; by default from the environment (`docs/operations.md`).
 
         Raises:
@@ -94,7 +95,12 @@ class ModelCache(Carrying):
             BadConfig: a setting makes no sense.
         """
         self.config = config or Config.load()
-        store = LocalStore(Path(root) if root is not None else self.config.root, self.config.limits)
+        store = LocalStore(
+            Path(root) if root is not None else self.config.root,
+            self.config.limits,
+            create=self.config.create if create is None else create,
+            allow_fuse=self.config.allow_fuse,
+        )
         self._store: Store = store
         self._permission = Permission(store.grants, self.config.trust, self.config.proxies)
         self._engine = FetchEngine(self.config.engine)

@@ -11,7 +11,7 @@ from modelcache.config import Config
 
 CHECKS: tuple[tuple[str, Callable[[Config, Mapping[str, str]], list[Finding]]], ...] = (
     ("python", lambda config, environ: check_python()),
-    ("file system", lambda config, environ: check_file_system(config.root)),
+    ("file system", lambda config, environ: check_file_system(config)),
     ("room", lambda config, environ: check_room(config)),
     ("store", lambda config, environ: check_store(config)),
     ("hashing", lambda config, environ: check_hashing()),

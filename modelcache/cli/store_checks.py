@@ -30,10 +30,11 @@ CLOCK_SLACK_S = 120.0
 OTHER_ROOT = "name another root with --root or MODELCACHE_ROOT"
 
 
-def check_file_system(root: Path) -> list[Finding]:
+def check_file_system(config: Config) -> list[Finding]:
     """Kind of file system, and what it can do, tried on unnamed files."""
+    root = config.root
     place = _existing(root)
-    found = [_check_place(root, place), _check_kind(root, place)]
+    found = [_check_place(root, place), _check_kind(root, place, allow_fuse=config.allow_fuse)]
     if found[0].level is not Level.FAIL:
         found += [_check_direct(place), _check_reflink(place)]
     return found
@@ -62,11 +63,11 @@ def _check_place(root: Path, place: Path) -> Finding:
     return fine("root", str(root))
 
 
-def _check_kind(root: Path, place: Path) -> Finding:
+def _check_kind(root: Path, place: Path, *, allow_fuse: bool) -> Finding:
     mount = mount_of(place)
     said = f"{mount.kind} on {mount.place}"
     try:
-        check_place(Path(os.path.realpath(root)))
+        check_place(Path(os.path.realpath(root)), allow_fuse=allow_fuse)
     except StoreLocation as error:
         return broken("file system", f"{said}: {error}", error.hint or OTHER_ROOT)
     if mount.kind in MEMORY:
@@ -131,6 +132,9 @@ def check_room(config: Config) -> list[Finding]:
 def check_store(config: Config) -> list[Finding]:
     """Opens a store that is there (never makes one) and looks for what was left lying."""
     if not Layout(config.root).format.exists():
+        if not config.create:
+            hint = f"mount the disk that holds it; or have one made once, without MODELCACHE_CREATE (`store.create`); or {OTHER_ROOT}"
+            return [broken("store", f"none here, and none may be made: {config.root}", hint)]
         return [fine("store", "none yet")]
     try:
         with ModelCache(config=config) as cache:

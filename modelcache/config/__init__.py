@@ -48,6 +48,8 @@ class Config:
 
     Attributes:
         root: the store's directory.
+        create: a new or empty directory becomes a store; False where a missing store means a disk that is not mounted.
+        allow_fuse: a FUSE file system below the root is this machine's alone.
         limits: how much the store may take.
         engine: how much the fetch engine may use.
         refresh_s: age at which a mutable ref is resolved again; 0: at each call.
@@ -60,6 +62,8 @@ class Config:
     """
 
     root: Path
+    create: bool = True
+    allow_fuse: bool = False
     limits: Limits = DEFAULT_LIMITS
     engine: EngineLimits = DEFAULT_ENGINE
     refresh_s: float = DEFAULT_REFRESH_S

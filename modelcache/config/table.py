@@ -62,6 +62,14 @@ def _flag(environ: Environ, name: str, absent: bool) -> bool:
 
 SETTINGS: tuple[Setting, ...] = (
     setting("store.root", "root", PATH, "MODELCACHE_ROOT", "the store's directory", absent="see [the root](#the-root)"),
+    setting(
+        "store.create", "create", FLAG, "MODELCACHE_CREATE",
+        "make a store in a new or empty directory; `false` where that means a disk that is not mounted",
+    ),
+    setting(
+        "store.allow_fuse", "allow_fuse", FLAG, "MODELCACHE_ALLOW_FUSE",
+        "a FUSE file system below the root is this machine's alone, with hard links (fuse-overlayfs, mergerfs)",
+    ),
     setting("store.max_bytes", "limits.max_bytes", SIZE, "MODELCACHE_MAX_BYTES", "cap over all that the store holds", absent="none"),
     setting(
         "store.high_watermark", "limits.high_watermark", SHARE, "MODELCACHE_HIGH_WATERMARK",

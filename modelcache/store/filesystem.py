@@ -12,12 +12,13 @@ from modelcache.errors import StoreLocation
 REFUSED_PLACES = (Path("/models"), Path("/mnt/models"))
 """KServe's roots of models: its agent removes directories there that it does not know."""
 
+FUSE = 0x65735546
 NETWORK = {
     0x6969: "nfs",
     0xFF534D42: "cifs",
     0x517B: "smb",
     0xFE534D42: "smb2",
-    0x65735546: "fuse or virtiofs",
+    FUSE: "fuse or virtiofs",
     0x00C36400: "ceph",
     0x0BD00BD0: "lustre",
     0x01021997: "9p",
@@ -33,7 +34,7 @@ NETWORK = {
     0x564C: "ncp",
 }
 """`f_type` of statfs(2), from <linux/magic.h> and the file systems' own headers. Shared by machines, or with locks, links or
-durability that are not a local disk's; a FUSE file system can't be told from a network one."""
+durability that are not a local disk's; a FUSE file system can't be told from a network one, so a person has to say that it is none."""
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -47,8 +48,12 @@ def filesystem_magic(path: Path) -> int:
     return int.from_bytes(buffer.raw[: ctypes.sizeof(ctypes.c_long)], sys.byteorder) & 0xFFFFFFFF
 
 
-def check_place(root: Path) -> None:
+def check_place(root: Path, *, allow_fuse: bool = False) -> None:
     """Refuse what is no place for a store; `root` is absolute, without symbolic links, and need not exist.
+
+    Args:
+        allow_fuse: somebody vouches that a FUSE file system there is this machine's alone (fuse-overlayfs, mergerfs). flock(2) is
+            then the kernel's own, rename and link go through the daemon; one without hard links is refused when the store is made.
 
     Raises:
         StoreLocation: one of KServe's model roots, or a network file system.
@@ -61,11 +66,13 @@ def check_place(root: Path) -> None:
                 hint="name another root with --root or MODELCACHE_ROOT",
             )
     existing = next(path for path in (root, *root.parents) if path.exists())
-    kind = NETWORK.get(filesystem_magic(existing))
+    magic = filesystem_magic(existing)
+    kind = None if allow_fuse and magic == FUSE else NETWORK.get(magic)
     if kind is not None:
+        vouched = "; or say that this one is this machine's alone: `store.allow_fuse` (MODELCACHE_ALLOW_FUSE)" if magic == FUSE else ""
         raise StoreLocation(
             f"a store needs a local file system, this is {kind}",
             address=str(root),
             got=kind,
-            hint="name a directory on a local disk with --root or MODELCACHE_ROOT",
+            hint=f"name a directory on a local disk with --root or MODELCACHE_ROOT{vouched}",
         )

@@ -47,7 +47,14 @@ class Root:
         return str(self.layout.root)
 
 
-def open_root(path: Path, *, create: bool, clock: Callable[[], float] = time.time, lock_timeout_s: float = LOCK_TIMEOUT_S) -> Root:
+def open_root(
+    path: Path,
+    *,
+    create: bool,
+    allow_fuse: bool = False,
+    clock: Callable[[], float] = time.time,
+    lock_timeout_s: float = LOCK_TIMEOUT_S,
+) -> Root:
     """Open the store at `path`, or make one in a new or empty directory.
 
     Raises:
@@ -57,7 +64,7 @@ def open_root(path: Path, *, create: bool, clock: Callable[[], float] = time.tim
         StoreReadOnly, StoreFault: the disk refuses.
     """
     root = Path(os.path.realpath(path))
-    check_place(root)
+    check_place(root, allow_fuse=allow_fuse)
     layout = Layout(root)
     if not layout.format.exists():
         _create(layout, create=create)

@@ -51,6 +51,7 @@ class LocalStore:
         limits: Limits,
         *,
         create: bool = True,
+        allow_fuse: bool = False,
         clock: Callable[[], float] = time.time,
         lock_timeout_s: float = LOCK_TIMEOUT_S,
     ) -> None:
@@ -58,6 +59,7 @@ class LocalStore:
 
         Args:
             create: whether a new or empty directory becomes a store; False where a missing store means an unmounted disk.
+            allow_fuse: a FUSE file system there is this machine's alone: `modelcache.store.filesystem.check_place`.
             clock: Unix time in seconds.
             lock_timeout_s: how long to wait for the store lock.
 
@@ -65,7 +67,7 @@ class LocalStore:
             StoreLocation, StoreFormat, StoreOwner, StoreReadOnly, StoreFault: `modelcache.store.root.open_root`.
         """
         with disk_faults(str(root)):
-            self._root = open_root(root, create=create, clock=clock, lock_timeout_s=lock_timeout_s)
+            self._root = open_root(root, create=create, allow_fuse=allow_fuse, clock=clock, lock_timeout_s=lock_timeout_s)
         self._parts = Parts.of(self._root)
         self._budget = Budget(self._parts, limits)
         self._removal = Removal(self._parts)

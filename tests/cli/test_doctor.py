@@ -28,6 +28,13 @@ def config_of(root: Path, **environ: str) -> Config:
     return Config.load({"HOME": "/nowhere", **environ}, root=root)
 
 
+def test_a_store_that_may_not_be_made_and_is_not_there_is_a_failure(tmp_path: Path) -> None:
+    [finding] = store_checks.check_store(config_of(tmp_path, MODELCACHE_CREATE="0"))
+
+    assert finding.level is Level.FAIL
+    assert "mount the disk" in (finding.hint or "")
+
+
 def test_a_certificate_that_is_not_checked_is_told_with_the_setting_that_names_the_ca(tmp_path: Path) -> None:
     [warning] = [one for one in machine_checks.check_authorities(config_of(tmp_path, S3_VERIFY_SSL="0")) if one.level is not Level.OK]
 
@@ -100,7 +107,7 @@ def test_a_root_that_lets_others_in_is_doubtful(cli: Executable, model: Path) ->
     cli("pull", "-q", model)
     cli.root.chmod(0o755)
 
-    (finding,) = of(store_checks.check_file_system(cli.root), "root")
+    (finding,) = of(store_checks.check_file_system(config_of(cli.root)), "root")
 
     assert finding.level is Level.WARN
     assert "0755" in finding.message
@@ -122,7 +129,7 @@ def test_little_room_is_doubtful(tmp_path: Path) -> None:
 
 
 def test_what_is_tried_on_a_disk_leaves_nothing(tmp_path: Path) -> None:
-    findings = store_checks.check_file_system(tmp_path)
+    findings = store_checks.check_file_system(config_of(tmp_path))
 
     assert len(of(findings, "O_DIRECT")) == len(of(findings, "reflink")) == 1
     assert os.listdir(tmp_path) == []
@@ -133,8 +140,8 @@ def test_a_disk_in_memory_is_doubtful(small_disk: SmallDisk) -> None:
     mounted = small_disk(size_bytes=32 << 20)
     shm = Path("/dev/shm")
 
-    assert of(store_checks.check_file_system(mounted), "file system")[0].message == f"ext4 on {mounted}"
-    assert of(store_checks.check_file_system(shm / "modelcache"), "file system")[0].level is Level.WARN
+    assert of(store_checks.check_file_system(config_of(mounted)), "file system")[0].message == f"ext4 on {mounted}"
+    assert of(store_checks.check_file_system(config_of(shm / "modelcache")), "file system")[0].level is Level.WARN
 
 
 def test_a_check_that_the_machine_refuses_is_a_finding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

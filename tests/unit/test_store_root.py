@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 
 from modelcache.abc.store import Store
+from modelcache.cache import ModelCache
+from modelcache.config import Config
 from modelcache.errors import (
     NoSpace,
     StoreFault,
@@ -160,6 +162,33 @@ def test_network_file_systems_are_refused(tmp_path: Path, monkeypatch: pytest.Mo
     with pytest.raises(StoreLocation, match="local file system"):
         LocalStore(tmp_path / "root", NO_LIMITS)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_fuse_file_system_is_taken_on_somebodys_word_and_a_network_one_never(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(filesystem, "filesystem_magic", lambda path: filesystem.FUSE)
+    with pytest.raises(StoreLocation) as caught:
+        LocalStore(tmp_path / "root", NO_LIMITS)
+    assert "MODELCACHE_ALLOW_FUSE" in (caught.value.hint or "")
+    with ModelCache(config=Config.load({"HOME": "/nowhere", "MODELCACHE_ALLOW_FUSE": "1"}, root=tmp_path / "root")) as cache:
+        assert cache.list() == []
+    monkeypatch.setattr(filesystem, "filesystem_magic", lambda path: 0x6969)
+    with pytest.raises(StoreLocation) as caught:
+        LocalStore(tmp_path / "other", NO_LIMITS, allow_fuse=True)
+    assert "MODELCACHE_ALLOW_FUSE" not in (caught.value.hint or "")
+
+
+def test_a_disk_that_is_not_mounted_does_not_become_a_store(tmp_path: Path) -> None:
+    mount_point = tmp_path / "mount"
+    mount_point.mkdir()
+    config = Config.load({"HOME": "/nowhere", "MODELCACHE_CREATE": "0"}, root=mount_point)
+    with pytest.raises(StoreFormat, match="no store here"):
+        ModelCache(config=config)
+    with pytest.raises(StoreFormat, match="no store here"):
+        ModelCache(mount_point, create=False)
+    assert list(mount_point.iterdir()) == []
+    ModelCache(config=config, create=True).close()
+    with ModelCache(config=config) as cache:
+        assert cache.list() == []
 
 
 def test_the_kind_of_a_file_system_is_what_stat_says(tmp_path: Path) -> None:
