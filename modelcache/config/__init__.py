@@ -131,7 +131,7 @@ class Settings:
         variables = os.environ if environ is None else environ
         path = find_file(variables, file)
         opened = None if path is None else ConfigFile.read(path, [one.key for one in SETTINGS])
-        found = resolve(SETTINGS, Config(root=_default_root(variables)), variables, opened, flags or {})
+        found = resolve(SETTINGS, _machine_defaults(variables), variables, opened, flags or {})
         if opened is not None:
             expect_private(opened, found)
         return cls(found, path)
@@ -156,6 +156,17 @@ def _filled(default: Any, values: Any) -> Any:
     if isinstance(default, ConcurrencyBounds):
         made |= {"start": min(default.start, made["most"]), "least": min(default.least, made["most"])}
     return replace(default, **made)  # type: ignore[type-var]
+
+
+def _machine_defaults(environ: Environ) -> Config:
+    return Config(root=_default_root(environ), hf=HubOptions(token_file=_default_token_file(environ)))
+
+
+def _default_token_file(environ: Environ) -> Path | None:
+    """Where huggingface_hub keeps its token (`constants.py`, HF_HOME); None: this process has no home."""
+    home = environ.get("HOME")
+    cache = environ.get("XDG_CACHE_HOME") or (f"{home}/.cache" if home else None)
+    return None if cache is None else Path(cache) / "huggingface" / "token"
 
 
 def _default_root(environ: Environ) -> Path:

@@ -9,6 +9,7 @@ from typing import Any
 from modelcache.config.kinds import Scalar
 from modelcache.errors import BadConfig
 from modelcache.sources.gcs import GcsOptions
+from modelcache.sources.huggingface import HubOptions
 from modelcache.sources.s3 import S3Options
 from modelcache.units import parse_bytes, parse_duration
 from modelcache.uri_secrets import redact_url
@@ -66,6 +67,15 @@ def _gcs_endpoint(text: str) -> str | None:
     return GcsOptions(endpoint=text, anonymous=True).endpoint
 
 
+def _hub_endpoint(text: str) -> str:
+    return HubOptions(endpoint=text).endpoint
+
+
+def _hub_token(text: str) -> str | None:
+    """Kubernetes secrets that were made from a file end with a line feed."""
+    return HubOptions(token=text.strip()).token
+
+
 def _positive(text: str) -> int:
     value = parse_bytes(text)
     if value < 1:
@@ -113,5 +123,7 @@ TEXT = Scalar("a text", str)
 SECRET = Scalar("a text", str, secret=True)
 PATH = Scalar("a path", _path, show=_shown_path, example='"/path"')
 ENDPOINT = Scalar("a URL such as `https://host:9000`", _endpoint, example='"https://host:9000"')
+HUB_ENDPOINT = Scalar("a URL such as `https://host`", _hub_endpoint, example='"https://host"')
+HUB_TOKEN = Scalar("a token", _hub_token, secret=True, example='"hf_token"')
 GCS_ENDPOINT = Scalar("a URL such as `https://host`", _gcs_endpoint, example='"https://host"')
 PROXY = Scalar("a URL such as `http://host:3128`", str, hide=redact_url, example='"http://host:3128"')

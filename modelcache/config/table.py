@@ -4,11 +4,28 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from modelcache.abc.store import Route
 from modelcache.config.headers import HEADERS, kserves_headers
-from modelcache.config.scalars import AGE, DURATION, ENDPOINT, FLAG, GCS_ENDPOINT, PATH, PROXY, SHARE, SIZE, TEXT, TIMEOUT, choice, count
+from modelcache.config.scalars import (
+    AGE,
+    DURATION,
+    ENDPOINT,
+    FLAG,
+    GCS_ENDPOINT,
+    HUB_ENDPOINT,
+    HUB_TOKEN,
+    PATH,
+    PROXY,
+    SHARE,
+    SIZE,
+    TEXT,
+    TIMEOUT,
+    choice,
+    count,
+)
 from modelcache.config.setting import Environ, Setting, Variable, setting
 from modelcache.errors import BadConfig
 
@@ -45,6 +62,15 @@ def _emulator(environ: Environ) -> str | None:
         return None
     value: str = GCS_ENDPOINT.of_text(address if "://" in address else f"http://{address}")
     return value
+
+
+def _token_in_hf_home(environ: Environ) -> Path | None:
+    """Where `hf auth login` puts its token."""
+    home = environ.get("HF_HOME", "")
+    if not home:
+        return None
+    value: Path = PATH.of_text(home)
+    return value / "token"
 
 
 def _http_proxy(environ: Environ) -> str | None:
@@ -145,6 +171,25 @@ SETTINGS: tuple[Setting, ...] = (
         "send no credential; without it, none is sent where none is found",
     ),
     setting("gs.ca_file", "gs.ca_file", PATH, "MODELCACHE_GS_CA_FILE", "CA bundle of the endpoint", absent="the system's"),
+    setting(
+        "hf.endpoint", "hf.endpoint", HUB_ENDPOINT, "MODELCACHE_HF_ENDPOINT HF_ENDPOINT",
+        "the Hub, or a mirror that speaks its API",
+    ),
+    setting(
+        "hf.token", "hf.token", HUB_TOKEN, "MODELCACHE_HF_TOKEN HF_TOKEN HUGGING_FACE_HUB_TOKEN",
+        "access token; sent to the endpoint alone", absent="what the token file holds",
+    ),
+    setting(
+        "hf.token_file", "hf.token_file", PATH,
+        ("MODELCACHE_HF_TOKEN_FILE", "HF_TOKEN_PATH", Variable("HF_HOME", _token_in_hf_home)),
+        "the file that `hf auth login` writes; read again when the hub refuses what it held",
+        absent="`$XDG_CACHE_HOME/huggingface/token`, `~/.cache/huggingface/token`",
+    ),
+    setting(
+        "hf.anonymous", "hf.anonymous", FLAG, "MODELCACHE_HF_ANONYMOUS HF_HUB_DISABLE_IMPLICIT_TOKEN",
+        "send no token, whatever there is",
+    ),
+    setting("hf.ca_file", "hf.ca_file", PATH, "MODELCACHE_HF_CA_FILE", "CA bundle of the endpoint and its CDN", absent="the system's"),
     setting(
         "proxy.http", "proxies.http", PROXY, ("http_proxy", Variable("HTTP_PROXY", _http_proxy, ("REQUEST_METHOD",))),
         "for `http://` origins; where `REQUEST_METHOD` is set (a CGI program), the one in capitals is not believed", absent="none",

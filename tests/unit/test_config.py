@@ -13,6 +13,7 @@ import modelcache.config
 from modelcache.abc.store import Limits, Route
 from modelcache.config import DEFAULT_ENGINE, DEFAULT_LIMITS, Config
 from modelcache.errors import BadConfig
+from modelcache.sources.huggingface import HubOptions
 from modelcache.units import GIB
 
 HOME = {"HOME": "/home/you"}
@@ -26,7 +27,8 @@ def no_node_store(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.Temp
 
 def test_defaults() -> None:
     config = Config.load(HOME)
-    assert config == Config(root=Path("/home/you/.cache/modelcache"))
+    token_file = Path("/home/you/.cache/huggingface/token")
+    assert config == Config(root=Path("/home/you/.cache/modelcache"), hf=HubOptions(token_file=token_file))
     assert config.limits == DEFAULT_LIMITS
     assert config.engine == DEFAULT_ENGINE
     assert config.write_route is None
