@@ -24,6 +24,7 @@ from modelcache.cli.ls import ls
 from modelcache.cli.options import FLAG, CommonOptions, spread
 from modelcache.cli.path import path
 from modelcache.cli.pin import pin, unpin
+from modelcache.cli.prewarm import prewarm
 from modelcache.cli.pull import pull
 from modelcache.cli.rm import rm
 from modelcache.cli.session import Session
@@ -36,6 +37,7 @@ Command = Callable[..., ExitCode]
 
 COMMANDS: tuple[tuple[Command, str], ...] = (
     (pull, FETCHING),
+    (prewarm, FETCHING),
     (import_, FETCHING),
     (ls, LOOKING),
     (show, LOOKING),

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from modelcache.carry.importing import ImportReport
     from modelcache.fetch.progress import Progress
     from modelcache.manifest import Manifest
+    from modelcache.prewarm import PrewarmOutcome, PrewarmReport
 
 
 def pulled(snapshot: Snapshot, progress: Progress) -> dict[str, object]:
@@ -32,6 +33,23 @@ def pulled(snapshot: Snapshot, progress: Progress) -> dict[str, object]:
 def rate_of(progress: Progress) -> float:
     """Of a finished fetch: bytes over the network by all of its time."""
     return progress.bytes_fetched / progress.elapsed_s if progress.elapsed_s > 0 else 0.0
+
+
+def of_prewarmed(report: PrewarmReport) -> dict[str, object]:
+    return {
+        "outcomes": [_of_outcome(outcome) for outcome in report.outcomes],
+        "failed": len(report.failed),
+        "fetched_bytes": report.fetched_bytes,
+        "reused_bytes": report.reused_bytes,
+        "elapsed_s": round(report.elapsed_s, 6),
+    }
+
+
+def _of_outcome(outcome: PrewarmOutcome) -> dict[str, object]:
+    if outcome.snapshot is not None and outcome.progress is not None:
+        return pulled(outcome.snapshot, outcome.progress)
+    error = {} if outcome.error is None else outcome.error.as_dict() | {"message": str(outcome.error)}
+    return {"uri": outcome.uri, "error": error}
 
 
 def of_snapshot(info: SnapshotInfo) -> dict[str, object]:

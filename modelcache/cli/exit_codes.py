@@ -25,6 +25,8 @@ class ExitCode(IntEnum):
     IN_USE = 9
     ORIGIN = 10
     """The origin changed under the fetch, or breaks its protocol."""
+    PARTLY = 11
+    """Of several models some failed, or all; each one's error was told."""
     CANCELLED = 130
     """128 + SIGINT, as shells report it; also for SIGTERM."""
     READER_GONE = 141

@@ -7,13 +7,14 @@ an import inside a function is an optional third-party package.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from modelcache.cache import ModelCache, Refresh
     from modelcache.cli.findings import Finding
+    from modelcache.cli.many_view import ManyView
     from modelcache.cli.output import Output
     from modelcache.cli.progress_view import ProgressView
     from modelcache.config import Config, Settings
@@ -60,6 +61,20 @@ def bars(output: Output) -> ProgressView:
     from modelcache.cli.screen import BarView
 
     return BarView(output)
+
+
+def many_bars(output: Output, pieces: int) -> ManyView:
+    """Progress of several pieces of work on a terminal, by rich."""
+    from modelcache.cli.many_screen import ManyBars
+
+    return ManyBars(output, pieces)
+
+
+def read_list(lines: Iterable[str]) -> Sequence[str]:
+    """`modelcache.prewarm.read_list`."""
+    from modelcache.prewarm import read_list
+
+    return read_list(lines)
 
 
 def examine(environ: Mapping[str, str], config: Config) -> Sequence[Finding]:
