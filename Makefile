@@ -49,12 +49,14 @@ test: lint  ## lint, then every test; SEED=N repeats a run's random choices, PYT
 soak: $(MADE)/dev  ## the tests that only show something in great numbers; SOAK=N rounds of each
 	@$(ENVIRONMENT) system
 	echo "random seed: $(SEED) (make soak SEED=$(SEED) repeats it)"
-	$(RUN) -m pytest -m soak --hypothesis-seed=$(SEED) $(PYTEST_ARGS)
+	$(RUN) -m pytest -m soak -o faulthandler_timeout=0 --hypothesis-seed=$(SEED) $(PYTEST_ARGS)
 
 bench: $(MADE)/dev  ## measure against other clients: half an hour; BENCH_ARGS=--quick measures ours alone, in a minute
 	@$(ENVIRONMENT) system
 	$(RUN) -m bench.fetch $(BENCH_ARGS)
 	$(RUN) -m bench.hit
+	$(RUN) -m bench.dedupe
+	$(RUN) -m bench.store
 	$(RUN) -m bench.cli_start
 
 clean:  ## remove all that make made here

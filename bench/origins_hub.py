@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from bench.origins import PREFIX, RemoteObject, Served, trusting
@@ -15,52 +16,93 @@ REPO = "bench/model"
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
-@contextmanager
-def hub_with(root: Path, bucket: str, digests: dict[str, str], certificate: Certificate | None = None) -> Iterator[Served]:
-    """`root/bucket/model/` as a model repository whose files are all kept in LFS: the hub redirects to a CDN of another name.
+@dataclass(frozen=True, slots=True)
+class Repository:
+    """A model repository with one commit; all its files are kept in LFS.
 
-    Args:
+    Attributes:
+        place: of its files below the servers' root.
         digests: hex sha256 by file name: what LFS names the files by.
     """
-    paths = sorted((root / bucket / PREFIX).iterdir())
+
+    name: str
+    commit: str
+    place: str
+    digests: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Hub:
+    """A hub and its CDN, running."""
+
+    front: Nginx
+    cdn: Nginx
+
+    @property
+    def environ(self) -> dict[str, str]:
+        """What makes a client use it, over plain HTTP."""
+        return {"HF_ENDPOINT": self.front.endpoint, "HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
+
+    @property
+    def cdn_url(self) -> str:
+        return _cdn_url(self.cdn)
+
+    def pids(self) -> list[int]:
+        return [*self.front.pids(), *self.cdn.pids()]
+
+
+@contextmanager
+def hub_of(
+    root: Path, repositories: Sequence[Repository], certificate: Certificate | None = None, *, log_requests: bool = False
+) -> Iterator[Hub]:
+    """Repositories on a hub that redirects to a CDN of another name."""
     with ExitStack() as running:
-        cdn = running.enter_context(Nginx(root, NginxOptions(certificate=certificate, log_requests=False)))
-        cdn_url = cdn.endpoint.replace("127.0.0.1", "localhost")
-        objects = tuple(RemoteObject(path.name, path.stat().st_size, f"{cdn_url}/{bucket}/{PREFIX}/{path.name}") for path in paths)
-        options = NginxOptions(certificate=certificate, log_requests=False, more=_answers(root, bucket, objects, digests))
-        hub = running.enter_context(Nginx(root, options))
-        environ = {"HF_ENDPOINT": hub.endpoint, "HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_TELEMETRY": "1"} | trusting(certificate)
+        cdn = running.enter_context(Nginx(root, NginxOptions(certificate=certificate, log_requests=log_requests)))
+        lines = [line for number, each in enumerate(repositories) for line in _answers(root, number, each, _cdn_url(cdn))]
+        options = NginxOptions(certificate=certificate, log_requests=log_requests, more="\n    ".join(lines))
+        yield Hub(running.enter_context(Nginx(root, options)), cdn)
+
+
+@contextmanager
+def hub_with(root: Path, bucket: str, digests: Mapping[str, str], certificate: Certificate | None = None) -> Iterator[Served]:
+    """`root/bucket/model/` as a model repository."""
+    place = f"{bucket}/{PREFIX}"
+    paths = sorted((root / place).iterdir())
+    with hub_of(root, [Repository(REPO, COMMIT, place, digests)], certificate) as hub:
+        objects = tuple(RemoteObject(path.name, path.stat().st_size, f"{hub.cdn_url}/{place}/{path.name}") for path in paths)
         name = "hub" if certificate is None else "hub-tls"
-        yield Served(name, f"hf://{REPO}", REPO, objects, environ, tuple(paths), lambda: [*hub.pids(), *cdn.pids()])
+        yield Served(name, f"hf://{REPO}", REPO, objects, hub.environ | trusting(certificate), tuple(paths), hub.pids)
 
 
-def _answers(root: Path, bucket: str, objects: tuple[RemoteObject, ...], digests: dict[str, str]) -> str:
+def _cdn_url(cdn: Nginx) -> str:
+    return cdn.endpoint.replace("127.0.0.1", "localhost")
+
+
+def _answers(root: Path, number: int, repository: Repository, cdn_url: str) -> Iterator[str]:
     """Directives of the hub: the commit, its tree, and a redirect for every file."""
-    info = {"_id": "0" * 24, "id": REPO, "modelId": REPO, "sha": COMMIT, "private": False, "gated": False, "disabled": False, "tags": []}
-    info |= {"downloads": 0, "likes": 0, "siblings": [{"rfilename": each.name} for each in objects]}
+    name, commit = repository.name, repository.commit
+    sizes = {file: (root / repository.place / file).stat().st_size for file in sorted(repository.digests)}
+    info = {"_id": "0" * 24, "id": name, "modelId": name, "sha": commit, "private": False, "gated": False, "disabled": False, "tags": []}
+    info |= {"downloads": 0, "likes": 0, "siblings": [{"rfilename": file} for file in sizes]}
     tree = [
         {
             "type": "file",
-            "oid": hashlib.sha1(each.name.encode()).hexdigest(),
-            "size": each.size_bytes,
-            "path": each.name,
-            "lfs": {"oid": digests[each.name], "size": each.size_bytes, "pointerSize": 134},
+            "oid": hashlib.sha1(file.encode()).hexdigest(),
+            "size": size_bytes,
+            "path": file,
+            "lfs": {"oid": repository.digests[file], "size": size_bytes, "pointerSize": 134},
         }
-        for each in objects
+        for file, size_bytes in sizes.items()
     ]
-    described = {f"/api/models/{REPO}": info, f"/api/models/{REPO}/revision/main": info, f"/api/models/{REPO}/revision/{COMMIT}": info}
-    lines = []
-    for number, (place, answer) in enumerate([*described.items(), (f"/api/models/{REPO}/tree/{COMMIT}", tree)]):
-        file = root / f"{bucket}-hub-{number}.json"
-        file.write_text(json.dumps(answer))
-        lines.append(f'location = {place} {{ default_type application/json; alias "{file.resolve()}"; }}')
-    for each in objects:
-        headers = {
-            "X-Repo-Commit": COMMIT,
-            "X-Linked-Size": str(each.size_bytes),
-            "X-Linked-Etag": f'"{digests[each.name]}"',
-            "ETag": f'"{digests[each.name]}"',
-        }
-        added = " ".join(f"add_header {name} '{value}' always;" for name, value in headers.items())
-        lines.append(f"location = /{REPO}/resolve/{COMMIT}/{each.name} {{ {added} return 302 {each.url}; }}")
-    return "\n    ".join(lines)
+    models = f"/api/models/{name}"
+    described = dict.fromkeys((models, f"{models}/revision/main", f"{models}/revision/{commit}"), json.dumps(info))
+    described[f"{models}/tree/{commit}"] = json.dumps(tree)
+    for at, (place, answer) in enumerate(described.items()):
+        kept = root / f"hub-{number}-{at}.json"
+        kept.write_text(answer)
+        yield f'location = {place} {{ default_type application/json; alias "{kept.resolve()}"; }}'
+    for file, size_bytes in sizes.items():
+        digest = repository.digests[file]
+        headers = {"X-Repo-Commit": commit, "X-Linked-Size": size_bytes, "X-Linked-Etag": f'"{digest}"', "ETag": f'"{digest}"'}
+        added = " ".join(f"add_header {header} '{value}' always;" for header, value in headers.items())
+        yield f"location = /{name}/resolve/{commit}/{file} {{ {added} return 302 {cdn_url}/{repository.place}/{file}; }}"

@@ -69,6 +69,21 @@ def test_hit(tmp_path: Path) -> None:
         expect_machine(line["machine"])
 
 
+def test_store(tmp_path: Path) -> None:
+    out = tmp_path / "store.jsonl"
+    run("bench.store", "--models", "1,2", "--times", "1", "--cache", str(tmp_path), "--out", str(out))
+    lines = lines_of(out)
+    questions = ["open", "ls", "df", "gc --dry-run", "show"]
+    assert [(line["models"], line["blobs"], line["question"]) for line in lines] == [
+        (models, models * 100, question) for models in (1, 2) for question in questions
+    ]
+    for line in lines:
+        assert line["wall_s"] > 0
+        assert line["peak_rss_bytes"] > MIB
+        expect_machine(line["machine"])
+    assert not (tmp_path / "bench-scratch").exists()
+
+
 def test_medians_and_verdicts() -> None:
     def line(contender: str, kind: str, rate: float, cpu: float) -> dict[str, Any]:
         return {
