@@ -11,6 +11,7 @@ from urllib.parse import unquote
 from modelcache.abc.source import Source
 from modelcache.config import Config
 from modelcache.errors import BadConfig, InvalidUri, UnknownScheme
+from modelcache.sources.any_fsspec import FsspecSource
 from modelcache.sources.gcs import GcsOptions, GcsSource
 from modelcache.sources.http import HttpSource
 from modelcache.sources.huggingface import HubOptions, HubSource
@@ -18,8 +19,13 @@ from modelcache.sources.local import LocalSource
 from modelcache.sources.retrying import RetryingSource
 from modelcache.sources.s3 import S3Options, S3Source
 from modelcache.uri import StorageUri, UriSecrets
+from modelcache.uri_places import KNOWN_SCHEMES
 
 SCHEMES = ("file", "http", "https", "s3", "gs", "hf")
+NOT_FSSPECS = KNOWN_SCHEMES - {"hdfs", "webhdfs"}
+"""Schemes that mean something of their own here: fsspec is not asked for what it might understand by them."""
+ONE_FOR_ALL = frozenset({"file", "s3", "gs", "hf"})
+"""Schemes of which one source serves every URI; the others' are of one authority."""
 
 
 class Registry:
@@ -45,7 +51,7 @@ class Registry:
             finally:
                 source.close()
             return
-        where = f"{uri.scheme}://{uri.authority}" if uri.scheme in ("http", "https") else uri.scheme
+        where = uri.scheme if uri.scheme in ONE_FOR_ALL else f"{uri.scheme}://{uri.authority}"
         with self._lock:
             if where not in self._kept:
                 self._kept[where] = self._make(uri, secrets)
@@ -76,6 +82,8 @@ class Registry:
             return HttpSource(uri, secrets, config.http, config.timeouts, proxies=config.proxies)
         if uri.scheme == "hf":
             return HubSource(_hub_options(config.hf, uri, secrets), config.timeouts, proxies=config.proxies)
+        if uri.scheme not in NOT_FSSPECS:
+            return FsspecSource(uri, secrets, config.fsspec, config.timeouts)
         raise UnknownScheme(
             f"no source serves `{uri.scheme}://`", address=str(uri), got=uri.scheme, hint=f"known here: {', '.join(SCHEMES)}"
         )

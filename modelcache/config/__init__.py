@@ -21,6 +21,7 @@ from modelcache.config.table import DEFAULT_LOW_WATERMARK, SETTINGS
 from modelcache.errors import BadConfig
 from modelcache.fetch.concurrency import ConcurrencyBounds
 from modelcache.fetch.engine import EngineLimits
+from modelcache.sources.any_fsspec import FsspecOptions
 from modelcache.sources.gcs import GcsOptions
 from modelcache.sources.http import HttpOptions
 from modelcache.sources.huggingface import HubOptions
@@ -56,7 +57,7 @@ class Config:
         timeouts: of connections.
         retry: how long and how often a failing origin is asked again.
         write_route: None chooses by who reads next.
-        s3, gs, http, hf: settings of the sources.
+        s3, gs, http, hf, fsspec: settings of the sources.
         proxies: of the bulk transport.
         trust: what callers of a shared store are believed.
     """
@@ -74,6 +75,7 @@ class Config:
     gs: GcsOptions = field(default_factory=GcsOptions)
     http: HttpOptions = field(default_factory=HttpOptions)
     hf: HubOptions = field(default_factory=HubOptions)
+    fsspec: FsspecOptions = field(default_factory=FsspecOptions)
     proxies: Proxies = field(default_factory=Proxies)
     trust: Trust = DEFAULT_TRUST
 

@@ -1,0 +1,122 @@
+"""fsspec's classes: which one serves a scheme, and with which arguments. The one place that imports fsspec."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+from urllib.parse import unquote
+
+from modelcache.errors import InvalidUri, UnknownScheme
+from modelcache.sources.any_fsspec.options import FsspecOptions
+from modelcache.uri import StorageUri, UriSecrets
+
+Filesystem = Any
+"""fsspec has no types."""
+
+_LAYER = "it shows another filesystem's files, and would hide where they come from"
+_OWN = "modelcache serves it by a source of its own"
+_NO_ORIGIN = "it is no place that a model could be fetched from"
+REFUSED = (
+    dict.fromkeys(
+        ("reference", "cached", "simplecache", "blockcache", "filecache", "generic", "dir", "async_wrapper", "asyncwrapper"), _LAYER
+    )
+    | dict.fromkeys(("zip", "tar", "libarchive"), "an archive is named by the URI of its file")
+    | dict.fromkeys(("file", "local", "asynclocal", "arrow_hdfs", "s3", "s3a", "gs", "gcs", "hf", "http", "https", "modelcache"), _OWN)
+    | dict.fromkeys(("dask", "jupyter", "jlab", "data", "pyscript"), _NO_ORIGIN)
+)
+"""Schemes of fsspec that are not served, and why."""
+WHOLE = frozenset({"github", "gist", "git"})
+"""Their filesystems fetch the whole file whatever range is asked for."""
+_SECRET = re.compile(r"pass|secret|key|token|sas|cred|sign|auth|pwd|cert|connection_string", re.IGNORECASE)
+
+
+@dataclass(frozen=True, slots=True)
+class Home:
+    """Where a source's filesystem is and how it is made.
+
+    Attributes:
+        root: what the filesystem calls the place that the URI's authority names, without a slash at its end.
+        arguments: of the class; secrets among them.
+        endpoint: for `Origin`: scheme, authority, and a digest of the arguments that say where and as whom.
+    """
+
+    scheme: str
+    kind: Filesystem = field(repr=False)
+    root: str
+    arguments: Mapping[str, Any] = field(repr=False)
+    endpoint: str
+
+    def make(self) -> Filesystem:
+        """A new instance; may connect."""
+        return self.kind(**self.arguments, skip_instance_cache=True)
+
+    def path(self, uri: StorageUri) -> str:
+        """What the filesystem calls the place that a URI names; a query (`?versionid=`) is a part of names where there are any."""
+        path = f"{self.root}/{uri.path}" if uri.path else self.root
+        return f"{path}?{uri.query}" if uri.query else path
+
+
+def home_of(uri: StorageUri, secrets: UriSecrets, options: FsspecOptions) -> Home:
+    """
+    Raises:
+        UnknownScheme: refused, unknown to fsspec, or its package is not installed.
+        InvalidUri: signing parameters, or arguments of the wrong kind.
+    """
+    kind = _class(uri.scheme, str(uri))
+    if secrets.query:
+        hint = f"give the credential to the filesystem: MODELCACHE_FSSPEC_{uri.scheme.upper()}='{{…}}', JSON of its storage options"
+        raise InvalidUri(f"`{uri.scheme}://` URIs take no signing parameters", address=str(uri), hint=hint)
+    bare = f"{uri.scheme}://{uri.authority}"
+    configured = dict(options.storage.get(uri.scheme, {}))
+    of_uri = _arguments_of_uri(kind, uri, secrets)
+    root: str = kind._strip_protocol(bare)
+    return Home(uri.scheme, kind, root.rstrip("/"), configured | of_uri, bare + _told_apart(configured, secrets))
+
+
+def _class(scheme: str, address: str) -> Filesystem:
+    if scheme in REFUSED:
+        raise UnknownScheme(f"`{scheme}://` is not served: {REFUSED[scheme]}", address=address, got=scheme)
+    try:
+        from fsspec.registry import get_filesystem_class, known_implementations
+    except ImportError:
+        raise UnknownScheme(f"`{scheme}://` needs fsspec", address=address, got=scheme, hint="pip install 'modelcache[fsspec]'") from None
+    try:
+        return get_filesystem_class(scheme)
+    except ImportError:
+        hint = known_implementations.get(scheme, {}).get("err") or "install the package that its fsspec filesystem needs"
+        missing = UnknownScheme(f"the package that serves `{scheme}://` is not installed", address=address, got=scheme, hint=hint)
+    except ValueError:
+        hint = "a package that brings an fsspec filesystem for it would make it known"
+        missing = UnknownScheme(f"no source serves `{scheme}://`, and fsspec knows none", address=address, got=scheme, hint=hint)
+    raise missing
+
+
+def _arguments_of_uri(kind: Filesystem, uri: StorageUri, secrets: UriSecrets) -> dict[str, Any]:
+    """What the class itself reads from a URL with userinfo in it, percent-decoded."""
+    userinfo = "" if secrets.userinfo is None else f"{secrets.userinfo}@"
+    found = kind._get_kwargs_from_urls(f"{uri.scheme}://{userinfo}{uri.authority}/")
+    raw = {part for part in (secrets.userinfo or "").split(":", 1) if part}
+    arguments = {name: unquote(value) if isinstance(value, str) and value in raw else value for name, value in found.items()}
+    if raw and not any(value in raw or unquote(str(value)) in {unquote(part) for part in raw} for value in found.values()):
+        raise InvalidUri(f"`{uri.scheme}://` URIs take no user or password", address=str(uri))
+    return arguments
+
+
+def _told_apart(configured: Mapping[str, Any], secrets: UriSecrets) -> str:
+    """What keeps two places with one URI apart: other accounts, endpoints, users. Without what could be a secret."""
+    places = _without_secrets(configured)
+    user = (secrets.userinfo or "").partition(":")[0]
+    if not places and not user:
+        return ""
+    text = json.dumps([places, user], sort_keys=True, default=str)
+    return f"?{hashlib.sha256(text.encode()).hexdigest()[:16]}"
+
+
+def _without_secrets(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(name): _without_secrets(inner) for name, inner in value.items() if not _SECRET.search(str(name))}
+    return value

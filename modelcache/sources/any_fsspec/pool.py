@@ -1,0 +1,71 @@
+"""Instances of one filesystem, most of which are a connection that one thread at a time may use."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+
+from modelcache.sources.any_fsspec.filesystems import Filesystem
+
+CONNECTIONS = ("ftp", "client")
+"""Attributes of fsspec's own filesystems (FTP, SFTP) that hold a connection; fsspec has no word for closing one."""
+
+
+class Pool:
+    """Instances, made by `make` (which may connect), kept and given again. Safe for many threads.
+
+    Filesystems that are asynchronous inside are safe for many threads: of these there is one.
+    """
+
+    def __init__(self, make: Callable[[], Filesystem]) -> None:
+        self._make = make
+        self._lock = threading.Lock()
+        self._idle: list[Filesystem] = []
+        self._shared: Filesystem = None
+        self._closed = False
+
+    def take(self) -> Filesystem:
+        """An instance for the caller alone, or a shared one."""
+        with self._lock:
+            if self._shared is not None:
+                return self._shared
+            if self._idle:
+                return self._idle.pop()
+        made = self._make()
+        if getattr(made, "async_impl", False):
+            with self._lock:
+                self._shared = made  # of two that were made at once both work
+            return made
+        return made
+
+    def give(self, filesystem: Filesystem) -> None:
+        """Back in working order."""
+        with self._lock:
+            if filesystem is self._shared:
+                return
+            if not self._closed:
+                self._idle.append(filesystem)
+                return
+        _end(filesystem)
+
+    def drop(self, filesystem: Filesystem) -> None:
+        """It failed, or may be in the middle of something. The idle ones go, too: likely the server closed them all."""
+        with self._lock:
+            stale, self._idle = self._idle, []
+        for each in (*stale, *(() if filesystem is self._shared else (filesystem,))):
+            _end(each)
+
+    def close(self) -> None:
+        """Close idle instances; those that come back later are closed then."""
+        with self._lock:
+            self._closed = True
+            idle, self._idle = self._idle, []
+        for each in idle:
+            _end(each)
+
+
+def _end(filesystem: Filesystem) -> None:
+    for name in CONNECTIONS:
+        close = getattr(getattr(filesystem, name, None), "close", None)
+        if callable(close):
+            close()

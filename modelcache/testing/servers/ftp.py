@@ -1,0 +1,57 @@
+"""A real FTP server: pyftpdlib, for one user, a directory for reading."""
+
+from __future__ import annotations
+
+import ftplib
+import secrets
+import sys
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from modelcache.testing.servers.ports import LOOPBACK, free_ports
+from modelcache.testing.servers.process import OwnedProcess, started
+
+PROGRAM = Path(__file__).with_name("ftp_program.py")
+START_DEADLINE_S = 30.0
+
+
+class FtpServer:
+    """The server, running inside its `with` block; it serves `root`, and its log lies beside that in `directory`."""
+
+    user = "reader"
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.root = directory / "root"
+        self.root.mkdir(parents=True)
+        self.password = f"p@ss/{secrets.token_hex(8)}"
+        self.port = 0
+        self._process: OwnedProcess | None = None
+
+    @property
+    def authority(self) -> str:
+        return f"{LOOPBACK}:{self.port}"
+
+    def __enter__(self) -> Self:
+        self._process = started(self._launch, self._ready, deadline_s=START_DEADLINE_S)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self._process is not None:
+            self._process.stop()
+
+    def _launch(self) -> OwnedProcess:
+        [self.port] = free_ports(1)
+        environ = {"FTP_USER": self.user, "FTP_PASSWORD": self.password}
+        command = [sys.executable, str(PROGRAM), str(self.port), str(self.root)]
+        return OwnedProcess(command, log=self.directory / "ftp.log", environ=environ)
+
+    def _ready(self) -> bool:
+        try:
+            with ftplib.FTP(timeout=5) as client:
+                client.connect(LOOPBACK, self.port)
+                client.login(self.user, self.password)
+        except (OSError, EOFError):
+            return False
+        return True
