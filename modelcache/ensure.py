@@ -23,7 +23,7 @@ from modelcache.errors import (
 from modelcache.fetch.engine import FetchEngine
 from modelcache.fetch.fetch import Fetch, FetchRequest
 from modelcache.fetch.plan import Priority
-from modelcache.fetch.progress import Phase, Progress
+from modelcache.fetch.progress import Phase, Progress, said
 from modelcache.fetch.route import available_memory_bytes, route_for_reader
 from modelcache.manifest import Manifest, ManifestFile
 from modelcache.patience import Cancellation
@@ -96,6 +96,7 @@ class Ensure:
         self._started_s = time.monotonic()
         self._phase = Phase.RESOLVING
         self._fetch: Fetch | None = None
+        self._cancel = Cancellation()
 
     def hurry(self, priority: Priority) -> None:
         """A caller of this priority waits, too: from now on it counts, if it is the higher one."""
@@ -107,7 +108,7 @@ class Ensure:
     def look(self) -> Progress:
         """The state now."""
         fetch, phase = self._fetch, self._phase
-        seen = fetch.look(phase) if fetch is not None else Progress(self._key.uri, phase)
+        seen = fetch.look(phase) if fetch is not None else Progress(self._key.uri, phase, waiting=said(self._cancel.waits))
         return replace(seen, elapsed_s=time.monotonic() - self._started_s)
 
     def run(self, cancel: Cancellation) -> Ensured:
@@ -117,6 +118,7 @@ class Ensure:
             SourceChanged: the origin changed under each of `CHANGE_TRIES` tries.
             What `Source.list`, `Source.open`, `Store.ingest` and the engine raise.
         """
+        self._cancel = cancel
         for tries_left in reversed(range(CHANGE_TRIES)):
             self._phase, self._fetch = Phase.RESOLVING, None
             try:

@@ -32,6 +32,19 @@ class Deadline:
         return time.monotonic() >= self.at_s
 
 
+@dataclass(frozen=True, slots=True)
+class Wait:
+    """A pause before something is tried again, for people.
+
+    Attributes:
+        why: one sentence; no secret in it.
+        until: when it ends.
+    """
+
+    why: str
+    until: Deadline
+
+
 class Cancellation:
     """A request to stop that many threads can see; may be asked for once, from any thread or a signal handler.
 
@@ -43,6 +56,7 @@ class Cancellation:
         # Not an Event: its lock is not reentrant, so `set` in a signal handler can wait for ever for the thread that it interrupted.
         self._lock = threading.RLock()
         self._callbacks: dict[int, Callable[[], None]] = {}
+        self._waits: dict[int, Wait] = {}
         self._next = 0
 
     @property
@@ -71,6 +85,25 @@ class Cancellation:
         with self.on_cancel(partial(bell.put, None)), suppress(queue.Empty):
             bell.get(timeout=max(0.0, seconds))
         self.check()
+
+    @contextmanager
+    def saying(self, why: str, seconds: float) -> Iterator[None]:
+        """While the block runs, whoever else holds this sees why it waits, and for how long (`waits`)."""
+        with self._lock:
+            key = self._next
+            self._next += 1
+            self._waits[key] = Wait(why, Deadline.after(seconds))
+        try:
+            yield
+        finally:
+            with self._lock:
+                del self._waits[key]
+
+    @property
+    def waits(self) -> list[Wait]:
+        """The pauses in progress, the one that ends last first."""
+        with self._lock:
+            return sorted(self._waits.values(), key=lambda wait: -wait.until.at_s)
 
     @contextmanager
     def on_cancel(self, callback: Callable[[], None]) -> Iterator[None]:

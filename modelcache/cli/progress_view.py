@@ -108,7 +108,7 @@ def line_of(look: Look) -> str:
     """`s3://m/x: fetching 43%, 1.2 GiB of 2.8 GiB, 310.0 MiB/s, 5.2 s left`."""
     words = look.words()
     head = f"{look.title}: {look.phase}"
-    return f"{head} {look.share:.0%}, {', '.join(words)}" if look.bytes_total else head
+    return ", ".join([f"{head} {look.share:.0%}" if look.bytes_total else head, *words])
 
 
 @contextmanager
@@ -131,7 +131,7 @@ def progress_view(output: Output) -> Iterator[ProgressView]:
 
 def look_of_fetch(progress: Progress) -> Look:
     """A fetch, as it is shown."""
-    remarks = []
+    remarks = [] if progress.waiting is None else [progress.waiting]
     if progress.bytes_reused and not progress.hit:
         remarks.append(f"{format_bytes(progress.bytes_reused)} reused")
     if progress.files_total:
@@ -156,6 +156,7 @@ def look_of_fetch(progress: Progress) -> Look:
             "rate_bytes_per_s": round(progress.rate_bytes_per_s),
             "eta_s": None if progress.eta_s is None else round(progress.eta_s, 1),
             "elapsed_s": round(progress.elapsed_s, 3),
+            "waiting": progress.waiting,
         },
     )
 

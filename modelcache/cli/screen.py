@@ -53,7 +53,7 @@ class BarView:
 def _drawn(look: Look, width: int) -> RenderableType:
     title = Text(printable(look.title), style="bold", no_wrap=True, overflow="ellipsis")
     if not look.bytes_total:
-        return Group(title, Text(f"{look.phase} …", style="dim"))
+        return Group(title, Text(_fitting([f"{look.phase} …", *look.words()], width), style="dim", no_wrap=True, overflow="ellipsis"))
     cells = max(10, min(BAR_CELLS, width - 20))
     head = Table.grid(padding=(0, 1))
     head.add_row(Text(f"{look.phase:<10}"), ProgressBar(total=1.0, completed=look.share, width=cells), Text(f"{look.share:4.0%}"))

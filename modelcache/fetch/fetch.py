@@ -6,7 +6,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from modelcache.abc.source import Body, RemoteFile, Source
 from modelcache.abc.store import IncomingFile, Ingest, Route
@@ -16,7 +16,7 @@ from modelcache.errors import Cancelled, DigestMismatch, Unavailable
 from modelcache.fetch.assembly import Assembly
 from modelcache.fetch.buffers import BufferPool
 from modelcache.fetch.plan import PlannedFile, Priority, Schedule, Span
-from modelcache.fetch.progress import Meter, Phase, Progress
+from modelcache.fetch.progress import Meter, Phase, Progress, said
 from modelcache.patience import Cancellation
 from modelcache.ranges import ByteRange
 
@@ -138,7 +138,7 @@ class Fetch:
         self.fail(Cancelled("cancelled; what was fetched is kept for the next try", address=self._request.uri))
 
     def look(self, phase: Phase = Phase.FETCHING) -> Progress:
-        return self.meter.look(self._request.uri, phase)
+        return replace(self.meter.look(self._request.uri, phase), waiting=said(self.cancelled.waits))
 
     def want(self, file: int, first_chunk: int, stop_chunk: int) -> None:
         """A reader waits for these chunks: they go before everything else of this fetch."""

@@ -5,8 +5,12 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+
+from modelcache.patience import Wait
+from modelcache.units import format_duration
 
 RATE_WINDOW_S = 5.0
 """Rate and time left are taken over the last seconds, so that they follow what happens now."""
@@ -31,6 +35,7 @@ class Progress:
         bytes_reused: were here before: blobs of other models, and kept chunks of an earlier try.
         rate_bytes_per_s: over the last seconds; of a finished fetch, over all of it.
         eta_s: seconds left at that rate; None while unknown.
+        waiting: why a request waits before it is tried again, and how long; None: none does.
         hit: the snapshot was here; nothing was fetched.
         stale: and it is the last version that is known, for the origin could not be asked.
     """
@@ -46,8 +51,17 @@ class Progress:
     rate_bytes_per_s: float = 0.0
     eta_s: float | None = None
     elapsed_s: float = 0.0
+    waiting: str | None = None
     hit: bool = False
     stale: bool = False
+
+
+def said(waits: Sequence[Wait]) -> str | None:
+    """`waiting` of these pauses: the longest."""
+    if not waits:
+        return None
+    others = f" (and {len(waits) - 1} more)" if len(waits) > 1 else ""
+    return f"waiting {format_duration(waits[0].until.remaining_s())}{others}: {waits[0].why}"
 
 
 class Meter:
@@ -65,7 +79,7 @@ class Meter:
         self._files_done = 0
 
     def fetched(self, count: int) -> None:
-        """`count` bytes arrived and are in place."""
+        """`count` bytes arrived."""
         with self._lock:
             self._fetched += count
             self._done += count

@@ -38,6 +38,7 @@ class Run:
         self._traffic = traffic
         self._incoming: IncomingFile = fetch.incoming(span.file)
         self._hashed = False
+        self._unkept_bytes = 0
         self.buffer = buffer
         self.done = span.first
 
@@ -45,7 +46,10 @@ class Run:
         """Raises what the source, the store and the checksums raise."""
         buffer = self.buffer or Buffer()
         self.buffer = buffer
-        self._check(buffer) if self._span.work is Work.CHECK else self._read(buffer)
+        try:
+            self._check(buffer) if self._span.work is Work.CHECK else self._read(buffer)
+        finally:
+            self._fetch.meter.lost(self._unkept_bytes)  # of a chunk that broke off
         if self._hashed:
             self._fetch.hashed(self._span.file)
 
@@ -99,13 +103,15 @@ class Run:
             if count == 0:
                 raise RuntimeError(f"a source ended `{self._incoming.path}` early without saying so")
             got += count
+            self._fetch.meter.fetched(count)
+            self._unkept_bytes += count
 
     def _keep(self, chunk: int, buffer: Buffer) -> Buffer:
         at = chunk_range(chunk, self._incoming.size_bytes)
         view = buffer.view[: at.size_bytes]
         mark = xxhash.xxh3_128_digest(view)
         self._incoming.write(at.start, view, self._fetch.route)
-        self._fetch.meter.fetched(at.size_bytes)
+        self._unkept_bytes -= at.size_bytes
         buffer = self._arrived(chunk, buffer, mark)
         self.done = chunk + 1
         self._traffic.moved(at.size_bytes)

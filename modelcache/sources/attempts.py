@@ -40,4 +40,6 @@ def attempted(action: Callable[[], T], renew: Callable[[], bool], cancel: Cancel
             if failures == ATTEMPTS or not error.retryable or isinstance(error, OriginStalled):
                 raise
             pause_s = FIRST_PAUSE_S * 2 ** (failures - 1) * random.uniform(0.5, 1)
-            cancel.wait(min(error.retry_after_s or pause_s, MAX_PAUSE_S))
+            pause_s = min(error.retry_after_s or pause_s, MAX_PAUSE_S)
+            with cancel.saying(error.message, pause_s):
+                cancel.wait(pause_s)

@@ -118,8 +118,8 @@ class _Tries:
         """A byte arrived."""
         self._failures = 0
 
-    def failed(self, error: Unavailable, cancel: Cancellation) -> None:
-        """Pause before the next try. Raises `error` if there is to be none, or Cancelled."""
+    def failed(self, error: Unavailable, cancel: Cancellation, said_on: Cancellation | None = None) -> None:
+        """Pause before the next try; `said_on` (by default `cancel`) tells why. Raises `error` if there is to be none, or Cancelled."""
         if isinstance(error, OriginBusy) and self._on_throttle is not None:
             self._on_throttle()
         cancel.check()
@@ -134,7 +134,8 @@ class _Tries:
         if not error.retryable or self._failures >= attempts or now_s + pause_s > self._give_up_s:
             raise error
         _log.info("%s; try %d in %.1f s", error, self._failures + 1, pause_s)
-        self._pace.pause(cancel, pause_s)
+        with (said_on or cancel).saying(error.message, pause_s):
+            self._pace.pause(cancel, pause_s)
 
 
 class _RetryingBody:
@@ -148,6 +149,7 @@ class _RetryingBody:
         self._tries = tries
         # Its own, so that `abort` also ends a pause between two tries, without ending what else the caller's stands for.
         self._cancel = Cancellation()
+        self._callers = cancel
         self._undo = ExitStack()
         self._undo.enter_context(cancel.on_cancel(self.abort))
 
@@ -158,7 +160,7 @@ class _RetryingBody:
                 count = self._body.readinto(buffer)
             except Unavailable as error:
                 if self._at == self._stop:  # every byte came; what is to be told after them did not
-                    self._tries.failed(error, self._cancel)
+                    self._tries.failed(error, self._cancel, self._callers)
                 elif self._file.resumable:
                     self._resume(error)
                 else:
@@ -181,14 +183,17 @@ class _RetryingBody:
 
     def _resume(self, error: Unavailable) -> None:
         self._body.close()
-        self._tries.failed(error, self._cancel)
-        self._body = _open(self._source, self._file, ByteRange(self._at, self._stop), self._cancel, self._tries)
+        self._tries.failed(error, self._cancel, self._callers)
+        rest = ByteRange(self._at, self._stop)
+        self._body = _open(self._source, self._file, rest, self._cancel, self._tries, said_on=self._callers)
         # An abort between the open and this assignment hit the old body; the new one knows of it through the cancellation.
 
 
-def _open(source: Source, file: RemoteFile, span: ByteRange, cancel: Cancellation, tries: _Tries) -> Body:
+def _open(
+    source: Source, file: RemoteFile, span: ByteRange, cancel: Cancellation, tries: _Tries, *, said_on: Cancellation | None = None
+) -> Body:
     while True:
         try:
             return source.open(file, span, cancel)
         except Unavailable as error:
-            tries.failed(error, cancel)
+            tries.failed(error, cancel, said_on)

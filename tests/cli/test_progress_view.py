@@ -48,6 +48,15 @@ def test_a_line_says_phase_share_bytes_rate_time_left_and_what_was_reused() -> N
     assert line_of(look_of_fetch(HALFWAY)) == expected
 
 
+def test_a_wait_is_told_with_its_reason_whatever_is_known_besides() -> None:
+    why = "waiting 12.0 s: the origin is busy (503)"
+    resolving = Progress(uri="s3://m/llama", phase=Phase.RESOLVING, waiting=why)
+
+    assert line_of(look_of_fetch(resolving)) == f"s3://m/llama: resolving, {why}"
+    assert f"12.0 s left, {why}, 512.0 MiB reused" in line_of(look_of_fetch(replace(HALFWAY, waiting=why)))
+    assert look_of_fetch(resolving).fields["waiting"] == why
+
+
 def test_a_line_leaves_out_what_is_not_known() -> None:
     assert line_of(look_of_fetch(Progress(uri="s3://m/llama", phase=Phase.RESOLVING))) == "s3://m/llama: resolving"
     assert "left" not in line_of(look_of_fetch(replace(HALFWAY, eta_s=None)))

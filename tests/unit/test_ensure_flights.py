@@ -81,7 +81,7 @@ def origins() -> Origins:
 
 @pytest.fixture
 def cache(monkeypatch: pytest.MonkeyPatch, store: MemoryStore, origins: Origins, tmp_path: Path) -> Iterator[ModelCache]:
-    def open_store(root: Path, limits: Limits) -> MemoryStore:
+    def open_store(root: Path, limits: Limits, **_: bool) -> MemoryStore:
         return store
 
     monkeypatch.setattr(modelcache.cache, "LocalStore", open_store)

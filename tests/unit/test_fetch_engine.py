@@ -77,6 +77,22 @@ def test_every_byte_comes_once_and_every_file_is_right(
     assert fetch.compared == compared
 
 
+def test_bytes_count_as_they_arrive_and_no_more_when_their_chunk_breaks_off() -> None:
+    files = {"a": content(3 * CHUNK)}
+    store, source = MemoryStore(), MemorySource(files, piece_bytes=100)
+    gate = source.gate("a", CHUNK + 700)
+    with running_engine(1) as engine:
+        fetch = engine.start(request_for(store, source))
+        gate.await_readers()
+        arrived = fetch.look()
+        fetch.cancel()
+        with pytest.raises(Cancelled):
+            finish(fetch)
+        ended = fetch.look()
+    assert (arrived.bytes_done, arrived.bytes_fetched) == (CHUNK + 700, CHUNK + 700)
+    assert (ended.bytes_done, ended.bytes_fetched) == (CHUNK, CHUNK + 700)
+
+
 def test_what_is_here_is_not_fetched() -> None:
     files = {"a": content(5 * CHUNK, 1), "b": content(5 * CHUNK, 2)}
     store = MemoryStore()

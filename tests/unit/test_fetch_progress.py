@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import hypothesis.strategies as st
@@ -8,8 +9,9 @@ from hypothesis import given
 
 import modelcache.fetch.progress
 from modelcache.abc.store import Route
-from modelcache.fetch.progress import RATE_WINDOW_S, Meter, Phase
+from modelcache.fetch.progress import RATE_WINDOW_S, Meter, Phase, said
 from modelcache.fetch.route import available_memory_bytes, route_for_reader
+from modelcache.patience import Cancellation
 
 
 class Clock:
@@ -62,6 +64,14 @@ def test_what_was_here_before_is_no_rate(clock: Clock) -> None:
     assert (seen.bytes_done, seen.bytes_reused, seen.bytes_fetched) == (900, 900, 0)
     assert (seen.rate_bytes_per_s, seen.eta_s) == (0, None)
     assert (seen.files_done, seen.files_total) == (1, 2)
+
+
+def test_the_longest_wait_is_told() -> None:
+    assert said([]) is None
+    cancel = Cancellation()
+    with cancel.saying("the origin is busy (503)", 3600 * 5), cancel.saying("no answer", 1.0):
+        told = said(cancel.waits) or ""
+    assert re.fullmatch(r"waiting [45]h\d\dm \(and 1 more\): the origin is busy \(503\)", told)
 
 
 @given(st.lists(st.tuples(st.sampled_from(["fetch", "reuse", "lose"]), st.integers(0, 1000)), max_size=50))

@@ -54,6 +54,18 @@ class Clock:
 
 
 @dataclass
+class Watching(Clock):
+    """Writes down what a holder of the caller's cancellation sees in each pause."""
+
+    caller: Cancellation = field(default_factory=Cancellation)
+    seen: list[list[str]] = field(default_factory=list)
+
+    def pause(self, cancel: Cancellation, seconds: float) -> None:
+        self.seen.append([f"{wait.why} {wait.until.remaining_s() > seconds - 60}" for wait in self.caller.waits])
+        super().pause(cancel, seconds)
+
+
+@dataclass
 class Flaky:
     """A source that fails as its script says: an error in place of a list or an open, or a body that ends with one.
 
@@ -286,3 +298,20 @@ def test_origin_and_close_are_the_sources_own() -> None:
     assert wrapped.origin == source.origin
     wrapped.close()
     assert source.steps == []
+
+
+def test_whoever_asked_sees_why_it_waits_and_for_how_long_and_then_no_more() -> None:
+    busy = OriginBusy("the origin is busy (503)", retry_after_s=90.0)
+    source = Flaky([busy, None, busy, (100, BodyCut("cut")), busy, None])
+    clock = Watching(jitter=1.0)
+    patient = RetryingSource(source, LIMITS, pace=clock.pace())
+
+    patient.list(URI, clock.caller)
+    body = patient.open(FILE, WHOLE, clock.caller)
+    buffer = memoryview(bytearray(len(DATA)))
+    while body.readinto(buffer):
+        pass
+    body.close()
+
+    assert clock.seen == [["the origin is busy (503) True"]] * 2 + [["cut True"], ["the origin is busy (503) True"]]
+    assert clock.caller.waits == []
