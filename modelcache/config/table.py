@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from modelcache.abc.store import Route
+from modelcache.config.fsspec_arguments import STORAGE, storage_of_variables
 from modelcache.config.headers import HEADERS, kserves_headers
 from modelcache.config.scalars import (
     AGE,
@@ -190,6 +191,11 @@ SETTINGS: tuple[Setting, ...] = (
         "send no token, whatever there is",
     ),
     setting("hf.ca_file", "hf.ca_file", PATH, "MODELCACHE_HF_CA_FILE", "CA bundle of the endpoint and its CDN", absent="the system's"),
+    setting(
+        "fsspec.storage", "fsspec.storage", STORAGE, (Variable("MODELCACHE_FSSPEC_<SCHEME>", storage_of_variables),),
+        "arguments of fsspec's filesystem of a scheme (its `storage_options`); the variables, JSON, count in place of all of the file's",
+        absent="none", example='[fsspec.storage.az]\naccount_name = "models"',
+    ),
     setting(
         "proxy.http", "proxies.http", PROXY, ("http_proxy", Variable("HTTP_PROXY", _http_proxy, ("REQUEST_METHOD",))),
         "for `http://` origins; where `REQUEST_METHOD` is set (a CGI program), the one in capitals is not believed", absent="none",
