@@ -28,7 +28,7 @@ from modelcache.abc.store import (
 )
 from modelcache.carry.carrying import Carrying
 from modelcache.config import Config
-from modelcache.ensure import Ensure, Ensured, ProgressCallback, expect_cached, hit, last
+from modelcache.ensure import Ensured, ProgressCallback, expect_cached, hit, last
 from modelcache.digest import Digest
 from modelcache.errors import AccessDenied, AmbiguousName, NotCached
 from modelcache.fetch.engine import FetchEngine
@@ -39,7 +39,9 @@ from modelcache.patience import Cancellation
 from modelcache.permission import Admission, Caller, Denials, OwnersAdmission, Permission, expect_served
 from modelcache.prewarm import DEFAULT_JOBS, Asking, Lookup, ManyProgress, Prewarm, PrewarmReport
 from modelcache.registry import Registry
+from modelcache.sources.archive import DEFAULT_LIMITS, is_archive_name
 from modelcache.store.store import LocalStore
+from modelcache.unpack import Unpacking
 from modelcache.uri import StorageUri, UriSecrets, parse_uri
 
 HOLD_TRIES = 3
@@ -107,7 +109,7 @@ class ModelCache(Carrying):
         self._registry = Registry(self.config, on_throttle=self._engine.throttled)
         self._flights: SingleFlight[_FlightKey, Ensured] = SingleFlight("ensure")
         self._lock = threading.Lock()
-        self._ensures: dict[_FlightKey, Ensure] = {}
+        self._ensures: dict[_FlightKey, Unpacking] = {}
 
     def __enter__(self) -> ModelCache:
         return self
@@ -222,6 +224,8 @@ class ModelCache(Carrying):
             with self._admitted(asked, None, again=False) as admission:
                 if refresh is Refresh.NEVER or self._hit(admission, refresh) is not None:
                     return None
+                if asked[0].unpack and is_archive_name(asked[0].path):
+                    return None  # what an archive takes is known when it is here
                 return admission.source.list(asked[0], cancel), self._store.ref(admission.key)
 
         def bring(uri: str, look: ProgressCallback, cancel: Cancellation) -> Snapshot:
@@ -282,14 +286,14 @@ class ModelCache(Carrying):
     def _ask(self, flight: _FlightKey, asked: Asked, progress: ProgressCallback | None, cancel: Cancellation | None) -> Ensured:
         def do(flight_cancel: Cancellation) -> Ensured:
             route = self.config.write_route or (None if asked.reads_next else Route.DIRECT)
-            ensure = Ensure(
+            ensure = Unpacking(
                 self._store,
                 self._engine,
-                asked.admission.source,
+                asked.admission,
                 asked.uri,
                 priority=asked.priority,
                 route=route,
-                admission=asked.admission,
+                limits=DEFAULT_LIMITS,
             )
             with self._lock:
                 self._ensures[flight] = ensure

@@ -88,6 +88,10 @@ class Admission(Protocol):
         """Askers of equal identity may share what an ensure came to."""
         ...
 
+    def of(self, uri: StorageUri) -> Admission:
+        """The same asker's, with the same source, to another place of it."""
+        ...
+
     def sees(self, revision: str, manifest: Digest) -> bool:
         """Whether this version may be handed out without asking the origin."""
         ...
@@ -131,6 +135,9 @@ class OwnersAdmission:
         self.key = RefKey(str(uri), str(source.origin))
         self._store = store
 
+    def of(self, uri: StorageUri) -> Admission:
+        return OwnersAdmission(self._store, self.source, uri)
+
     def sees(self, revision: str, manifest: Digest) -> bool:
         return True
 
@@ -163,6 +170,9 @@ class CallersAdmission:
         self._trust = trust
         self._holder = holder
         self._again = again
+
+    def of(self, uri: StorageUri) -> Admission:
+        return CallersAdmission(self._grants, self._trust, self._holder, self.source, uri, again=self._again)
 
     def sees(self, revision: str, manifest: Digest) -> bool:
         return not self._again and any((grant.revision, grant.manifest) == (revision, manifest) for grant in self._held())

@@ -1,7 +1,7 @@
 """Storage URIs: one grammar, one canonical form. `docs/uris.md` is the same as a table.
 
 A URI is `scheme://body[?query][#fragment]`, or a path of this machine. The fragment is ours and never sent:
-`#include=PATTERN&exclude=PATTERN&sha256=HEX`. Only `http(s)` is percent-encoded; everywhere else a name stands as it is,
+`#include=PATTERN&exclude=PATTERN&sha256=HEX&unpack=false`. Only `http(s)` is percent-encoded; everywhere else a name stands as it is,
 which is how KServe, fsspec and the stores' own tools read it, and there the *last* `#` (and `?`, where the scheme
 has parameters) separates. A name that has such a character itself ends with an empty one: `s3://b/a#b#`.
 """
@@ -49,6 +49,7 @@ class StorageUri:
             the scheme has none or none was given.
         include, exclude: patterns over relative paths, sorted, fnmatch syntax as KServe's STORAGE_ALLOW_PATTERNS.
         digest: expected sha256 of a single file.
+        unpack: whether a place that is a single archive stands for what is in it.
     """
 
     scheme: str
@@ -59,6 +60,7 @@ class StorageUri:
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     digest: Digest | None = None
+    unpack: bool = True
 
     def __str__(self) -> str:
         body = f"{self.scheme}://{self.authority}"
@@ -82,6 +84,8 @@ class StorageUri:
         pairs += [f"exclude={quote(pattern, safe=_PATTERN_SAFE)}" for pattern in self.exclude]
         if self.digest is not None:
             pairs.append(f"sha256={self.digest.hex}")
+        if not self.unpack:
+            pairs.append("unpack=false")
         return "&".join(pairs)
 
     def selects(self, path: str) -> bool:
@@ -129,8 +133,9 @@ def _parse(text: str, cwd: Path | None) -> tuple[StorageUri, UriSecrets]:
         if scheme == "gs" and not query and re.fullmatch("[0-9]+", fragment):
             query, fragment = f"generation={fragment}", ""
         place = remote_place(scheme, body, query)
+    fragment, unpack = _unpack(fragment)
     include, exclude, digest = _selection(fragment)
-    uri = StorageUri(scheme, place.authority, place.path, place.query, place.revision, include, exclude, digest)
+    uri = StorageUri(scheme, place.authority, place.path, place.query, place.revision, include, exclude, digest, unpack)
     return uri, UriSecrets(place.userinfo, signing)
 
 
@@ -158,6 +163,15 @@ def _cut(text: str, mark: str, *, first: bool) -> tuple[str, str]:
     return (text, "") if at < 0 else (text[:at], text[at + 1 :])
 
 
+def _unpack(fragment: str) -> tuple[str, bool]:
+    """The fragment without its `unpack`, and what that says."""
+    pairs = fragment.split("&")
+    said = {pair for pair in pairs if pair.startswith("unpack=")}
+    if not said <= {"unpack=true"} and said != {"unpack=false"}:
+        raise Fault("`unpack` is to be true or false", min(said - {"unpack=true"}), shown="@" not in fragment)
+    return "&".join(pair for pair in pairs if pair not in said), said != {"unpack=false"}
+
+
 def _selection(fragment: str) -> tuple[tuple[str, ...], tuple[str, ...], Digest | None]:
     """Patterns and digest of a fragment. `*` includes everything, which is the same as no pattern; `dir/` means `dir/*`."""
     patterns: dict[str, set[str]] = {"include": set(), "exclude": set()}
@@ -169,7 +183,7 @@ def _selection(fragment: str) -> tuple[tuple[str, ...], tuple[str, ...], Digest 
             raise Fault(
                 "its fragment has an unknown key",
                 key,
-                hint="known are include=, exclude= and sha256=; if the `#` belongs to the name, end with another `#`",
+                hint="known are include=, exclude=, sha256= and unpack=; if the `#` belongs to the name, end with another `#`",
                 shown=safe and equals == "=" and _FRAGMENT_KEY.fullmatch(key) is not None,
             )
         value = decoded(value)

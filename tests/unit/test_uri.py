@@ -169,7 +169,7 @@ def values(draw: st.DrawFn) -> StorageUri:
     )
     include, exclude = draw(patterns), draw(patterns)
     include = () if "*" in include else include
-    return StorageUri(scheme, authority, path, query, revision, include, exclude, draw(st.none() | HEX.map(sha256)))
+    return StorageUri(scheme, authority, path, query, revision, include, exclude, draw(st.none() | HEX.map(sha256)), draw(st.booleans()))
 
 
 @given(values())
