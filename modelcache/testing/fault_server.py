@@ -29,6 +29,7 @@ class Received:
     method: str
     target: str
     headers: Mapping[str, str]
+    body: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
@@ -237,12 +238,18 @@ class FaultServer:
 
 def _receive(sock: socket.socket) -> Received | None:
     data = b""
-    while not data.endswith(b"\r\n\r\n"):
+    while b"\r\n\r\n" not in data:
         more = sock.recv(1 << 16)
-        if not more or not more[:1].isascii() or more[:1] < b" ":  # the end, or a TLS handshake
+        if not more or (not data and (not more[:1].isascii() or more[:1] < b" ")):  # the end, or a TLS handshake
             return None
         data += more
-    first, *lines = data.decode("latin-1").removesuffix("\r\n\r\n").split("\r\n")
+    head, _, body = data.partition(b"\r\n\r\n")
+    first, *lines = head.decode("latin-1").split("\r\n")
     method, target, _ = first.split(" ")
     headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
-    return Received(method, target, headers)
+    while len(body) < int(headers.get("content-length", 0)):
+        more = sock.recv(1 << 16)
+        if not more:
+            return None
+        body += more
+    return Received(method, target, headers, body)
