@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from enum import StrEnum
@@ -22,14 +22,13 @@ from modelcache.abc.store import (
     Route,
     Snapshot,
     SnapshotInfo,
-    Store,
     Usage,
-    VerifyReport,
 )
+from modelcache.abc.upkeep import Upkeep
 from modelcache.carry.carrying import Carrying
 from modelcache.config import Config
-from modelcache.ensure import Ensured, ProgressCallback, expect_cached, hit, last
 from modelcache.digest import Digest
+from modelcache.ensure import Ensured, ProgressCallback, expect_cached, hit, last
 from modelcache.errors import AccessDenied, AmbiguousName, NotCached
 from modelcache.fetch.engine import FetchEngine
 from modelcache.fetch.flight import SingleFlight
@@ -42,6 +41,8 @@ from modelcache.registry import Registry
 from modelcache.sources.archive import DEFAULT_LIMITS, is_archive_name
 from modelcache.store.store import LocalStore
 from modelcache.unpack import Unpacking
+from modelcache.upkeep.repair import OpenSource
+from modelcache.upkeep.upkeeping import Upkeeping
 from modelcache.uri import StorageUri, UriSecrets, parse_uri
 
 HOLD_TRIES = 3
@@ -77,7 +78,7 @@ class Refresh(StrEnum):
     """Offline: what is here, or `NotCached`."""
 
 
-class ModelCache(Carrying):
+class ModelCache(Upkeeping, Carrying):
     """A store and what fills it. A context manager; safe for many threads.
 
     `ensure` is the whole of it: whatever state the store is in, it returns a complete, verified, read-only directory or raises
@@ -103,7 +104,7 @@ class ModelCache(Carrying):
             create=self.config.create if create is None else create,
             allow_fuse=self.config.allow_fuse,
         )
-        self._store: Store = store
+        self._store: Upkeep = store
         self._permission = Permission(store.grants, self.config.trust, self.config.proxies)
         self._engine = FetchEngine(self.config.engine)
         self._registry = Registry(self.config, on_throttle=self._engine.throttled)
@@ -393,9 +394,6 @@ class ModelCache(Carrying):
         """Remove what nobody needs, and make room for `need_bytes` by evicting the least recently used."""
         return self._store.collect(need_bytes=need_bytes, dry_run=dry_run)
 
-    def verify(
-        self, name: str | None = None, *, progress: Callable[[int, int], None] | None = None, cancel: Cancellation | None = None
-    ) -> VerifyReport:
-        """Read every byte of a snapshot (or of all) from the disk and compare; damage is taken out of service and reported."""
-        digest = None if name is None else self.find(name).digest
-        return self._store.verify(digest, cancel or Cancellation(), progress)
+    @property
+    def _open_source(self) -> OpenSource:
+        return lambda uri: self._registry.source(uri, UriSecrets())

@@ -334,6 +334,7 @@ class Damage:
     Attributes:
         withdrawn: snapshots taken out of service because of it.
         still_held: snapshots that hold it under a lease and so still show it.
+        ref: of a damaged ref that could be written anew from what was left of it.
     """
 
     path: Path
@@ -342,6 +343,7 @@ class Damage:
     chunks: tuple[int, ...]
     withdrawn: tuple[Digest, ...]
     still_held: tuple[Digest, ...]
+    ref: RefKey | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,8 +1,11 @@
-"""`modelcache verify`: read every byte again and compare."""
+"""`modelcache verify`: read every byte again and compare, and repair what is damaged."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Annotated
+
+import typer
 
 from modelcache.cli import documents
 from modelcache.cli.arguments import AnyName
@@ -15,27 +18,50 @@ from modelcache.patience import Cancellation
 from modelcache.units import format_bytes, format_duration
 
 if TYPE_CHECKING:
-    from modelcache.abc.store import Damage
+    from modelcache.abc.store import Damage, VerifyReport
+    from modelcache.upkeep.repair import RepairReport
 
 
-def verify(session: Session, name: AnyName = None) -> ExitCode:
+def verify(
+    session: Session,
+    name: AnyName = None,
+    repair: Annotated[bool, typer.Option("--repair", help="Fetch damaged chunks again and put them in place.")] = False,
+) -> ExitCode:
     """Read models from the disk and compare every byte with its digest.
 
-    What is damaged is taken out of service; pulling it again fetches it anew. Exits with 6 if anything is.
+    What is damaged is taken out of service; --repair, or pulling it again, brings it back. Exits with 6 if anything is damaged and not
+    repaired.
     """
     session.expect_store()
     cancel = Cancellation()
+    repaired: RepairReport | None = None
     with cancelled_by_signals(cancel, session.output), session.open_cache() as cache, progress_view(session.output) as view:
         reading = Reading(name or "everything")
-        report = cache.verify(name, progress=lambda done, total: view.show(reading.look(done, total)), cancel=cancel)
-    session.finish(**documents.of_verified(report, reading.elapsed_s))
+
+        def show(done: int, total: int) -> None:
+            view.show(reading.look(done, total))
+
+        if repair:
+            repaired = cache.repair(name, progress=show, cancel=cancel)
+            report = repaired.verified
+        else:
+            report = cache.verify(name, progress=show, cancel=cancel)
+    if repaired is None:
+        session.finish(**documents.of_verified(report, reading.elapsed_s))
+    else:
+        session.finish(**documents.of_repaired(repaired, reading.elapsed_s))
+    for line in [*_found_lines(report, reading.elapsed_s), *_repaired_lines(repaired)]:
+        session.output.line(line)
+    left = report.damages if repaired is None else repaired.unrepaired
+    return ExitCode.INTEGRITY if left else ExitCode.OK
+
+
+def _found_lines(report: VerifyReport, elapsed_s: float) -> Iterator[str]:
     for damage in report.damages:
-        for line in _damage_lines(damage):
-            session.output.line(line)
+        yield from _damage_lines(damage)
     extent = f"{counted(report.snapshots, 'snapshot')}, {counted(report.blobs, 'blob')}, {format_bytes(report.bytes_read)}"
     found = f"{len(report.damages):,} damaged" if report.damages else "all as they should be"
-    session.output.line(f"{extent} in {format_duration(reading.elapsed_s)}: {found}")
-    return ExitCode.INTEGRITY if report.damages else ExitCode.OK
+    yield f"{extent} in {format_duration(elapsed_s)}: {found}"
 
 
 def _damage_lines(damage: Damage) -> list[str]:
@@ -45,3 +71,22 @@ def _damage_lines(damage: Damage) -> list[str]:
     lines += [f"  taken out of service: {digest}" for digest in damage.withdrawn]
     lines += [f"  still shown to its users: {digest}" for digest in damage.still_held]
     return lines
+
+
+def _repaired_lines(report: RepairReport | None) -> Iterator[str]:
+    if report is None:
+        return
+    for blob in report.blobs:
+        yield f"repaired: {blob.digest}, {format_bytes(blob.size_bytes)}, from {blob.uri}"
+    for digest in report.restored:
+        yield f"back in service: {digest}"
+    for item in report.mended:
+        yield f"put right where it is held: {item.digest}: {', '.join(item.files)}"
+        yield f"  may still read the damaged bytes until they open it again: {', '.join(item.holders) or 'nobody any more'}"
+    for uri in report.resolved:
+        yield f"confirmed by its origin: {uri}"
+    for left in report.unrepaired:
+        yield f"not repaired: {', '.join([str(left.digest), *left.uris])}: {left.why}"
+        yield f"  next: {left.advice}"
+    if report.blobs:
+        yield f"{format_bytes(report.fetched_bytes)} fetched, {format_bytes(report.kept_bytes)} kept"

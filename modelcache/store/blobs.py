@@ -100,6 +100,21 @@ class Blobs:
         except FileNotFoundError:
             return None
 
+    def quarantined(self) -> frozenset[Digest]:
+        """Contents of which a damaged inode is kept aside."""
+        return frozenset(sha256(digits) for digits, _ in self._aside())
+
+    def quarantined_inodes(self, digest: Digest) -> list[Path]:
+        """The damaged inodes of this content, the latest first."""
+        numbers = sorted((number for digits, number in self._aside() if digits == digest.hex), reverse=True)
+        return [self._layout.quarantine / f"{digest.hex}.{number}" for number in numbers]
+
+    def _aside(self) -> Iterator[tuple[str, int]]:
+        for name in os.listdir(self._layout.quarantine):
+            digits, _, number = name.partition(".")
+            if is_hex(digits, 64) and number.isdecimal():
+                yield digits, int(number)
+
     # -- making; `publish` takes the store lock, the others are called under it -----------------------------------
 
     def link(self, digest: Digest, size_bytes: int, target: Path, temporary: Path) -> bool:
@@ -195,11 +210,13 @@ class Blobs:
         return dropped
 
     def drop_tables(self) -> int:
-        """Remove chunk tables and temporary files that a crash left without a blob; how many."""
+        """Remove chunk tables and temporary files that a crash left without a blob; how many. That of a blob in quarantine stays:
+        it says which chunks of it are sound."""
         dropped = 0
         with self._root.lock.exclusive():
+            aside = {digits for digits, _ in self._aside()}
             for path, name, _ in _scan(self._layout.tables):
-                if not is_hex(name, 64) or next(self.inodes(sha256(name)), None) is None:
+                if not is_hex(name, 64) or (name not in aside and next(self.inodes(sha256(name)), None) is None):
                     dropped += remove(Path(path))
         return dropped
 
@@ -208,7 +225,7 @@ class Blobs:
         for path in reversed(spare):
             self._trash.take(path)
             self._fill_gap(path, digest)
-        if not self.has(digest):
+        if spare and not self.has(digest) and not self.quarantined_inodes(digest):
             remove(self._layout.table(digest))
         return bool(spare)
 
@@ -240,11 +257,14 @@ class Blobs:
         return False
 
     def _publish_table(self, digest: Digest, temporary: Path) -> None:
-        """Before the blob: one that is seen has its table."""
+        """Before the blob: one that is seen has its table. One that is here and says otherwise is damaged, or of a damaged blob."""
         target = self._layout.table(digest)
         if self._publish_as(target, temporary):
             durable.fsync_directory(target.parent)
             durable.fsync_directory(self._layout.tables)
+        elif target.read_bytes() != temporary.read_bytes():
+            durable.rename(temporary, target)
+            durable.fsync_directory(target.parent)
         remove(temporary)
 
     def _clear(self, digest: Digest, size_bytes: int) -> None:

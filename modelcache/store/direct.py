@@ -41,6 +41,16 @@ class DiskReader:
                 if got < len(view):
                     return
 
+    def span(self, offset: int, size_bytes: int) -> memoryview | None:
+        """These bytes (at most the buffer's size, from an aligned offset), good until the next read; None if the disk can't give
+        them all."""
+        view = memoryview(self._buffer)
+        try:
+            got = self._fill(view, offset)
+        except OSError:
+            return None
+        return view[:size_bytes] if got >= size_bytes else None
+
     def close(self) -> None:
         os.close(self._fd)  # The buffer goes with its last view.
 

@@ -102,9 +102,19 @@ class Refs:
             durable.fsync_directory(self._layout.refs)
         return count
 
+    def is_damaged(self, path: Path) -> bool:
+        """Whether this file is here and is no ref."""
+        try:
+            self.parse(path)
+        except DamagedRecord:
+            return True
+        except FileNotFoundError:
+            return False
+        return False
+
     def discard_damaged(self, path: Path) -> None:
         """Remove a ref's file if it is still one that can't be read."""
-        if str(path) in {str(error.address) for error in self.damaged()}:
+        if self.is_damaged(path):
             records.remove(path)
 
     # -- inside ---------------------------------------------------------------------------------------------------

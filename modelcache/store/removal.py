@@ -118,6 +118,7 @@ class Removal:
 
     def sweep(self) -> None:
         """Remove temporary files, ended leases and grants, halves of snapshots, refs to nothing and tables of nothing."""
+        unsealed = self._parts.snapshots.unsealed()
         with self._parts.root.lock.exclusive():  # Whoever makes such names holds it shared: those seen here are nobody's.
             for directory in self._layout.record_directories:
                 for name in os.listdir(directory):
@@ -127,7 +128,7 @@ class Removal:
             if not self._parts.leases.damaged():
                 held = {lease.manifest for lease in self._parts.leases.living()}
                 self._parts.snapshots.withdraw(digest for digest in self._parts.snapshots.incomplete() if digest not in held)
-            self._parts.snapshots.seal()
+            self._parts.snapshots.seal(unsealed)
             self._sweep_refs()
             self._parts.grants.sweep()
         self._parts.blobs.drop_tables()

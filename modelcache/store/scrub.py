@@ -15,6 +15,7 @@ from modelcache.errors import DamagedRecord, NotCached
 from modelcache.manifest import Manifest
 from modelcache.patience import Cancellation
 from modelcache.store.blobs import EMPTY
+from modelcache.store.mending import Mending
 from modelcache.store.parts import Parts
 from modelcache.store.reading import Counting, Reading, bad_chunks, read_all, reason
 from modelcache.store.removal import Removal
@@ -35,9 +36,10 @@ class Subject:
 class Scrub:
     """`Store.verify`. On a store that can't be written everything is named and nothing is changed."""
 
-    def __init__(self, parts: Parts, removal: Removal) -> None:
+    def __init__(self, parts: Parts, removal: Removal, mending: Mending) -> None:
         self._parts = parts
         self._removal = removal
+        self._mending = mending
         self._layout = parts.root.layout
 
     def verify(self, manifest: Digest | None, cancel: Cancellation, progress: Callable[[int, int], None] | None) -> VerifyReport:
@@ -62,19 +64,33 @@ class Scrub:
     # -- records and trees ----------------------------------------------------------------------------------------
 
     def _records(self) -> Iterator[Damage]:
-        """Refs, grants and leases that can't be read. A damaged ref or grant is removed, the next resolution or proof writes it
-        anew; a lease is not: nobody knows what it holds."""
-        for records in (self._parts.refs, self._parts.grants):
-            for error in records.damaged():
-                path = Path(str(error.address))
-                why = error.message
-                if not self._parts.root.read_only:
-                    with self._parts.root.lock.shared():
-                        records.discard_damaged(path)
-                    why = f"{why}; removed"
-                yield Damage(path, None, why, (), (), ())
+        """Refs, grants and leases that can't be read. A ref is written anew as far as what is left of it proves itself. Else it is
+        removed, as a grant is: the next resolution or proof writes it. A lease is not: nobody knows what it holds."""
+        for error in self._parts.refs.damaged():
+            yield self._damaged_ref(error)
+        for error in self._parts.grants.damaged():
+            path = Path(str(error.address))
+            why = error.message
+            if not self._parts.root.read_only:
+                with self._parts.root.lock.shared():
+                    self._parts.grants.discard_damaged(path)
+                why = f"{why}; removed"
+            yield Damage(path, None, why, (), (), ())
         for error in self._parts.leases.damaged():
             yield Damage(Path(str(error.address)), None, f"{error.message}; while it is here nothing is evicted", (), (), ())
+
+    def _damaged_ref(self, error: DamagedRecord) -> Damage:
+        path = Path(str(error.address))
+        if self._parts.root.read_only:
+            return Damage(path, None, error.message, (), (), ())
+        with self._parts.root.lock.exclusive():  # Nobody writes another meanwhile.
+            rebuilt = self._mending.ref(path) if self._parts.refs.is_damaged(path) else None
+            if rebuilt is None:
+                self._parts.refs.discard_damaged(path)
+            else:
+                self._parts.refs.put(rebuilt)
+        done = "removed" if rebuilt is None else f"`{rebuilt.key.uri}` is written anew"
+        return Damage(path, None, f"{error.message}; {done}", (), (), (), None if rebuilt is None else rebuilt.key)
 
     def _open(self, digest: Digest, manifests: dict[Digest, Manifest]) -> Iterator[Damage]:
         try:
@@ -82,7 +98,16 @@ class Scrub:
         except NotCached:
             return  # Evicted meanwhile.
         except DamagedRecord as error:
-            yield self._withdrawn(self._layout.manifest(digest), None, error.message, (), [digest])
+            rebuilt = None if self._parts.root.read_only else self._mending.manifest(digest)
+            if rebuilt is not None and self._rewritten(rebuilt):
+                manifests[digest] = rebuilt
+                yield Damage(self._layout.manifest(digest), None, f"{error.message}; written anew", (), (), ())
+            else:
+                yield self._withdrawn(self._layout.manifest(digest), None, error.message, (), [digest])
+
+    def _rewritten(self, manifest: Manifest) -> bool:
+        with self._parts.root.lock.exclusive():
+            return self._parts.snapshots.rewrite(manifest)
 
     def _check_tree(self, digest: Digest, manifest: Manifest) -> Iterator[Damage]:
         """Files that are missing, are something else, or don't belong there."""

@@ -142,11 +142,27 @@ class Snapshots:
         if sum(records.remove(self._layout.manifest(digest)) for digest in todo):
             durable.fsync_directory(self._layout.manifests)
 
-    def seal(self) -> None:
-        """Take back the right to write into snapshots that a crash in a publish or a withdrawal left. Under the exclusive store lock."""
+    def rewrite(self, manifest: Manifest) -> bool:
+        """Write the damaged manifest of a published snapshot anew; False if it is gone. Under the exclusive store lock."""
+        digest = manifest.digest
+        if self.find(digest) is None:
+            return False
+        records.replace(self._layout.manifest(digest), manifest.encode(), mtime_s=self.last_used_at_s(digest))
+        return True
+
+    def unsealed(self) -> list[Path]:
+        """Directories of snapshots that may be written into: somebody is at it under the store lock, or a crash left them so."""
+        found = []
         for digest in self.every():
-            path = self._layout.snapshot(digest)
-            if stat.S_IMODE(os.stat(path).st_mode) != DIRECTORY_MODE:
+            for parent, _, _ in os.walk(self._layout.snapshot(digest)):
+                if _is_unsealed(parent):
+                    found.append(Path(parent))
+        return found
+
+    def seal(self, directories: Iterable[Path]) -> None:
+        """Take back the right to write into these. Under the exclusive store lock: nobody is at it."""
+        for path in directories:
+            if _is_unsealed(path):
                 durable.chmod(path, DIRECTORY_MODE)
 
     def incomplete(self) -> list[Digest]:
@@ -164,6 +180,13 @@ class Snapshots:
                 names[f"inode {found.st_ino}"] += 1
                 sizes[f"inode {found.st_ino}"] = found.st_size
         return Summary(digest, dict(names), sizes, sum(names.values()))
+
+
+def _is_unsealed(directory: str | Path) -> bool:
+    try:
+        return stat.S_IMODE(os.stat(directory).st_mode) != DIRECTORY_MODE
+    except FileNotFoundError:
+        return False
 
 
 def _summary(digest: Digest, data: bytes) -> Summary:

@@ -36,6 +36,7 @@ from modelcache.store.intake import Intake
 from modelcache.store.inventory import Inventory, pinned
 from modelcache.store.leases import clean
 from modelcache.store.making_room import MakingRoom
+from modelcache.store.mending import Mending
 from modelcache.store.parts import Parts
 from modelcache.store.removal import Removal
 from modelcache.store.root import LOCK_TIMEOUT_S, open_root
@@ -73,7 +74,8 @@ class LocalStore:
         self._removal = Removal(self._parts)
         self._making_room = MakingRoom(self._parts, self._budget, self._removal)
         self._intake = Intake(self._parts, self._budget, self._making_room)
-        self._scrub = Scrub(self._parts, self._removal)
+        self._mending = Mending(self._parts)
+        self._scrub = Scrub(self._parts, self._removal, self._mending)
 
     def __enter__(self) -> LocalStore:
         return self
@@ -258,6 +260,24 @@ class LocalStore:
         progress: Callable[[int, int], None] | None = None,
     ) -> VerifyReport:
         return self._scrub.verify(manifest, cancel, progress)
+
+    # -- upkeep (`modelcache.abc.upkeep`) ---------------------------------------------------------------------------
+
+    @guarded
+    def heads(self) -> list[RefHead]:
+        return self._parts.refs.every()
+
+    @guarded
+    def quarantined(self) -> frozenset[Digest]:
+        return self._parts.blobs.quarantined()
+
+    def salvage(self, digest: Digest, cancel: Cancellation) -> Iterator[tuple[int, memoryview]]:
+        with disk_faults(self.address):
+            yield from self._mending.salvage(digest, cancel)
+
+    @guarded
+    def mend(self, manifest: Digest) -> tuple[str, ...]:
+        return self._mending.tree(manifest)
 
     @guarded
     def list(self) -> list[SnapshotInfo]:

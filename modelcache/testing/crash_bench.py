@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import modelcache.store.reading
-from modelcache.abc.source import Body, Listing, Origin, RemoteFile
+from modelcache.abc.source import Body, Listing, Origin, RemoteFile, Source
 from modelcache.abc.store import Limits, RefKey, Snapshot
 from modelcache.chunks import chunk_range
 from modelcache.digest import Digest
@@ -25,6 +25,7 @@ from modelcache.store.store import LocalStore
 from modelcache.testing.crash import Board
 from modelcache.testing.fetching import running_engine, small_chunks
 from modelcache.testing.store_filling import content, digest_of
+from modelcache.upkeep.repair import Repair, RepairReport
 from modelcache.uri import StorageUri, parse_uri
 
 NO_LIMITS = Limits(max_bytes=None, high_watermark=1.0, low_watermark=1.0)
@@ -176,6 +177,16 @@ class Bench:
         store = self.store()
         with suppress(NotCached):
             store.evict(self.digest(store, name))
+
+    def repair(self) -> RepairReport:
+        """Verify, and put right what is damaged."""
+
+        @contextmanager
+        def source(uri: StorageUri) -> Iterator[Source]:
+            yield MeteredSource(self.board, state=stating_nothing, cut=None)
+
+        with running_engine(requests=1) as engine, self.store() as store:
+            return Repair(store, engine, source, Cancellation()).run(store.verify(None, Cancellation()))
 
     def settle(self) -> None:
         """What a store comes to when nobody works on it for days."""

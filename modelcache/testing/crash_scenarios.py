@@ -181,7 +181,23 @@ def scenarios() -> dict[str, Scenario]:
             shown={"first": "first", "second": "second"},
             damaged=frozenset({weights_digits()}),
         ),
+        "mend": Scenario(
+            prepare=[*both, pin_first],
+            steps=[damage, repair, *both],
+            shown={"first": "first", "second": "second"},
+            damaged=frozenset({weights_digits()}),
+        ),
     }
+
+
+def pin_first(bench: Bench) -> None:
+    store = bench.store()
+    store.pin(bench.digest(store, "first"), holder="somebody")
+
+
+def repair(bench: Bench) -> None:
+    report = bench.repair()
+    assert report.unrepaired == (), report
 
 
 def break_off_third(bench: Bench) -> None:

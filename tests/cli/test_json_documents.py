@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from modelcache.chunks import CHUNK_BYTES
 from modelcache.cli.app import COMMANDS
+from modelcache.testing.crash import flip_bit
 from modelcache.testing.fault_server import FaultServer
 from tests.cli.conftest import WEIGHTS, stalled_from
 from tests.cli.executable import Executable
@@ -66,6 +68,27 @@ def test_a_damage_has_the_documented_keys(cli: Executable, model: Path, sibling:
     document = cli("verify", "--json").document
 
     assert set(keys(document)) == documented("verify")
+
+
+def test_a_repair_has_the_documented_keys(cli: Executable, model: Path, sibling: Path) -> None:
+    """One snapshot withdrawn and put back, one held and mended; then one that its origin no longer has."""
+    cli("pull", "-q", model, sibling)
+    cli("pin", sibling)
+    damage(cli, model)
+    ref = next(path for path in (cli.root / "refs").iterdir() if str(sibling).encode() in path.read_bytes())
+    flip_bit(ref, ref.read_bytes().index(b'"validator"') + 14)
+    document = cli("verify", "--json", "--repair").document
+    assert [len(document[name]) for name in ("repaired", "restored", "mended", "resolved", "unrepaired")] == [1, 1, 1, 1, 0]
+    found = set(keys(document))
+
+    damage(cli, model)
+    shutil.rmtree(model)
+    shutil.rmtree(sibling)
+    done = cli("verify", "--json", "--repair")
+
+    assert done.code == 6
+    found |= set(keys(done.document))
+    assert found == documented("verify") | documented("repair")
 
 
 def test_settings_have_the_documented_keys(cli: Executable) -> None:

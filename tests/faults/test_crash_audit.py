@@ -81,7 +81,6 @@ ALWAYS: dict[str, tuple[Spoil, str]] = {
     "no link": (lambda root: copied(member(root)), "is no inode of blob"),
     "missing file": (lambda root: remove(member(root)), "is missing"),
     "additional file": (lambda root: put(member(root, "dir/.cache"), b"x", 0o444), "is not in the manifest"),
-    "writable directory": (lambda root: (root / "snapshots" / NAME / "dir").chmod(0o755), "has mode 0755"),
     "damaged manifest": (lambda root: flip_bit(root / "manifests" / f"{NAME}.json", 30), "not what its name says"),
     "damaged ref": (lambda root: flip_bit(the(root, "refs"), 0), "is not a ref"),
     "misplaced ref": (lambda root: the(root, "refs").rename(root / "refs" / f"{'0' * 64}.json"), "under another name"),
@@ -95,6 +94,7 @@ ALWAYS: dict[str, tuple[Spoil, str]] = {
     "strange ingest": (lambda root: put(root / "ingest" / ("0" * 32) / "notes"), "is no part of an ingest"),
 }
 LEFT_OVER: dict[str, tuple[Spoil, str]] = {
+    "writable directory": (lambda root: (root / "snapshots" / NAME / "dir").chmod(0o755), "has mode 0755"),
     "temporary": (lambda root: put(root / "refs" / f".tmp-{'0' * 16}"), "a temporary name"),
     "no lock": (lambda root: (root / "lock.turn").unlink(), "missing"),
     "unnamed blob": (lambda root: put_blob(root, b"unnamed"), "no snapshot and no ingest names it"),

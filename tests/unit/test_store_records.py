@@ -26,6 +26,10 @@ DAMAGES = {
 }
 
 
+REBUILT = {"text for number", "integer for bool", "short digest", "bad stated"}
+"""Damages of a ref that leave enough of it: its URI and origin prove themselves by its name, its files by their digest."""
+
+
 @pytest.fixture
 def store(tmp_path: Path) -> LocalStore:
     return LocalStore(tmp_path / "root", NO_LIMITS)
@@ -60,7 +64,9 @@ def test_a_damaged_ref_is_as_good_as_none(store: LocalStore) -> None:
         assert len(store.list()[0].refs) == (2 if name == "bad stated" else 1), name
         (damage,) = store.verify(None, Cancellation()).damages
         assert (damage.path, damage.withdrawn) == (path, ()), name
-        assert not path.exists(), name
+        again = store.ref(ref_of(MODEL).key)
+        assert (again is not None) == path.exists() == (name in REBUILT), name
+        assert again is None or again.manifest == ref_of(MODEL).manifest, name
     assert store.attach(ref_of(MODEL)) is not None
     assert path.read_bytes() == whole
 
@@ -136,12 +142,19 @@ def test_a_damaged_manifest(store: LocalStore) -> None:
         assert info.size_bytes == sum(map(len, MODEL.values()))
         store.usage()
         (damage,) = store.verify(snapshot.digest, Cancellation()).damages
-        assert (damage.path, damage.withdrawn) == (path, (snapshot.digest,))
-        assert store.snapshot(snapshot.digest) is None
-        again = store.ingest(ref_of(MODEL).key, wanted(MODEL, known=True))
-        assert again.reserved_bytes == 0
-        assert again.publish(manifest_of(MODEL), ref_of(MODEL)) == snapshot
+        assert (damage.path, damage.withdrawn) == (path, ())
         assert path.read_bytes() == whole
+    path.write_bytes(b"")
+    assert store.forget(ref_of(MODEL).key)
+    (snapshot.path / "weights").chmod(0o755)
+    (snapshot.path / "weights" / "stranger").write_bytes(b"?")
+    (damage,) = store.verify(snapshot.digest, Cancellation()).damages
+    assert (damage.path, damage.withdrawn) == (path, (snapshot.digest,)), "nothing proves what it was"
+    assert store.snapshot(snapshot.digest) is None
+    again = store.ingest(ref_of(MODEL).key, wanted(MODEL, known=True))
+    assert again.reserved_bytes == 0
+    assert again.publish(manifest_of(MODEL), ref_of(MODEL)) == snapshot
+    assert path.read_bytes() == whole
 
 
 def test_a_snapshot_with_a_damaged_manifest_can_be_evicted(store: LocalStore) -> None:

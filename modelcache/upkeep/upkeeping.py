@@ -1,0 +1,60 @@
+"""What a cache does to keep its store sound: verify and repair."""
+
+from __future__ import annotations
+
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+
+from modelcache.abc.store import SnapshotInfo, VerifyReport
+from modelcache.abc.upkeep import Upkeep
+from modelcache.errors import NotCached
+from modelcache.fetch.engine import FetchEngine
+from modelcache.patience import Cancellation
+from modelcache.upkeep.repair import OpenSource, Repair, RepairReport
+from modelcache.uri import parse_uri
+
+_HEX = re.compile(r"(?:sha256:)?[0-9a-f]{8,64}")
+
+BytesProgress = Callable[[int, int], None]
+"""Called with the bytes that are read and how many there are in all."""
+
+
+class Upkeeping(ABC):
+    """The part of `ModelCache` that finds what a disk damaged and puts it right."""
+
+    _store: Upkeep
+    _engine: FetchEngine
+
+    @abstractmethod
+    def find(self, name: str) -> SnapshotInfo:
+        """The snapshot of a URI, a digest or its first digits."""
+
+    @property
+    @abstractmethod
+    def _open_source(self) -> OpenSource:
+        """The source of a URI, with the credentials of this process."""
+
+    def verify(self, name: str | None = None, *, progress: BytesProgress | None = None, cancel: Cancellation | None = None) -> VerifyReport:
+        """Read every byte of a snapshot (or of all) from the disk and compare; damage is taken out of service and reported."""
+        digest = None if name is None else self.find(name).digest
+        return self._store.verify(digest, cancel or Cancellation(), progress)
+
+    def repair(self, name: str | None = None, *, progress: BytesProgress | None = None, cancel: Cancellation | None = None) -> RepairReport:
+        """`verify`, then put right what it finds, and what earlier ones found: bad chunks are fetched again from any origin that a ref
+        names and that still has them, snapshots that were withdrawn come back, and those that are held get the repaired files in
+        place of the damaged ones.
+
+        Raises:
+            NotCached, AmbiguousName: as `find`.
+            StoreError, Cancelled. What an origin does wrong is in the report.
+        """
+        stop = cancel or Cancellation()
+        uri = None if name is None or _HEX.fullmatch(name) else str(parse_uri(name)[0])
+        try:
+            verified = self.verify(name, progress=progress, cancel=stop)
+        except NotCached:
+            if uri is None or not self._store.refs(uri):
+                raise
+            verified = VerifyReport(0, 0, 0, ())  # An earlier one took it out of service.
+        return Repair(self._store, self._engine, self._open_source, stop).run(verified, uri)
