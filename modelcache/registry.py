@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from urllib.parse import unquote
 
-from modelcache.abc.source import Source
+from modelcache.abc.source import Origin, Source
 from modelcache.config import Config
 from modelcache.errors import BadConfig, InvalidUri, UnknownScheme
 from modelcache.sources.any_fsspec import FsspecSource
@@ -31,7 +31,7 @@ ONE_FOR_ALL = frozenset({"file", "s3", "gs", "hf"})
 class Registry:
     """Sources by scheme and endpoint. Thread-safe."""
 
-    def __init__(self, config: Config, on_throttle: Callable[[], None]) -> None:
+    def __init__(self, config: Config, on_throttle: Callable[[Origin], None]) -> None:
         self._config = config
         self._on_throttle = on_throttle
         self._lock = threading.Lock()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 GAIN = 1.05
@@ -11,6 +13,8 @@ ARRIVALS_PER_REQUEST = 8
 """A window also lasts for so many arrivals a request. At 10 MB/s a second holds two chunks, and windows of a second took chance for gain:
 in simulation (one flat rate, exponential gaps, 10 minutes) they led from 4 requests to 16; windows of 8 a request stay at 4."""
 LONGEST_HOLD_WINDOWS = 32
+KEPT_ORIGINS = 256
+"""What was learned of so many is kept; a node agent may see a host for every model."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,3 +104,62 @@ class Concurrency:
             self._rate_before = rate
             self.limit += 1
             self._trying = True
+
+
+class Concurrencies:
+    """Requests in flight by origin, each within its own limit, all within one total: an origin that throttles slows nobody else.
+
+    Not thread-safe. Origins are named by `str(Origin)`.
+    """
+
+    def __init__(self, bounds: ConcurrencyBounds) -> None:
+        self._bounds = bounds
+        self._of: dict[str, Concurrency] = {}
+        self._busy: Counter[str] = Counter()
+
+    def limit(self, origin: str) -> int:
+        """Requests in flight to this origin that are allowed just now."""
+        return self._concurrency(origin).limit
+
+    def full(self) -> bool:
+        """Whether no request may begin, whatever its origin."""
+        return self._busy.total() >= self._bounds.most
+
+    def open(self, origin: str) -> bool:
+        """Whether the origin's own limit lets another request begin."""
+        return self._busy[origin] < self.limit(origin)
+
+    def useful(self, origins: Iterable[str]) -> int:
+        """Requests that could be in flight to these."""
+        return min(self._bounds.most, sum(self.limit(origin) for origin in set(origins)))
+
+    def began(self, origin: str) -> None:
+        """A request to this origin is in flight."""
+        self._busy[origin] += 1
+
+    def ended(self, origin: str) -> None:
+        """It is no more."""
+        self._busy[origin] -= 1
+
+    def moved(self, origin: str, count: int, now_s: float) -> bool:
+        """`count` bytes arrived; whether that allows more requests than before."""
+        concurrency = self._concurrency(origin)
+        before = concurrency.limit
+        concurrency.moved(count, now_s, saturated=self._busy[origin] >= before)
+        return concurrency.limit > before
+
+    def throttled(self, origin: str, now_s: float) -> None:
+        """This origin asked to slow down."""
+        self._concurrency(origin).throttled(now_s)
+
+    def idle(self, origin: str) -> None:
+        """No fetch from this origin is in progress."""
+        self._concurrency(origin).idle()
+
+    def _concurrency(self, origin: str) -> Concurrency:
+        if origin not in self._of:
+            quiet = [name for name in self._of if not self._busy[name]]
+            if len(self._of) >= KEPT_ORIGINS and quiet:
+                del self._of[quiet[0]], self._busy[quiet[0]]
+            self._of[origin] = Concurrency(self._bounds)
+        return self._of[origin]

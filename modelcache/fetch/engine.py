@@ -8,9 +8,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+from modelcache.abc.source import Origin
 from modelcache.digest import Digest
 from modelcache.fetch.buffers import Buffer, BufferPool
-from modelcache.fetch.concurrency import Concurrency, ConcurrencyBounds
+from modelcache.fetch.concurrency import Concurrencies, ConcurrencyBounds
 from modelcache.fetch.fetch import Fetch, FetchRequest, Surroundings
 from modelcache.fetch.plan import Priority, Span
 from modelcache.fetch.run import Run
@@ -23,7 +24,7 @@ IDLE_S = 5.0
 @dataclass(frozen=True, slots=True)
 class EngineLimits:
     """Attributes:
-    concurrency: requests in flight.
+    concurrency: requests in flight; of each origin within these bounds, of all together no more than `most`.
     spare_buffers: chunks that may wait in memory for the hash to reach them, besides one in the hands of each worker.
     """
 
@@ -42,12 +43,11 @@ class FetchEngine:
     def __init__(self, limits: EngineLimits) -> None:
         self._limits = limits
         self._pool = BufferPool(limits.spare_buffers)
-        self._concurrency = Concurrency(limits.concurrency)
+        self._concurrency = Concurrencies(limits.concurrency)
         self._changed = threading.Condition()
         self._fetches: list[Fetch] = []
         self._shared = SharedFiles()
         self._workers: set[threading.Thread] = set()
-        self._busy = 0
         self._served = 0
         self._closed = False
 
@@ -116,19 +116,19 @@ class FetchEngine:
             self._fetches.remove(fetch)
         for leader, number in self._shared.left(fetch):
             leader.lead(number)
-        if not self._fetches:
-            self._concurrency.idle()
+        if all(other.origin != fetch.origin for other in self._fetches):
+            self._concurrency.idle(fetch.origin)
         self._changed.notify_all()
 
-    def throttled(self) -> None:
-        """An origin asked to slow down."""
+    def throttled(self, origin: Origin) -> None:
+        """This origin asked to slow down."""
         with self._changed:
-            self._concurrency.throttled(time.monotonic())
+            self._concurrency.throttled(str(origin), time.monotonic())
 
-    @property
-    def requests_limit(self) -> int:
-        """Requests in flight that are allowed just now."""
-        return self._concurrency.limit
+    def requests_limit(self, origin: Origin) -> int:
+        """Requests in flight to this origin that are allowed just now."""
+        with self._changed:
+            return self._concurrency.limit(str(origin))
 
     def close(self) -> None:
         """Cancel every fetch and end the workers; waits for both. Idempotent."""
@@ -144,7 +144,8 @@ class FetchEngine:
 
     def _hire(self) -> None:
         """Have as many workers as requests are allowed. Raises RuntimeError if there is no thread at all."""
-        while len(self._workers) < self._concurrency.limit and not self._closed:
+        useful = self._concurrency.useful(fetch.origin for fetch in self._fetches)
+        while len(self._workers) < useful and not self._closed:
             worker = threading.Thread(target=self._work, name=f"fetch-{len(self._workers)}", daemon=True)
             try:
                 worker.start()
@@ -179,12 +180,14 @@ class FetchEngine:
             return None
 
     def _next(self) -> tuple[Fetch, Span] | None:
-        if self._busy >= self._concurrency.limit:
+        if self._concurrency.full():
             return None
         for fetch in sorted(self._fetches, key=lambda item: (item.priority, item.active, item.served)):
-            span = fetch.take(self._concurrency.limit)
+            if not self._concurrency.open(fetch.origin):
+                continue
+            span = fetch.take(self._concurrency.limit(fetch.origin))
             if span is not None:
-                self._busy += 1
+                self._concurrency.began(fetch.origin)
                 self._served += 1
                 fetch.served = self._served
                 if any(other.left for other in self._fetches):
@@ -200,18 +203,20 @@ class FetchEngine:
         except BaseException as caught:  # whatever it was, the fetch must end with it
             error = caught
         with self._changed:
-            self._busy -= 1
+            self._concurrency.ended(fetch.origin)
         fetch.ended_span(span, run.done, error)
         return run.buffer
 
-    def moved(self, count: int) -> None:
-        """`count` bytes came from an origin."""
+    def moved(self, fetch: Fetch, count: int) -> None:
+        """`count` bytes came from the origin of this fetch."""
         with self._changed:
-            before = self._concurrency.limit
-            self._concurrency.moved(count, time.monotonic(), saturated=self._busy >= before)
-            if self._concurrency.limit > before:
+            if self._concurrency.moved(fetch.origin, count, time.monotonic()):
                 self._hire()
 
     def outranked(self, fetch: Fetch) -> bool:
-        """Whether a fetch that goes before this one has something to do (looked at without the lock: late by a chunk at worst)."""
-        return any(other.priority < fetch.priority and other.left for other in tuple(self._fetches))
+        """Whether a fetch that goes before this one could use its request."""
+        with self._changed:
+            return any(
+                other.priority < fetch.priority and other.left and (other.origin == fetch.origin or self._concurrency.open(other.origin))
+                for other in self._fetches
+            )

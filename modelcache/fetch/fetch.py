@@ -70,6 +70,7 @@ class Fetch:
     """One fetch in progress. Thread-safe. Ends when every file is complete, on the first error, or when cancelled.
 
     Attributes:
+        origin: that its bytes come from.
         active: threads of the engine that work for it.
         served: the engine's count of spans when it last got one.
         compared: by file number, what its origin stated and its bytes were compared with.
@@ -77,6 +78,7 @@ class Fetch:
 
     def __init__(self, request: FetchRequest, around: Surroundings) -> None:
         self._request = request
+        self.origin = str(request.source.origin)
         self._around = around
         self._changed = around.changed
         self._incoming: Sequence[IncomingFile] = request.ingest.files

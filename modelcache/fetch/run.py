@@ -19,7 +19,7 @@ from modelcache.ranges import ByteRange
 class Traffic(Protocol):
     """What a run tells and asks between two chunks."""
 
-    def moved(self, count: int) -> None: ...
+    def moved(self, fetch: Fetch, count: int) -> None: ...
 
     def outranked(self, fetch: Fetch) -> bool: ...
 
@@ -114,7 +114,7 @@ class Run:
         self._unkept_bytes -= at.size_bytes
         buffer = self._arrived(chunk, buffer, mark)
         self.done = chunk + 1
-        self._traffic.moved(at.size_bytes)
+        self._traffic.moved(self._fetch, at.size_bytes)
         return buffer
 
     def _arrived(self, chunk: int, buffer: Buffer, mark: bytes) -> Buffer:

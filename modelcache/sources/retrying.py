@@ -65,12 +65,12 @@ class RetryingSource:
         source: Source,
         limits: RetryLimits | None = None,
         *,
-        on_throttle: Callable[[], None] | None = None,
+        on_throttle: Callable[[Origin], None] | None = None,
         pace: Pace | None = None,
     ) -> None:
         """
         Args:
-            on_throttle: told, in the failing thread, each time that the origin answers that it is busy (429, 503, other 5xx); quick.
+            on_throttle: told, in the failing thread, each time that an origin answers that it is busy (429, 503, other 5xx); quick.
         """
         self._source = source
         self._limits = limits or RetryLimits()
@@ -83,7 +83,7 @@ class RetryingSource:
 
     def list(self, uri: StorageUri, cancel: Cancellation) -> Listing:
         """As `Source.list`."""
-        tries = _Tries(self._limits, self._pace, self._on_throttle, first_contact=True)
+        tries = self._tries(first_contact=True)
         while True:
             try:
                 return self._source.list(uri, cancel)
@@ -99,14 +99,18 @@ class RetryingSource:
         """As `Source.close`."""
         self._source.close()
 
-    def _tries(self) -> _Tries:
-        return _Tries(self._limits, self._pace, self._on_throttle)
+    def _tries(self, *, first_contact: bool = False) -> _Tries:
+        return _Tries(self._limits, self._pace, self._throttled, first_contact=first_contact)
+
+    def _throttled(self) -> None:
+        if self._on_throttle is not None:
+            self._on_throttle(self._source.origin)
 
 
 class _Tries:
     """Failures of one call since its last progress."""
 
-    def __init__(self, limits: RetryLimits, pace: Pace, on_throttle: Callable[[], None] | None, *, first_contact: bool = False) -> None:
+    def __init__(self, limits: RetryLimits, pace: Pace, on_throttle: Callable[[], None], *, first_contact: bool = False) -> None:
         self._limits = limits
         self._first_contact = first_contact
         self._pace = pace
@@ -120,7 +124,7 @@ class _Tries:
 
     def failed(self, error: Unavailable, cancel: Cancellation, said_on: Cancellation | None = None) -> None:
         """Pause before the next try; `said_on` (by default `cancel`) tells why. Raises `error` if there is to be none, or Cancelled."""
-        if isinstance(error, OriginBusy) and self._on_throttle is not None:
+        if isinstance(error, OriginBusy):
             self._on_throttle()
         cancel.check()
         now_s = self._pace.now_s()

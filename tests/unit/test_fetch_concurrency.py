@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import pytest
 
-from modelcache.fetch.concurrency import LONGEST_HOLD_WINDOWS, WINDOW_S, Concurrency, ConcurrencyBounds
+from modelcache.fetch.concurrency import KEPT_ORIGINS, LONGEST_HOLD_WINDOWS, WINDOW_S, Concurrencies, Concurrency, ConcurrencyBounds
 
 BOUNDS = ConcurrencyBounds(start=4, least=1, most=16)
 CHUNK = 4 << 20
@@ -99,3 +99,32 @@ def test_bounds_that_make_no_sense_are_refused() -> None:
     for start, least, most in ((0, 0, 4), (1, 2, 4), (5, 1, 4)):
         with pytest.raises(ValueError, match="not bounds"):
             ConcurrencyBounds(start, least, most)
+
+
+def test_origins_have_limits_of_their_own_within_one_total() -> None:
+    bounds = ConcurrencyBounds(start=4, least=1, most=6)
+    requests = Concurrencies(bounds)
+    for _ in range(4):
+        assert requests.open("a")
+        requests.began("a")
+    assert not requests.open("a")
+    requests.throttled("b", 100.0)
+    assert (requests.limit("a"), requests.limit("b"), requests.useful(["a", "b", "b"])) == (4, 2, 6)
+    requests.began("b")
+    assert not requests.full()
+    requests.began("b")
+    assert requests.full()
+    assert not requests.open("b")
+    requests.ended("a")
+    assert requests.open("a")
+    assert not requests.full()
+
+
+def test_what_is_kept_of_origins_is_bounded_and_those_in_use_stay() -> None:
+    requests = Concurrencies(BOUNDS)
+    requests.throttled("busy", 100.0)
+    requests.began("busy")
+    for number in range(3 * KEPT_ORIGINS):
+        requests.limit(f"origin-{number}")
+    assert len(requests._of) == KEPT_ORIGINS
+    assert requests.limit("busy") == BOUNDS.start // 2

@@ -17,7 +17,7 @@ from modelcache.digest import Digest
 from modelcache.errors import Cancelled
 from modelcache.fetch.concurrency import ConcurrencyBounds
 from modelcache.fetch.engine import EngineLimits, FetchEngine
-from modelcache.fetch.plan import Priority
+from modelcache.fetch.plan import SPAN_CHUNKS, Priority
 from modelcache.fetch.progress import Phase
 from modelcache.patience import Cancellation
 from modelcache.ranges import ByteRange
@@ -575,8 +575,8 @@ def test_an_origin_that_throttles_has_fewer_requests_at_once() -> None:
         fetch = engine.start(request)
         for gate in gates:
             gate.await_readers()
-        engine.throttled()
-        assert engine.requests_limit == 2
+        engine.throttled(source.origin)
+        assert engine.requests_limit(source.origin) == 2
         source.on_open = on_open
         for gate in gates:
             gate.open()
@@ -585,6 +585,48 @@ def test_an_origin_that_throttles_has_fewer_requests_at_once() -> None:
         engine.close()
     check_filled(store, request, files)
     assert most[0] <= 2
+
+
+def test_an_origin_that_throttles_slows_nobody_else() -> None:
+    """Its own requests go down to one; the other origin still has as many as it may, at once."""
+    store = MemoryStore()
+    slow, quick = (MemorySource({"a": content(200 * CHUNK, number)}, endpoint=f"memory://origin-{number}:1") for number in range(2))
+    offsets = [chunk * CHUNK for chunk in (0, 16, 24, 29)]
+    engine = FetchEngine(EngineLimits(ConcurrencyBounds(4, 1, 8), spare_buffers=4))
+    try:
+        for now_s in (0.0, 10.0):
+            engine._concurrency.throttled(str(slow.origin), now_s)
+        held = slow.gate("a", 0)
+        gates = [quick.gate("a", offset) for offset in offsets]
+        fetches = [engine.start(request_for(store, source, str(number))) for number, source in enumerate((slow, quick))]
+        held.await_readers()
+        for gate in gates:
+            gate.await_readers()  # four at once: none of them waits for the other origin's turn
+        assert (engine.requests_limit(slow.origin), slow.open_bodies) == (1, 1)
+        for gate in (held, *gates):
+            gate.open()
+        for fetch in fetches:
+            finish(fetch)
+    finally:
+        engine.close()
+
+
+def test_a_request_is_not_left_for_a_fetch_whose_own_origin_lets_it_have_no_more() -> None:
+    """Else a prewarming worker would give its connection up at every chunk, and take it again."""
+    store = MemoryStore()
+    prewarmed = MemorySource({"a": content(40 * CHUNK, 1)}, endpoint="memory://prewarmed:1")
+    waited = MemorySource({"a": content(40 * CHUNK, 2)}, endpoint="memory://waited:1")
+    held = waited.gate("a", 0)
+    engine = FetchEngine(EngineLimits(ConcurrencyBounds(1, 1, 2), spare_buffers=2))
+    try:
+        first = engine.start(request_for(store, waited, "waited"))
+        held.await_readers()
+        finish(engine.start(request_for(store, prewarmed, "prewarmed", priority=Priority.PREWARM)))
+        assert prewarmed.books.opened["a"] <= 1 + 40 // SPAN_CHUNKS + 1
+        held.open()
+        finish(first)
+    finally:
+        engine.close()
 
 
 def test_a_hurried_fetch_goes_before_those_it_was_equal_to() -> None:

@@ -127,7 +127,7 @@ class FlakyBody:
         self.aborted = True
 
 
-def retrying(source: Flaky, clock: Clock, on_throttle: Callable[[], None] | None = None) -> RetryingSource:
+def retrying(source: Flaky, clock: Clock, on_throttle: Callable[[Origin], None] | None = None) -> RetryingSource:
     return RetryingSource(source, LIMITS, on_throttle=on_throttle, pace=clock.pace())
 
 
@@ -218,10 +218,10 @@ def test_no_pause_is_shorter_than_asked_nor_begun_beyond_the_deadline() -> None:
 
 
 def test_throttling_is_told_and_other_failures_are_not() -> None:
-    told: list[int] = []
+    told: list[tuple[int, str]] = []
     source = Flaky([OriginBusy("x"), BodyCut("x"), (5, OriginBusy("x"))])
-    read(retrying(source, Clock(), lambda: told.append(len(source.opened))))
-    assert told == [1, 3]
+    read(retrying(source, Clock(), lambda origin: told.append((len(source.opened), str(origin)))))
+    assert told == [(1, "https://h:443"), (3, "https://h:443")]
 
 
 @pytest.mark.parametrize("change", [{"validator": ""}, {"ranged": False}])
