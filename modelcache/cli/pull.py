@@ -51,6 +51,8 @@ def pull(session: Session, uris: Uris, origin: OriginOptions, selection: Selecti
         for uri in wanted:
             snapshot, last = _pull(session, cache, uri, refresh, cancel)
             done.append(documents.pulled(snapshot, last))
+            if last.stale:
+                _warn_of_age(session, last)
             session.output.note(_summary(last))
             session.output.path(snapshot.path)
     session.finish()
@@ -121,6 +123,13 @@ def _warn_of_secrets(session: Session, text: str) -> None:
             f"the URI of `{uri}` holds a credential, and every user of this machine can read arguments",
             hint="write it to the stdin of `modelcache pull -`, or use a profile or the environment",
         )
+
+
+def _warn_of_age(session: Session, last: Progress) -> None:
+    session.output.warn(
+        f"the origin of `{last.uri}` could not be asked; this is the last version that is known",
+        hint="`modelcache pull` without --refresh auto says why",
+    )
 
 
 def _wanted(session: Session, text: str, selection: SelectionOptions) -> str:

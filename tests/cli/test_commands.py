@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from modelcache.testing.fault_server import FaultServer
 from tests.cli.conftest import WEIGHTS
 from tests.cli.executable import Done, Executable
 
@@ -67,6 +68,24 @@ def test_patterns_of_options_join_those_of_the_uri(cli: Executable, model: Path)
     (snapshot,) = done.document["snapshots"]
     assert snapshot["uri"] == f"file://{model}#include=*.json&include=notes%20%26%20m*&exclude=*.bin&exclude=*.safetensors"
     assert sorted(os.listdir(snapshot["path"])) == ["config.json", "notes & more.txt"]
+
+
+def test_an_origin_that_is_away_is_told_and_its_last_version_given_on_request(cli: Executable) -> None:
+    with FaultServer() as server:
+        server.put("/model.bin", b"weights")
+        url = f"{server.endpoint}/model.bin"
+        path = cli("pull", "-q", url).out
+    failed = cli("--json", "pull", url, MODELCACHE_RETRY_DEADLINE_S="0.001")
+    assert failed.document["error"]["code"] == "origin-unreachable"
+    assert "--offline" in failed.document["error"]["hint"]
+    away = {"MODELCACHE_REFRESH_S": "0", "MODELCACHE_RETRY_DEADLINE_S": "0.001"}
+    given = cli("pull", "-q", "--refresh", "auto", url, **away)
+    assert (given.code, given.out) == (0, path)
+    assert "warning: the origin of" in given.err
+    [told] = cli("--json", "pull", "--refresh", "auto", url, **away).document["snapshots"]
+    assert (told["stale"], told["hit"]) == (True, True)
+    [known] = cli("--json", "pull", "--offline", url).document["snapshots"]
+    assert not known["stale"]
 
 
 def test_offline_asks_no_origin(cli: Executable, model: Path) -> None:
