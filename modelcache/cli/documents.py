@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from modelcache.fetch.progress import Progress
     from modelcache.manifest import Manifest
     from modelcache.prewarm import PrewarmOutcome, PrewarmReport
+    from modelcache.upkeep.repair import RepairReport
 
 
 def pulled(snapshot: Snapshot, progress: Progress) -> dict[str, object]:
@@ -141,6 +142,20 @@ def of_verified(report: VerifyReport, elapsed_s: float) -> dict[str, object]:
         "bytes_read": report.bytes_read,
         "elapsed_s": round(elapsed_s, 3),
         "damages": [of_damage(damage) for damage in report.damages],
+    }
+
+
+def of_repaired(report: RepairReport, elapsed_s: float) -> dict[str, object]:
+    return of_verified(report.verified, elapsed_s) | {
+        "repaired": [{"digest": str(blob.digest), "size_bytes": blob.size_bytes, "uri": blob.uri} for blob in report.blobs],
+        "kept_bytes": report.kept_bytes,
+        "fetched_bytes": report.fetched_bytes,
+        "restored": [str(digest) for digest in report.restored],
+        "mended": [{"digest": str(item.digest), "files": list(item.files), "holders": list(item.holders)} for item in report.mended],
+        "resolved": list(report.resolved),
+        "unrepaired": [
+            {"digest": str(item.digest), "uris": list(item.uris), "why": item.why, "advice": item.advice} for item in report.unrepaired
+        ],
     }
 
 
