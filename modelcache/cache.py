@@ -6,12 +6,13 @@ import re
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 from types import TracebackType
 
+from modelcache.abc.source import Source
 from modelcache.abc.store import (
     CollectReport,
     Evicted,
@@ -39,6 +40,7 @@ from modelcache.permission import Admission, Caller, Denials, OwnersAdmission, P
 from modelcache.prewarm import DEFAULT_JOBS, Asking, Lookup, ManyProgress, Prewarm, PrewarmReport
 from modelcache.registry import Registry
 from modelcache.sources.archive import DEFAULT_LIMITS, is_archive_name
+from modelcache.single_files import SingleFiles
 from modelcache.store.store import LocalStore
 from modelcache.unpack import Unpacking
 from modelcache.upkeep.repair import OpenSource
@@ -78,7 +80,7 @@ class Refresh(StrEnum):
     """Offline: what is here, or `NotCached`."""
 
 
-class ModelCache(Upkeeping, Carrying):
+class ModelCache(Upkeeping, Carrying, SingleFiles):
     """A store and what fills it. A context manager; safe for many threads.
 
     `ensure` is the whole of it: whatever state the store is in, it returns a complete, verified, read-only directory or raises
@@ -280,6 +282,9 @@ class ModelCache(Upkeeping, Carrying):
         if ref is None or not self._fresh(ref) or not admission.sees(ref.revision, ref.manifest):
             return None
         return hit(self._store, ref, started_s)
+
+    def _source(self, uri: StorageUri, secrets: UriSecrets) -> AbstractContextManager[Source]:
+        return self._registry.source(uri, secrets)
 
     def _fresh(self, ref: RefHead) -> bool:
         return ref.immutable or 0 <= time.time() - ref.checked_at_s < self.config.refresh_s
