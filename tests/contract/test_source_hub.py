@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 from collections.abc import Iterator
 
@@ -100,6 +101,17 @@ def test_digests_are_what_git_and_lfs_name_the_bytes_by(hub: HubServer) -> None:
         "small": ((Digest(Algorithm.GIT_SHA1, git[SMALL]),), git[SMALL]),
         "empty": ((Digest(Algorithm.GIT_SHA1, "e69de29bb2d1d6434b8b29ae775ad8c2e48c5391"),), git[b""]),
     }
+
+
+def test_an_object_id_of_a_pointer_states_nothing_of_the_bytes(hub: HubServer) -> None:
+    """An entry of a file that is kept in Xet, without the digest that LFS would have."""
+    commit = hub.repository(files={"f": LARGE}).refs["main"]
+    entry = {"type": "file", "path": "f", "oid": COMMIT, "size": len(LARGE), "xetHash": "0" * 64}
+    hub.front.fail(f"/api/models/org/model/tree/{commit}", faults.status(200, body=json.dumps([entry]).encode()))
+    with hub_source(hub) as source:
+        [file] = listing_of(source, "hf://org/model").files
+        assert (file.digests, file.validator) == ((), COMMIT)
+        assert read(source, file) == LARGE
 
 
 NAMES = st.sampled_from(["a", "b", "a b", "ü"])
@@ -224,6 +236,17 @@ def test_a_disabled_repository_is_denied(hub: HubServer) -> None:
     error = refused(hub, hub.token())
     assert isinstance(error, AccessDenied)
     assert "disabled" in str(error)
+
+
+def test_a_refusal_without_code_is_told_in_the_hubs_own_words_without_a_token(hub: HubServer) -> None:
+    hub.repository(files={"f": SMALL})
+    token = hub.token()
+    said = f"Enable access to  public gated repositories for {token} \xfc" + " and more" * 100
+    hub.front.fail("/api/models/org/model/revision/main", faults.status(403, {"X-Error-Message": said}))
+    error = refused(hub, token)
+    assert isinstance(error, AccessDenied)
+    assert "Enable access to public gated repositories for *** \\xfc and more" in str(error)
+    assert len(str(error)) < 500
 
 
 @pytest.mark.parametrize(

@@ -92,6 +92,7 @@ def test_a_listing_that_goes_on_nowhere_is_a_violation(hub: HubServer, link: str
     headers = {"Link": f'<{link or itself}>; rel="next"'}
     hub.front.fail(path, faults.status(200, headers, b"[]"))
     refused(hub, ProtocolViolation)
+    assert hub.counts()["tree"] == 1
 
 
 def test_an_endless_listing_is_ended(hub: HubServer) -> None:

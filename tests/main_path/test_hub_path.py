@@ -207,6 +207,20 @@ def test_a_token_is_in_memory_only(hub: HubServer, repository: HubRepository, tm
     assert "Signature=" not in shown
 
 
+def test_the_environment_of_the_hubs_own_tools_is_enough(hub: HubServer, repository: HubRepository, tmp_path: Path) -> None:
+    repository.private = True
+    token = hub.token()
+    repository.readers.add(token)
+    (tmp_path / "hf").mkdir()
+    (tmp_path / "hf" / "token").write_text(token)
+    environ = {"HF_ENDPOINT": hub.endpoint, "HF_HOME": str(tmp_path / "hf")}
+    with ModelCache(config=Config.load(environ, root=tmp_path / "store")) as cache:
+        assert content(cache.ensure(URI)) == FILES
+    environ["HF_HUB_DISABLE_IMPLICIT_TOKEN"] = "1"
+    with ModelCache(config=Config.load(environ, root=tmp_path / "store")) as cache, pytest.raises(AccessDenied):
+        cache.ensure(URI, refresh=Refresh.ALWAYS)
+
+
 def test_another_hub_is_not_guessed(puller: Puller) -> None:
     with pytest.raises(UnknownScheme):
         puller.pull("modelscope://org/model")

@@ -20,7 +20,9 @@ MAX_ANSWER_BYTES = 16 * MIB
 """A page of 1,000 entries with names of 1,024 bytes and their other fields is under 4 MiB."""
 MAX_PAGES = 400
 """Twice 100,000 files, 1,000 entries a page (folders are entries, too)."""
+MAX_REDIRECTS = 5
 
+_REDIRECTS = (301, 302, 303, 307, 308)
 _NEXT = re.compile(r'<([^<>]*)>\s*;[^,<]*\brel="?next"?')
 """RFC 8288, as far as the hub uses it."""
 
@@ -120,10 +122,6 @@ class Hub:
 
     def _asked(self, repo: str, revision: str, address: str, *, listed: bool) -> Asked:
         return Asked(repo, revision, address, f"{self.base_url}/{repo}", self._credential.token() is not None, listed)
-
-
-MAX_REDIRECTS = 5
-_REDIRECTS = (301, 302, 303, 307, 308)
 
 
 def redirected(target: Target, answer: Response) -> Target | None:

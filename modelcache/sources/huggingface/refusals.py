@@ -17,6 +17,8 @@ UNKNOWN_LOGIN_HINT = "it is wrong, revoked or expired: `hf auth whoami` renews a
 DISABLED = "Access to this resource is disabled."
 LOGIN_HINT = "sign in with `hf auth login`, or set HF_TOKEN to a token that may read this repository"
 
+SAID_CHARACTERS = 300
+_TOKEN_LIKE = re.compile(r"\b(?:hf|api)_\w+|\b[\w.-]{40,}")
 _RATE_LIMIT = re.compile(r'"[^"]{1,64}"\s*;\s*r\s*=\s*0\s*;\s*t\s*=\s*(\d{1,6})')
 """draft-ietf-httpapi-ratelimit-headers-09: of this kind of request none is left, for so many seconds."""
 
@@ -83,7 +85,13 @@ def _denied(answer: Response, asked: Asked, code: str, said: str) -> AccessDenie
     if code == "RepoNotFound" or (answer.status == 401 and not asked.signed_in):
         hint = f"check the spelling; if it is private, {LOGIN_HINT}"
         return AccessDenied(f"`{asked.repo}` does not exist, or is private ({said})", address=asked.address, hint=hint)
-    return AccessDenied(f"the hub refused ({said})", address=asked.address, hint=LOGIN_HINT)
+    return AccessDenied(f"the hub refused ({said}){_own_words(message)}", address=asked.address, hint=LOGIN_HINT)
+
+
+def _own_words(message: str) -> str:
+    """What the hub says of a refusal without code (which right a token lacks, for one): one line, bounded, nothing like a token."""
+    words = _TOKEN_LIKE.sub("***", " ".join(message.split()))
+    return f": {words.encode('ascii', 'backslashreplace').decode()[:SAID_CHARACTERS]}" if words else ""
 
 
 def _busy_hint(asked: Asked) -> str | None:
