@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import pytest
 
-from modelcache.errors import ModelCacheError, ProtocolViolation, UnsafePath
+from modelcache.errors import InvalidUri, ModelCacheError, ProtocolViolation, UnsafePath
 from modelcache.testing import faults
 from modelcache.testing.hub_sources import hub_source, listing_of
 from modelcache.testing.servers.hub import HubServer
@@ -30,9 +30,9 @@ def refused(hub: HubServer, kind: type[ModelCacheError], uri: str = "hf://org/mo
 ENTRY: dict[str, object] = {"type": "file", "path": "f", "oid": COMMIT, "size": 1}
 
 
-def listed(*changes: dict[str, object]) -> str:
+def listed(*changes: Mapping[str, object]) -> str:
     """A listing of one entry for each of these changes to a right one."""
-    return json.dumps([ENTRY | each for each in changes])
+    return json.dumps([{**ENTRY, **each} for each in changes])
 
 
 @pytest.mark.parametrize(
@@ -104,3 +104,12 @@ def test_an_endless_listing_is_ended(hub: HubServer) -> None:
     )
     refused(hub, ProtocolViolation)
     assert 100 < hub.counts()["tree"] < 1000
+
+
+def test_more_files_than_a_model_has_are_refused_with_a_way_out(hub: HubServer) -> None:
+    commit = hub.repository(files={"f": SMALL, "d/f": SMALL}).refs["main"]
+    entries = listed(*({"path": f"{number}"} for number in range(100_001)))
+    hub.front.fail(f"/api/models/org/model/tree/{commit}", faults.status(200, body=entries.encode()))
+    refused(hub, InvalidUri)
+    with hub_source(hub) as source:
+        assert len(listing_of(source, "hf://org/model/d").files) == 1
