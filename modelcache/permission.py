@@ -23,8 +23,9 @@ from modelcache.sources.witnessed import WitnessedSource
 from modelcache.transport import Proxies
 from modelcache.uri import StorageUri, UriSecrets
 
-CALLERS_SCHEMES = ("s3", "hf", "https", "http")
-"""Those whose sources use what `Caller.own_config` holds and nothing else: not the files, nor the cloud identity, of this machine."""
+CALLERS_SCHEMES = ("s3", "gs", "hf", "https", "http")
+"""Those whose sources use what `Caller.own_config` holds and nothing else: not the files, nor the cloud identity, of this
+machine. (Google's credential files can name other files and URLs to read, so of a caller's only a token is taken.)"""
 
 
 @dataclass(frozen=True)
@@ -46,10 +47,11 @@ class Caller:
     @property
     def own_config(self) -> Config:
         """`config`, without what a source would find of this process's identity."""
-        s3, hf = self.config.s3, self.config.hf
+        s3, gs, hf = self.config.s3, self.config.gs, self.config.hf
         return replace(
             self.config,
             s3=replace(s3, profile=None, anonymous=s3.access_key is None),
+            gs=replace(gs, credentials_file=None, anonymous=gs.access_token is None),
             hf=replace(hf, token_file=None, anonymous=hf.token is None),
         )
 

@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from modelcache.config.kinds import Scalar
-from modelcache.errors import BadConfig
+from modelcache.errors import BadConfig, InvalidUri
 from modelcache.sources.gcs import GcsOptions
 from modelcache.sources.huggingface import HubOptions
 from modelcache.sources.s3 import S3Options
+from modelcache.transport import Target
 from modelcache.units import parse_bytes, parse_duration
 from modelcache.uri_secrets import redact_url
 
@@ -83,6 +84,14 @@ def _positive(text: str) -> int:
     return value
 
 
+def _origins(text: str) -> tuple[str, ...]:
+    """Endpoints as `Origin` writes them, each once."""
+    try:
+        return tuple(dict.fromkeys(Target.parse(one.strip()).endpoint for one in text.split(",") if one.strip()))
+    except InvalidUri as error:
+        raise BadConfig(f"an origin in it is none: {error.message}") from None
+
+
 def count(least: int, most: int) -> Scalar:
     """A whole number in these bounds."""
 
@@ -126,4 +135,5 @@ ENDPOINT = Scalar("a URL such as `https://host:9000`", _endpoint, example='"http
 HUB_ENDPOINT = Scalar("a URL such as `https://host`", _hub_endpoint, example='"https://host"')
 HUB_TOKEN = Scalar("a token", _hub_token, secret=True, example='"hf_token"')
 GCS_ENDPOINT = Scalar("a URL such as `https://host`", _gcs_endpoint, example='"https://host"')
+ORIGINS = Scalar("origins such as `https://host`, divided by commas", _origins, show=",".join, example='"https://huggingface.co"')
 PROXY = Scalar("a URL such as `http://host:3128`", str, hide=redact_url, example='"http://host:3128"')

@@ -18,6 +18,7 @@ from modelcache.config.scalars import (
     GCS_ENDPOINT,
     HUB_ENDPOINT,
     HUB_TOKEN,
+    ORIGINS,
     PATH,
     PROXY,
     SHARE,
@@ -195,6 +196,18 @@ SETTINGS: tuple[Setting, ...] = (
         "fsspec.storage", "fsspec.storage", STORAGE, (Variable("MODELCACHE_FSSPEC_<SCHEME>", storage_of_variables),),
         "arguments of fsspec's filesystem of a scheme (its `storage_options`); the variables, JSON, count in place of all of the file's",
         absent="none", example='[fsspec.storage.az]\naccount_name = "models"',
+    ),
+    setting(
+        "permission.grant_ttl_s", "trust.grant_ttl_s", DURATION, "MODELCACHE_GRANT_TTL_S",
+        "how long a caller's proof counts ([semantics.md](semantics.md#permission))",
+    ),
+    setting(
+        "permission.trusted_origins", "trust.origins", ORIGINS, "MODELCACHE_TRUSTED_ORIGINS",
+        "origins whose stated sha256 saves callers a fetch; none: all is fetched",
+    ),
+    setting(
+        "permission.proof_requests", "trust.proof_requests", count(1, 64), "MODELCACHE_PROOF_REQUESTS",
+        "one-byte reads in flight for one proof",
     ),
     setting(
         "proxy.http", "proxies.http", PROXY, ("http_proxy", Variable("HTTP_PROXY", _http_proxy, ("REQUEST_METHOD",))),
