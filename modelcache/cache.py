@@ -41,6 +41,7 @@ from modelcache.prewarm import DEFAULT_JOBS, Asking, Lookup, ManyProgress, Prewa
 from modelcache.registry import Registry
 from modelcache.sources.archive import DEFAULT_LIMITS, is_archive_name
 from modelcache.single_files import SingleFiles
+from modelcache.sources.throttled import Allowances
 from modelcache.store.store import LocalStore
 from modelcache.unpack import Unpacking
 from modelcache.upkeep.repair import OpenSource
@@ -109,7 +110,8 @@ class ModelCache(Upkeeping, Carrying, SingleFiles):
         self._store: Upkeep = store
         self._permission = Permission(store.grants, self.config.trust, self.config.proxies)
         self._engine = FetchEngine(self.config.engine)
-        self._registry = Registry(self.config, on_throttle=self._engine.throttled)
+        self._allowances = Allowances(self.config.rates)
+        self._registry = Registry(self.config, on_throttle=self._engine.throttled, allowances=self._allowances)
         self._flights: SingleFlight[_FlightKey, Ensured] = SingleFlight("ensure")
         self._lock = threading.Lock()
         self._ensures: dict[_FlightKey, Unpacking] = {}
@@ -259,7 +261,7 @@ class ModelCache(Upkeeping, Carrying, SingleFiles):
             return
         with self._counted(), ExitStack() as opened:
             expect_served(asked[0])
-            registry = Registry(caller.own_config, on_throttle=self._engine.throttled)
+            registry = Registry(caller.own_config, on_throttle=self._engine.throttled, allowances=self._allowances)
             opened.callback(registry.close)
             source = opened.enter_context(registry.source(*asked))
             yield self._permission.admit(caller, asked, source, again=again)

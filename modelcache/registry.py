@@ -18,6 +18,7 @@ from modelcache.sources.huggingface import HubOptions, HubSource
 from modelcache.sources.local import LocalSource
 from modelcache.sources.retrying import RetryingSource
 from modelcache.sources.s3 import S3Options, S3Source
+from modelcache.sources.throttled import Allowances
 from modelcache.uri import StorageUri, UriSecrets
 from modelcache.uri_places import KNOWN_SCHEMES
 
@@ -31,9 +32,11 @@ ONE_FOR_ALL = frozenset({"file", "s3", "gs", "hf"})
 class Registry:
     """Sources by scheme and endpoint. Thread-safe."""
 
-    def __init__(self, config: Config, on_throttle: Callable[[Origin], None]) -> None:
+    def __init__(self, config: Config, on_throttle: Callable[[Origin], None], allowances: Allowances | None = None) -> None:
+        """`allowances`: bytes a second that sources of several registries share; None: those of `config`."""
         self._config = config
         self._on_throttle = on_throttle
+        self._allowances = allowances or Allowances(config.rates)
         self._lock = threading.Lock()
         self._kept: dict[str, Source] = {}
 
@@ -67,7 +70,8 @@ class Registry:
             source.close()
 
     def _make(self, uri: StorageUri, secrets: UriSecrets) -> Source:
-        return RetryingSource(self._bare(uri, secrets), self._config.retry, on_throttle=self._on_throttle)
+        source = self._allowances.bound(self._bare(uri, secrets))
+        return RetryingSource(source, self._config.retry, on_throttle=self._on_throttle)
 
     def _bare(self, uri: StorageUri, secrets: UriSecrets) -> Source:
         config = self._config

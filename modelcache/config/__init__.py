@@ -27,6 +27,7 @@ from modelcache.sources.http import HttpOptions
 from modelcache.sources.huggingface import HubOptions
 from modelcache.sources.retrying import RetryLimits
 from modelcache.sources.s3 import S3Options
+from modelcache.sources.throttled import RateLimits
 from modelcache.transport import Proxies, Timeouts
 
 __all__ = ["DEFAULT_ENGINE", "DEFAULT_LIMITS", "DEFAULT_REFRESH_S", "NODE_ROOT", "Config", "Flag", "Resolved", "Settings"]
@@ -56,6 +57,7 @@ class Config:
         refresh_s: age at which a mutable ref is resolved again; 0: at each call.
         timeouts: of connections.
         retry: how long and how often a failing origin is asked again.
+        rates: bytes a second that may be taken from origins.
         write_route: None chooses by who reads next.
         s3, gs, http, hf, fsspec: settings of the sources.
         proxies: of the bulk transport.
@@ -70,6 +72,7 @@ class Config:
     refresh_s: float = DEFAULT_REFRESH_S
     timeouts: Timeouts = field(default_factory=Timeouts)
     retry: RetryLimits = field(default_factory=RetryLimits)
+    rates: RateLimits = field(default_factory=RateLimits)
     write_route: Route | None = None
     s3: S3Options = field(default_factory=S3Options)
     gs: GcsOptions = field(default_factory=GcsOptions)

@@ -27,7 +27,8 @@ def _header_value(text: str) -> str:
     return text
 
 
-def _host(name: str) -> None:
+def expect_host(name: str) -> None:
+    """Raises BadConfig: it is neither `host` nor `host:port`."""
     try:
         usable = Target.parse(f"https://{name}/").host_header.lower() in (name.lower(), name.lower().removesuffix(":443"))
     except InvalidUri:
@@ -36,7 +37,7 @@ def _host(name: str) -> None:
         raise BadConfig(f"`{name}` is neither a host nor `host:port`", got=name)
 
 
-HEADERS = MapOf(MapOf(Scalar("a header's value", _header_value, secret=True), "<name>", _header_name), "<host>", _host)
+HEADERS = MapOf(MapOf(Scalar("a header's value", _header_value, secret=True), "<name>", _header_name), "<host>", expect_host)
 """`host` or `host:port` → headers."""
 
 
@@ -46,7 +47,7 @@ def kserves_headers(environ: Environ) -> dict[str, dict[str, str]] | None:
     found = {}
     for host, text in written.items():
         try:
-            _host(host)
+            expect_host(host)
             found[host] = HEADERS.kind.of_text(text)
         except BadConfig as error:
             raise BadConfig(f"{host}{KSERVES_SUFFIX}: {error.message}", hint=error.hint) from None

@@ -9,7 +9,8 @@ from typing import Any
 
 from modelcache.abc.store import Route
 from modelcache.config.fsspec_arguments import STORAGE, storage_of_variables
-from modelcache.config.headers import HEADERS, kserves_headers
+from modelcache.config.headers import HEADERS, expect_host, kserves_headers
+from modelcache.config.kinds import MapOf
 from modelcache.config.scalars import (
     AGE,
     DURATION,
@@ -21,6 +22,7 @@ from modelcache.config.scalars import (
     ORIGINS,
     PATH,
     PROXY,
+    RATE,
     SHARE,
     SIZE,
     TEXT,
@@ -116,6 +118,10 @@ SETTINGS: tuple[Setting, ...] = (
         "most requests in flight, of all fetches together; 1 to 256",
     ),
     setting(
+        "fetch.max_bytes_per_s", "rates.total", RATE, "MODELCACHE_MAX_BYTES_PER_S",
+        "most that one process takes from all origins together", absent="none",
+    ),
+    setting(
         "fetch.write_route", "write_route", choice(ROUTES), "MODELCACHE_WRITE_ROUTE",
         "`buffered`: through the page cache, `direct`: around it, `auto`: by whether somebody reads next",
     ),
@@ -127,6 +133,11 @@ SETTINGS: tuple[Setting, ...] = (
     setting(
         "fetch.retry_deadline_s", "retry.deadline_s", DURATION, "MODELCACHE_RETRY_DEADLINE_S",
         "how long a failing request is tried again",
+    ),
+    setting(
+        "fetch.origin_max_bytes_per_s", "rates.of", MapOf(RATE, "<host>", expect_host), "MODELCACHE_ORIGIN_MAX_BYTES_PER_S",
+        "most that one process takes from a `host` (or `host:port`), by its name",
+        example='[fetch.origin_max_bytes_per_s]\n"models.example.org" = "100MiB"',
     ),
     setting("http.ca_file", "http.ca_file", PATH, "MODELCACHE_HTTP_CA_FILE", "CA bundle for `https://`", absent="the system's"),
     setting(

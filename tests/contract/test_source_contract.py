@@ -16,6 +16,7 @@ from modelcache.sources.http import HttpOptions, HttpSource
 from modelcache.sources.local import LocalSource
 from modelcache.sources.retrying import RetryingSource
 from modelcache.sources.s3 import S3Options, S3Source
+from modelcache.sources.throttled import Allowances, RateLimits
 from modelcache.testing.hub_sources import RewrittenRepository, hub_source
 from modelcache.testing.servers import Certificate, Nginx, NginxOptions, SeaweedFS
 from modelcache.testing.servers.hub import HubServer
@@ -148,6 +149,14 @@ class TestRetrying(SourceContract):
     @pytest.fixture
     def place(self, nginx: Nginx) -> Iterator[Place]:
         yield from web_place(nginx, RetryingSource(http_source(nginx)))
+
+
+class TestThrottled(SourceContract):
+    """Nor does this one, where nothing has to wait."""
+
+    @pytest.fixture
+    def place(self, nginx: Nginx) -> Iterator[Place]:
+        yield from web_place(nginx, Allowances(RateLimits(1 << 40)).bound(http_source(nginx)))
 
 
 class TestS3(SourceContract):
