@@ -282,6 +282,9 @@ class ModelCacheFileSystem(ChainedFileSystem):  # type: ignore[misc]  # fsspec h
     def _rm(self, path: str) -> NoReturn:
         _refuse(path)
 
+    def copy(self, path1: str, path2: str, *args: Any, **kwargs: Any) -> NoReturn:
+        _refuse(str(path2))
+
     def cp_file(self, path1: str, path2: str, **kwargs: Any) -> NoReturn:
         _refuse(path2)
 
@@ -290,6 +293,9 @@ class ModelCacheFileSystem(ChainedFileSystem):  # type: ignore[misc]  # fsspec h
 
     def pipe_file(self, path: str, value: bytes, mode: str = "overwrite", **kwargs: Any) -> NoReturn:
         _refuse(path)
+
+    def put(self, lpath: str, rpath: str, *args: Any, **kwargs: Any) -> NoReturn:
+        _refuse(str(rpath))
 
     def put_file(self, lpath: str, rpath: str, *args: Any, **kwargs: Any) -> NoReturn:
         _refuse(rpath)
