@@ -167,7 +167,8 @@ def _own_environ() -> dict[str, str]:
         for name, value in os.environ.items()
         if not name.upper().startswith(FOREIGN) and not name.upper().endswith(FOREIGN_ENDS)
     }
-    return kept | {"AWS_EC2_METADATA_DISABLED": "true", "AWS_CONFIG_FILE": os.devnull, "AWS_SHARED_CREDENTIALS_FILE": os.devnull}
+    nobodys = dict.fromkeys(("AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE", "MODELCACHE_CONFIG"), os.devnull)
+    return kept | {"AWS_EC2_METADATA_DISABLED": "true"} | nobodys
 
 
 def _bytes(count: int | None) -> str:
