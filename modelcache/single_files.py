@@ -82,8 +82,8 @@ class SingleFiles(ABC):
         yield None
 
     def entries(self, uri: str, *, offline: bool = False, cancel: Cancellation | None = None) -> tuple[FileEntry, ...]:
-        """Every file under a URI, of whatever depth: from a snapshot that is here if that is fresh, else as the origin lists them.
-        Fetches none.
+        """Every file under a URI, of whatever depth, archives as the files that they are: from a snapshot that is here if that is
+        fresh, else as the origin lists them. Fetches none.
 
         Args:
             offline: from a snapshot of whatever age; no origin is asked.
@@ -105,8 +105,9 @@ class SingleFiles(ABC):
         parsed, secrets = parse_uri(uri)
         if offline:
             raise NotCached(f"nothing of `{parsed}` is cached, and this call may not ask its origin", address=str(parsed))
-        with self._source(parsed, secrets) as source:
-            listing = source.list(parsed, cancel or Cancellation())
+        as_it_is = replace(parsed, unpack=False)
+        with self._source(as_it_is, secrets) as source:
+            listing = source.list(as_it_is, cancel or Cancellation())
         stated = {file.path: next((item.hex for item in file.digests if item.algorithm == "sha256"), None) for file in listing.files}
         if _is_file(parsed, [file.path for file in listing.files]):
             return (FileEntry("", listing.files[0].size_bytes, stated[listing.files[0].path]),)
@@ -130,7 +131,7 @@ def _places(uri: StorageUri) -> Iterator[tuple[StorageUri, str]]:
         return
     parts = uri.path.split("/")
     for count in range(len(parts) - 1, 1 if uri.scheme == "file" else -1, -1):
-        yield replace(uri, path="/".join(parts[:count])), "/".join(parts[count:])
+        yield replace(uri, path="/".join(parts[:count]), unpack=True), "/".join(parts[count:])
 
 
 def _path_in(covering: _Covering) -> str | None:

@@ -24,12 +24,14 @@ from modelcache.errors import AccessDenied, BadConfig, InvalidUri, Missing, NotC
 from modelcache.integrations.options import configured
 from modelcache.integrations.shared import SharedCaches
 from modelcache.single_files import FileEntry
+from modelcache.sources.archive.source import is_archive_name
 from modelcache.uri import ALIASES
 
 MAX_LISTINGS = 64
 """Listings that one file system remembers."""
 OPEN_WITHOUT_EFFECT = frozenset({"autocommit", "block_size", "cache_options", "cache_type", "fill_cache"})
 """Options of fsspec's `open` that say how it reads, and not what."""
+_UNPACKED_NEVER = ("hf", "modelscope")
 _URLS = ("http", "https")
 _CACHES = SharedCaches()
 
@@ -121,17 +123,22 @@ class ModelCacheFileSystem(ChainedFileSystem):  # type: ignore[misc]  # fsspec h
         return f"modelcache::{stripped}" if "://" in stripped else f"modelcache::{self._target or 'file'}://{stripped}"
 
     def _uri(self, path: str) -> str:
-        """The storage URI of a path. A path is a name as it is: a `#` or `?` in it is a part of it, but for `?versionId=`."""
+        """The storage URI of a path. A path is a name as it is: a `#` or `?` in it is a part of it, but for `?versionId=`, and an archive
+        is a file."""
         text = str(self._strip_protocol(path))
         scheme, mark, body = text.partition("://")
         if not mark:
             if self._target is None:
                 raise InvalidUri("without a target, paths are whole URIs", got=text, hint=f"write `modelcache://SCHEME://{text}`")
             scheme, body = self._target, text
+        name, question, query = body.partition("?")
         if scheme in _URLS:
-            return f"{scheme}://{body}"
-        versioned = "?versionId=" in body or "?generation=" in body
-        return f"{scheme}://{body}{'?' if '?' in body and not versioned and scheme != 'file' else ''}{'#' if '#' in body else ''}"
+            return f"{scheme}://{body}{'#unpack=false' if is_archive_name(name) else ''}"
+        if scheme != "file" and question and not query.startswith(("versionId=", "generation=")):
+            name, body = body, f"{body}?"
+        if scheme not in _UNPACKED_NEVER and is_archive_name(name):
+            return f"{scheme}://{body}#unpack=false"
+        return f"{scheme}://{body}{'#' if '#' in body else ''}"
 
     # -- looking ----------------------------------------------------------------------------------------------------
 

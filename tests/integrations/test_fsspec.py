@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import mmap
 import os
@@ -9,6 +10,7 @@ import pickle
 import subprocess
 import sys
 import textwrap
+import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -195,6 +197,18 @@ def test_a_name_is_a_name(seaweedfs: SeaweedFS, bucket: str, options: dict[str, 
     found, root = fsspec.url_to_fs(f"modelcache::s3://{bucket}/odd", **options)
 
     assert [found.cat(path) for path in found.ls(root, detail=False)] == [name.encode()]
+
+
+def test_an_archive_is_a_file_and_fsspec_looks_into_it(seaweedfs: SeaweedFS, bucket: str, options: dict[str, Any]) -> None:
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w") as archive:
+        archive.writestr("inside/member.txt", "inside")
+    seaweedfs.put(bucket, "packed/a.zip", packed.getvalue())
+
+    found, root = fsspec.url_to_fs(f"modelcache::s3://{bucket}/packed", **options)
+    assert {path: found.cat(path) for path in found.find(root)} == {f"{root}/a.zip": packed.getvalue()}
+    with fsspec.open(f"zip://inside/member.txt::modelcache::s3://{bucket}/packed/a.zip", **options) as file:
+        assert file.read() == b"inside"
 
 
 def test_the_last_version_is_opened_where_the_origin_can_t_be_asked(
