@@ -166,6 +166,10 @@ class RangeClient:
         _log.debug("POST %s -> %d", target, answer.head.status)
         return _response(answer, _read(answer, max_body_bytes, cancel)) if answer.head.status < 300 else self._over(answer, cancel)
 
+    def forget_redirects(self, beginning: str) -> None:
+        """Ask the origin again about locators that begin so, and with it whether this credential may still read them."""
+        self._moved.forget_all(beginning)
+
     def close(self) -> None:
         """Close idle connections; open bodies stay usable."""
         self._exchanger.close()

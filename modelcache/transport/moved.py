@@ -35,3 +35,9 @@ class MovedTargets:
     def forget(self, locator: str) -> None:
         with self._lock:
             self._targets.pop(locator, None)
+
+    def forget_all(self, beginning: str) -> None:
+        """Of every locator that begins so."""
+        with self._lock:
+            for locator in [each for each in self._targets if each.startswith(beginning)]:
+                del self._targets[locator]

@@ -142,6 +142,23 @@ def test_one_byte_is_proof_and_a_right_that_was_taken_away_shows_at_the_next(hub
     assert f"{hub.endpoint}/org/model" in caught.value.hint
 
 
+def test_a_right_that_was_taken_away_shows_where_small_files_are_at_a_cdn_too(hub: HubServer, repository: HubRepository) -> None:
+    """As of a mirror that redirects every file: the remembered URL would still be good."""
+    token = hub.token()
+    path = resolve_path(repository, "small")
+    with FaultServer() as other, hub_source(hub, token) as source:
+        other.put("/small", SMALL)
+        hub.front.fail(path, faults.redirect(f"{other.at('localhost')}/small?Signature=x"))
+        for _ in range(2):
+            [file] = listing_of(source, "hf://org/model/small").files
+            assert [read(source, file) for _ in range(2)] == [SMALL, SMALL]
+        assert [each.target for each in hub.front.received].count(path) == 2
+        hub.front.fail(path, faults.status(403, {"X-Error-Code": "GatedRepo"}))
+        [file] = listing_of(source, "hf://org/model/small").files
+        with pytest.raises(AccessDenied):
+            source.open(file, FIRST_BYTE, Cancellation())
+
+
 def test_the_token_file_is_read_when_needed_and_again_when_refused(hub: HubServer, repository: HubRepository, tmp_path: Path) -> None:
     repository.private = True
     first, second = hub.token(), hub.token()

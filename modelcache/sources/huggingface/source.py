@@ -53,6 +53,7 @@ class HubSource:
         commit = self._hub.commit(uri.authority, revision, str(uri), cancel)
         tree = self._trees.of(uri.authority, commit, uri.path, str(uri), cancel)
         self._places.forget_repository(uri.authority)
+        self._transport.forget_redirects(f"{uri.authority}/")
         above = uri.path.rpartition("/")[0] if tree.single else uri.path
         start = len(above) + 1 if above else 0
         named = [(file.path[start:], file) for file in tree.files]
