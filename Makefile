@@ -70,7 +70,11 @@ $(MADE)/venv: tools/environment.py
 	mkdir -p $(MADE)
 	touch $@
 
-$(MADE)/demo $(MADE)/dev: $(MADE)/venv pyproject.toml constraints.txt
+$(MADE)/demo: $(MADE)/venv pyproject.toml constraints.txt
+	@$(ENVIRONMENT) extra $(@F)
+	touch $@
+
+$(MADE)/dev: $(MADE)/torch pyproject.toml constraints.txt
 	@$(ENVIRONMENT) extra $(@F)
 	touch $@
 

@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from modelcache.errors import ModelCacheError as ModelCacheError
     from modelcache.fetch.plan import Priority as Priority
     from modelcache.fetch.progress import Progress as Progress
+    from modelcache.loading import load as load
+    from modelcache.loading import open_checkpoint as open_checkpoint
+    from modelcache.loading import release_memory as release_memory
+    from modelcache.loading import stream as stream
     from modelcache.patience import Cancellation as Cancellation
 
 __version__ = "0.1.0"
@@ -29,6 +33,10 @@ _HOMES = {
     "Progress": "modelcache.fetch.progress",
     "Refresh": "modelcache.cache",
     "Snapshot": "modelcache.abc.store",
+    "load": "modelcache.loading",
+    "open_checkpoint": "modelcache.loading",
+    "release_memory": "modelcache.loading",
+    "stream": "modelcache.loading",
 }
 __all__ = [*sorted(_HOMES), "__version__"]
 

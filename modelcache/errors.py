@@ -20,6 +20,7 @@ class ErrorCode(StrEnum):
     AMBIGUOUS_NAME = "ambiguous-name"
     BAD_CONFIG = "bad-config"
     FILE_FAULT = "file-fault"
+    NO_SUCH_TENSOR = "no-such-tensor"
     NOT_FOUND = "not-found"
     NOT_CACHED = "not-cached"
     ACCESS_DENIED = "access-denied"
@@ -32,6 +33,7 @@ class ErrorCode(StrEnum):
     SOURCE_CHANGED = "source-changed"
     PROTOCOL_VIOLATION = "protocol-violation"
     BAD_ARCHIVE = "bad-archive"
+    BAD_CHECKPOINT = "bad-checkpoint"
     DIGEST_MISMATCH = "digest-mismatch"
     DAMAGED_BLOB = "damaged-blob"
     DAMAGED_RECORD = "damaged-record"
@@ -154,6 +156,13 @@ class FileFault(BadInput):
     code = ErrorCode.FILE_FAULT
 
 
+class NoSuchTensor(BadInput):
+    """A name or pattern that no tensor of the checkpoint has."""
+
+    code = ErrorCode.NO_SUCH_TENSOR
+    default_hint = "`modelcache inspect` lists the names"
+
+
 # -- the caller checks the name -------------------------------------------------------------------------------------
 
 
@@ -265,6 +274,13 @@ class BadArchive(ProtocolViolation):
 
     code = ErrorCode.BAD_ARCHIVE
     default_hint = "have it packed anew, or keep it as the file that it is: end the URI with `#unpack=false`"
+
+
+class BadCheckpoint(ProtocolViolation):
+    """The files are what their origin has, and no safetensors checkpoint: a header, an index or a size that makes no sense."""
+
+    code = ErrorCode.BAD_CHECKPOINT
+    default_hint = "its publisher has to repair it; `sha256sum` of the origin's file tells whether it is that one"
 
 
 # -- bytes are wrong ------------------------------------------------------------------------------------------------

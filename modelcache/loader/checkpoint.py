@@ -1,0 +1,158 @@
+"""A checkpoint on disk: one safetensors file, or shards with or without an index. Which tensor lies in which file, and where."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+from modelcache.errors import BadCheckpoint, NoSuchTensor, NotFound
+from modelcache.loader import strict_json
+from modelcache.loader.header import LENGTH_BYTES, Header, TensorEntry, header_bytes, parse_header
+
+INDEX_SUFFIX = ".safetensors.index.json"
+SUFFIX = ".safetensors"
+MAX_INDEX_BYTES = 100_000_000
+"""As of a header; the largest published one (hundreds of thousands of tensors) has some tens of MB."""
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """One file of a checkpoint."""
+
+    path: Path
+    header: Header = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """What there is to load. Headers were read, and nothing else.
+
+    Attributes:
+        shards: in the order of their names.
+        place: tensor name → (number of its shard, where it is).
+    """
+
+    root: Path
+    shards: tuple[Shard, ...]
+    place: Mapping[str, tuple[int, TensorEntry]] = field(repr=False)
+
+    @property
+    def size_bytes(self) -> int:
+        """Of all tensors."""
+        return sum(entry.span.size_bytes for _, entry in self.place.values())
+
+    def select(self, names: Iterable[str] | None) -> Sequence[str]:
+        """Names of tensors in file order; `names` may hold shell patterns (`model.layers.0.*`). None: all.
+
+        Raises:
+            NoSuchTensor: a name or pattern fits none.
+        """
+        if names is None:
+            return list(self.place)
+        chosen: set[str] = set()
+        for name in names:
+            found = {name} if name in self.place else {each for each in self.place if fnmatchcase(each, name)}
+            if not found:
+                raise NoSuchTensor(f"no tensor is named `{name}`", address=str(self.root), got=name)
+            chosen |= found
+        return [name for name in self.place if name in chosen]
+
+
+def open_checkpoint(path: Path) -> Checkpoint:
+    """Read the headers of a safetensors file, or of the shards in a directory.
+
+    In a directory an index (`*.safetensors.index.json`) names the shards, and must agree with them; without one they are all its
+    `*.safetensors` files.
+
+    Raises:
+        NotFound: no safetensors there.
+        BadCheckpoint: an index or header that makes no sense, a tensor that two shards have.
+        OSError: a file can't be read.
+    """
+    if path.is_dir():
+        index = _index(path)
+        names = sorted(set(index.values())) if index is not None else sorted(each.name for each in path.glob(f"*{SUFFIX}"))
+        if not names:
+            raise NotFound("there are no safetensors files", address=str(path))
+        shards = [_shard(path / name, wanted_by_index=index is not None) for name in names]
+    else:
+        index, shards = None, [_shard(path, wanted_by_index=False)]
+    place: dict[str, tuple[int, TensorEntry]] = {}
+    for number, shard in enumerate(shards):
+        for entry in shard.header.tensors:
+            if entry.name in place:
+                first = shards[place[entry.name][0]].path.name
+                raise BadCheckpoint(f"two shards have a tensor `{entry.name}`", address=str(path), expected=first, got=shard.path.name)
+            place[entry.name] = number, entry
+    if index is not None:
+        _check_index(path, index, shards, place)
+    return Checkpoint(path, tuple(shards), place)
+
+
+def read_header(fd: int, file_bytes: int, address: str) -> Header:
+    """The header of an open file. Raises BadCheckpoint, OSError."""
+    size_bytes = header_bytes(_pread(fd, LENGTH_BYTES, address, wanted=min(LENGTH_BYTES, file_bytes)), file_bytes, address)
+    return parse_header(_pread(fd, size_bytes, address, wanted=size_bytes), file_bytes, address)
+
+
+def _shard(path: Path, *, wanted_by_index: bool) -> Shard:
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        if wanted_by_index:
+            raise BadCheckpoint("the index names a shard that is missing", address=str(path)) from None
+        raise NotFound("there is no such file", address=str(path)) from None
+    try:
+        return Shard(path, read_header(fd, os.fstat(fd).st_size, str(path)))
+    finally:
+        os.close(fd)
+
+
+def _pread(fd: int, size_bytes: int, address: str, *, wanted: int) -> bytes:
+    data = b""
+    while len(data) < size_bytes:
+        part = os.pread(fd, size_bytes - len(data), len(data))
+        if not part:
+            break
+        data += part
+    if len(data) < wanted:
+        raise BadCheckpoint("the file shrank while its header was read", address=address, expected=str(wanted), got=str(len(data)))
+    return data
+
+
+def _index(root: Path) -> Mapping[str, str] | None:
+    """Tensor name → file name, as the directory's index has it; None: it has none."""
+    found = sorted(root.glob(f"*{INDEX_SUFFIX}"))
+    if not found:
+        return None
+    if len(found) > 1:
+        shown = ", ".join(each.name for each in found)
+        raise BadCheckpoint("the directory has several checkpoints", address=str(root), got=shown, hint="name one file of them")
+    [path] = found
+    if path.stat().st_size > MAX_INDEX_BYTES:
+        raise BadCheckpoint("the index is too large", address=str(path), expected=str(MAX_INDEX_BYTES), got=str(path.stat().st_size))
+    try:
+        value: Any = strict_json.loads(path.read_bytes())
+        weight_map = value["weight_map"]
+        if not isinstance(weight_map, dict) or not all(isinstance(each, str) for each in weight_map.values()):
+            raise TypeError("weight_map is not an object of strings")
+    except (ValueError, KeyError, TypeError) as error:
+        raise BadCheckpoint(f"the index is not one ({error})", address=str(path)) from None
+    for name in set(weight_map.values()):
+        if not name.endswith(SUFFIX) or Path(name).name != name or "\0" in name:
+            raise BadCheckpoint("the index names a file that is no shard beside it", address=str(path), got=name[:100])
+    return dict(weight_map)
+
+
+def _check_index(root: Path, index: Mapping[str, str], shards: Sequence[Shard], place: Mapping[str, tuple[int, TensorEntry]]) -> None:
+    for name, file in index.items():
+        found = place.get(name)
+        if found is None or shards[found[0]].path.name != file:
+            got = "no shard" if found is None else shards[found[0]].path.name
+            raise BadCheckpoint(f"tensor `{name}` is not where the index has it", address=str(root), expected=file, got=got)
+    if more := next((name for name in place if name not in index), None):
+        raise BadCheckpoint(f"the index doesn't know tensor `{more}`", address=str(root), got=shards[place[more][0]].path.name)

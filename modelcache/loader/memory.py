@@ -1,0 +1,100 @@
+"""Host memory that checkpoints are read into: few large pieces, in huge pages where the kernel has them, used again."""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import os
+import threading
+import weakref
+from contextlib import suppress
+
+REUSE_SHARE = 0.75
+"""A kept piece is lent again to who asks for at least this share of it."""
+
+
+class HostMemory:
+    """Lends pieces of page-aligned memory; keeps those that came back, up to a bound. Thread-safe.
+
+    A piece comes back by itself when the last tensor in it is gone.
+    """
+
+    def __init__(self, idle_limit_bytes: int) -> None:
+        self._limit_bytes = idle_limit_bytes
+        self._lock = threading.RLock()  # what comes back may do so in the middle of a lend, by garbage collection
+        self._idle: list[mmap.mmap] = []
+        self._owner_pid = os.getpid()
+
+    @property
+    def idle_bytes(self) -> int:
+        """Kept and not lent."""
+        with self._lock:
+            return sum(map(len, self._idle))
+
+    def lend(self, size_bytes: int) -> ctypes.Array[ctypes.c_ubyte]:
+        """At least `size_bytes` (over 0) of memory from a page's start. Its content is anything.
+
+        Raises:
+            MemoryError: the machine has no more.
+        """
+        piece = self._take(size_bytes) or _new(size_bytes)
+        lent = (ctypes.c_ubyte * len(piece)).from_buffer(piece)
+        weakref.finalize(lent, self._give_back, piece, self._owner_pid).atexit = False
+        return lent
+
+    def release(self) -> int:
+        """Give everything that is idle back to the machine; how many bytes."""
+        with self._lock:
+            released, self._idle = self._idle, []
+        return sum(map(len, released))  # they go with the list
+
+    def _take(self, size_bytes: int) -> mmap.mmap | None:
+        with self._lock:
+            fitting = [piece for piece in self._idle if size_bytes <= len(piece) and size_bytes >= REUSE_SHARE * len(piece)]
+            if not fitting:
+                return None
+            best = min(fitting, key=len)
+            self._idle.remove(best)
+            return best
+
+    def _give_back(self, piece: mmap.mmap, owner_pid: int) -> None:
+        if owner_pid != os.getpid():
+            return  # a fork's copy of what the parent still has
+        with self._lock:
+            if sum(map(len, self._idle)) + len(piece) <= self._limit_bytes:
+                self._idle.append(piece)
+
+
+def _new(size_bytes: int) -> mmap.mmap:
+    try:
+        piece = mmap.mmap(-1, size_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    except OSError as error:
+        raise MemoryError(f"{size_bytes} bytes of memory can't be had ({error.strerror})") from error
+    with suppress(OSError):  # a kernel without huge pages
+        piece.madvise(mmap.MADV_HUGEPAGE)
+    return piece
+
+
+def map_file(fd: int, offset: int, size_bytes: int) -> ctypes.Array[ctypes.c_ubyte]:
+    """A file's own pages from an aligned offset; what is written there is this process's alone. Unmapped with its last user.
+
+    Not by `mmap.mmap`, which keeps a descriptor open for every mapping (Python before 3.13).
+
+    Raises:
+        OSError.
+    """
+    ctypes.set_errno(0)
+    address = _LIBC.mmap(None, size_bytes, mmap.PROT_READ | mmap.PROT_WRITE, mmap.MAP_PRIVATE, fd, offset)
+    if address in (None, _MAP_FAILED):
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code))
+    lent = (ctypes.c_ubyte * size_bytes).from_address(address)
+    weakref.finalize(lent, _LIBC.munmap, address, size_bytes).atexit = False
+    return lent
+
+
+_LIBC = ctypes.CDLL(None, use_errno=True)
+_LIBC.mmap.restype = ctypes.c_void_p
+_LIBC.mmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long)
+_LIBC.munmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t)
+_MAP_FAILED = ctypes.c_void_p(-1).value

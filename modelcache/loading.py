@@ -1,0 +1,104 @@
+"""`load`, `stream` and `open_checkpoint`: tensors of a model that a URI or a path names. torch comes with `modelcache[torch]`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Generator, Iterable
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from modelcache.cache import ModelCache
+from modelcache.errors import BadConfig
+from modelcache.loader.checkpoint import Checkpoint
+from modelcache.loader.checkpoint import open_checkpoint as open_local
+from modelcache.patience import Cancellation
+
+if TYPE_CHECKING:
+    import torch
+
+    from modelcache.loader.loading import LoadReport
+
+
+def load(
+    source: str | os.PathLike[str],
+    *,
+    device: torch.device | str | None = None,
+    names: Iterable[str] | None = None,
+    dtype: torch.dtype | None = None,
+    report: LoadReport | None = None,
+    cache: ModelCache | None = None,
+    cancel: Cancellation | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> dict[str, torch.Tensor]:
+    """Every tensor of a safetensors checkpoint, by name, in file order.
+
+    What is in the page cache is mapped and not copied; the rest is read around the cache into memory of its own, several reads at a
+    time. Tensors may be written; no file is. The files must not shrink while mapped tensors are used (snapshots never do).
+
+    Args:
+        source: a storage URI (it is fetched first if it isn't here, and held while it is read), a safetensors file, or a directory of
+            shards with or without an index.
+        device: None: host memory.
+        names: of tensors, or shell patterns; None: all.
+        dtype: that floating-point tensors are cast to, on their device.
+        report: filled with what the load took.
+        cache: for URIs; None: the one that the environment describes.
+        progress: called with the bytes of tensors that are done.
+
+    Raises:
+        NotFound: there are no safetensors files.
+        NoSuchTensor: a name fits no tensor.
+        BadCheckpoint: the files are no checkpoint.
+        StoreFault: the disk failed. MemoryError. Cancelled. What `ModelCache.ensure` raises.
+    """
+    return dict(stream(source, device=device, names=names, dtype=dtype, report=report, cache=cache, cancel=cancel, progress=progress))
+
+
+def stream(
+    source: str | os.PathLike[str],
+    *,
+    device: torch.device | str | None = None,
+    names: Iterable[str] | None = None,
+    dtype: torch.dtype | None = None,
+    report: LoadReport | None = None,
+    cache: ModelCache | None = None,
+    cancel: Cancellation | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> Generator[tuple[str, torch.Tensor], None, None]:
+    """As `load`, one tensor after the other: what the consumer drops is given back while the rest is read."""
+    try:
+        from modelcache.loader.loading import Wishes, stream_tensors
+    except ModuleNotFoundError as error:
+        raise BadConfig(f"tensors need {error.name}, which is not installed", hint="pip install 'modelcache[torch]'") from None
+    wishes = Wishes(device, dtype)
+    with ExitStack() as held:
+        checkpoint = open_checkpoint(source, cache=cache, held=held, cancel=cancel)
+        yield from stream_tensors(checkpoint, checkpoint.select(names), wishes, report=report, cancel=cancel, progress=progress)
+
+
+def open_checkpoint(
+    source: str | os.PathLike[str], *, cache: ModelCache | None = None, held: ExitStack | None = None, cancel: Cancellation | None = None
+) -> Checkpoint:
+    """Names, shapes, dtypes and places of a checkpoint's tensors, without reading them. Needs no torch.
+
+    Args:
+        held: what a URI's snapshot is held by; None: it is not held, and may be evicted before it is read.
+
+    Raises: as `load`.
+    """
+    text = os.fspath(source)
+    if "://" not in text:
+        return open_local(Path(text))
+    with ExitStack() as own:
+        stack = own if held is None else held
+        used = cache or stack.enter_context(ModelCache())
+        snapshot = stack.enter_context(used.open(text, cancel=cancel))
+        return open_local(snapshot.path)
+
+
+def release_memory() -> int:
+    """Give the memory that earlier loads left for the next one back to the machine; how many bytes."""
+    from modelcache.loader.loading import memory
+
+    return memory.release()

@@ -1,0 +1,391 @@
+"""Tensors equal the `safetensors` package's bit by bit, by whatever way the bytes come; what makes no sense is an error."""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import random
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import modelcache
+from modelcache.errors import BadCheckpoint, Cancelled, NoSuchTensor, NotFound, StoreFault
+from modelcache.loader import reader as reader_module
+from modelcache.loader import residency
+from modelcache.loader.checkpoint import open_checkpoint
+from modelcache.loader.header import Dtype
+from modelcache.loader.loading import LoadReport
+from modelcache.loader.memory import HostMemory
+from modelcache.loader.plan import ALIGNMENT, GAP_BYTES, plan
+from modelcache.loader.reader import ShardFile, Way
+from modelcache.loader.tensors import TORCH_DTYPES
+from modelcache.patience import Cancellation
+from modelcache.ranges import ByteRange
+from modelcache.units import KIB, MIB
+
+Tensors = Mapping[str, torch.Tensor]
+
+
+def same(mine: Tensors, theirs: Tensors) -> bool:
+    """Names, dtypes, shapes and every bit."""
+    return set(mine) == set(theirs) and all(_same_tensor(mine[name], theirs[name]) for name in theirs)
+
+
+def _same_tensor(mine: torch.Tensor, theirs: torch.Tensor) -> bool:
+    def raw(tensor: torch.Tensor) -> bytes:
+        return bytes(tensor.contiguous().flatten().view(torch.uint8).numpy()) if tensor.numel() else b""
+
+    return (mine.dtype, mine.shape) == (theirs.dtype, theirs.shape) and raw(mine) == raw(theirs)
+
+
+def of_every_dtype(seed: int = 0) -> dict[str, torch.Tensor]:
+    """A tensor of each dtype that torch has, one without dimensions, one of no bytes, and one of some MiB."""
+    source = torch.Generator().manual_seed(seed)
+    found = {}
+    for number, dtype in enumerate(TORCH_DTYPES.values()):
+        raw = torch.randint(0, 2 if dtype is torch.bool else 256, (6, dtype.itemsize * (5 + number)), dtype=torch.uint8, generator=source)
+        found[f"of.{number}"] = raw.view(dtype) if dtype is not torch.bool else raw.bool()
+    found["scalar"] = torch.tensor(3.5)
+    found["nothing"] = torch.empty(0, 7, dtype=torch.bfloat16)
+    found["large"] = torch.randint(0, 2**15, (5 * MIB // 2 + 13,), dtype=torch.int16, generator=source)
+    return found
+
+
+def drop_from_cache(path: Path) -> None:
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+    finally:
+        os.close(fd)
+
+
+def share_of(path: Path) -> float | None:
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        return residency.resident_share(fd, ByteRange(0, path.stat().st_size))
+    finally:
+        os.close(fd)
+
+
+@pytest.fixture
+def disk() -> Iterator[Path]:
+    """A directory on a file system with O_DIRECT: the repository's own, where /tmp may be memory."""
+    directory = Path(__file__).parents[2] / ".cache" / f"test-load-{os.getpid()}"
+    directory.mkdir(parents=True)
+    try:
+        yield directory
+    finally:
+        for path in directory.iterdir():
+            path.unlink()
+        directory.rmdir()
+
+
+def test_every_dtype_mapped_cold_and_half_resident(disk: Path) -> None:
+    path = disk / "model.safetensors"
+    tensors = of_every_dtype()
+    save_file(tensors, path)
+    expected = load_file(path)
+    assert same(expected, tensors)
+    del expected
+    gc.collect()
+
+    drop_from_cache(path)
+    report = LoadReport()
+    assert same(modelcache.load(path, report=report), tensors)
+    if share_of(path) is not None:  # else the kernel doesn't say, and the first block went through the cache
+        assert report.read_bytes[Way.DIRECT] > 0
+        assert report.read_bytes[Way.MAPPED] == 0
+    assert report.tensor_bytes == sum(each.nbytes for each in tensors.values())
+    assert report.tensors == len(tensors)
+
+    path.read_bytes()
+    report = LoadReport()
+    assert same(modelcache.load(path, report=report), tensors)
+    if share_of(path) is not None:
+        assert set(report.read_bytes) == {Way.MAPPED}
+
+
+def test_blocks_in_the_cache_are_copied_from_there_and_the_others_come_from_the_disk(disk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = disk / "model.safetensors"
+    tensors = {f"t{number}": torch.randint(0, 2**15, (MIB,), dtype=torch.int16) for number in range(20)}
+    save_file(tensors, path)
+    half = path.stat().st_size // 2
+    monkeypatch.setattr(residency, "resident_share", None)
+    monkeypatch.setattr(reader_module, "resident_share", lambda fd, span: 1.0 if span.stop < half else 0.0)
+    report = LoadReport()
+    assert same(modelcache.load(path, report=report), tensors)
+    assert report.read_bytes[Way.CACHED] > half // 2
+    assert report.read_bytes[Way.DIRECT] > half // 2
+
+
+@pytest.mark.parametrize("warm", [True, False])
+def test_where_the_kernel_does_not_tell_the_first_block_is_timed(disk: Path, monkeypatch: pytest.MonkeyPatch, warm: bool) -> None:
+    path = disk / "model.safetensors"
+    tensors = {f"t{number}": torch.randint(0, 2**15, (2 * MIB,), dtype=torch.int16) for number in range(10)}
+    save_file(tensors, path)
+    monkeypatch.setattr(reader_module, "resident_share", lambda fd, span: None)
+    monkeypatch.setattr(reader_module, "WARM_BYTES_PER_S", 0.0 if warm else float("inf"))
+    report = LoadReport()
+    assert same(modelcache.load(path, report=report), tensors)
+    assert report.read_bytes[Way.MAPPED] == 0
+    assert (report.read_bytes[Way.DIRECT] == 0) == warm
+    assert report.read_bytes[Way.BUFFERED] > 0
+
+
+def test_a_file_system_without_direct_reads() -> None:
+    path = Path("/dev/shm") / f"modelcache-test-{os.getpid()}.safetensors"
+    tensors = of_every_dtype(seed=1)
+    try:
+        save_file(tensors, path)
+        assert same(modelcache.load(path), tensors)
+    finally:
+        path.unlink()
+
+
+def test_tensors_that_lie_across_their_alignment(tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    numbers = torch.arange(5, dtype=torch.float64)
+    header = {
+        "byte": {"dtype": "U8", "shape": [1], "data_offsets": [0, 1]},
+        "numbers": {"dtype": "F64", "shape": [5], "data_offsets": [1, 41]},
+    }
+    text = json.dumps(header).encode()
+    path.write_bytes(len(text).to_bytes(8, "little") + text + b"\x07" + numbers.numpy().tobytes())
+    loaded = modelcache.load(path)
+    assert same(loaded, {"byte": torch.tensor([7], dtype=torch.uint8), "numbers": numbers})
+    assert loaded["numbers"].data_ptr() % 8 == 0
+
+
+def test_a_loaded_tensor_may_be_written_and_the_file_stays(tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    save_file({"a": torch.zeros(1000), "b": torch.ones(1000)}, path)
+    before = path.read_bytes()
+    loaded = modelcache.load(path)
+    loaded["a"].fill_(5)
+    assert path.read_bytes() == before
+    assert loaded["b"].eq(1).all()
+    assert loaded["a"].untyped_storage().nbytes() == 4000  # its own, so that it can be saved alone
+
+
+# -- several files --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def sharded(tmp_path: Path) -> Path:
+    """Two shards with an index."""
+    save_file({"a": torch.zeros(3), "layers.0.w": torch.ones(4)}, tmp_path / "model-00001-of-00002.safetensors")
+    save_file({"layers.1.w": torch.full((4,), 2.0), "b": torch.ones(1)}, tmp_path / "model-00002-of-00002.safetensors")
+    write_index(tmp_path, {"a": 1, "layers.0.w": 1, "layers.1.w": 2, "b": 2})
+    return tmp_path
+
+
+def write_index(directory: Path, shard_of: Mapping[str, int]) -> None:
+    weight_map = {name: f"model-{shard:05d}-of-00002.safetensors" for name, shard in shard_of.items()}
+    (directory / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+
+
+def test_shards_with_and_without_an_index(sharded: Path) -> None:
+    expected = {"a", "b", "layers.0.w", "layers.1.w"}
+    assert set(modelcache.load(sharded)) == expected
+    (sharded / "model.safetensors.index.json").unlink()
+    assert set(modelcache.load(sharded)) == expected
+    assert [name for name, _ in modelcache.stream(sharded, names=["layers.*.w"])] == ["layers.0.w", "layers.1.w"]
+    with pytest.raises(NoSuchTensor, match=r"no tensor is named `layers\.9`"):
+        modelcache.load(sharded, names=["a", "layers.9"])
+
+
+SECOND = "model-00002-of-00002.safetensors"
+INDEX = "model.safetensors.index.json"
+
+
+def indexed(**shard_of: int) -> Callable[[Path], object]:
+    return lambda at: write_index(at, {"a": 1, "layers.0.w": 1, "layers.1.w": 2, **shard_of})
+
+
+def index_text(text: str) -> Callable[[Path], object]:
+    return lambda at: (at / INDEX).write_text(text)
+
+
+def another_second(at: Path) -> None:
+    save_file({"a": torch.ones(3), "b": torch.ones(1), "layers.1.w": torch.ones(4)}, at / SECOND)
+
+
+SPOILT: dict[str, tuple[Callable[[Path], object], str]] = {
+    "a shard is missing": (lambda at: (at / SECOND).unlink(), "names a shard that is missing"),
+    "a tensor twice": (another_second, "two shards have a tensor `a`"),
+    "a tensor elsewhere": (indexed(a=2, b=2), "is not where the index has it"),
+    "a tensor nowhere": (indexed(b=2, c=2), "is not where the index has it"),
+    "an unknown tensor": (indexed(), "doesn't know tensor `b`"),
+    "a path in the index": (index_text('{"weight_map":{"a":"../x.safetensors"}}'), "no shard beside it"),
+    "no index": (index_text('{"weight_map":[]}'), "the index is not one"),
+    "a name twice in the index": (index_text('{"weight_map":{"a":"m.safetensors","a":"n.safetensors"}}'), "twice"),
+    "two indexes": (lambda at: (at / "other.safetensors.index.json").write_text("{}"), "several checkpoints"),
+    "a shard cut short": (lambda at: os.truncate(at / SECOND, 100), "header"),
+}
+
+
+@pytest.mark.parametrize(("spoil", "said"), SPOILT.values(), ids=SPOILT)
+def test_shards_that_make_no_sense(sharded: Path, spoil: Callable[[Path], object], said: str) -> None:
+    spoil(sharded)
+    with pytest.raises(BadCheckpoint) as caught:
+        modelcache.load(sharded)
+    assert said in caught.value.message
+
+
+def test_nothing_there(tmp_path: Path) -> None:
+    for missing in (tmp_path, tmp_path / "model.safetensors"):
+        with pytest.raises(NotFound):
+            modelcache.load(missing)
+
+
+# -- the plan -------------------------------------------------------------------------------------------------------
+
+
+def test_no_byte_is_planned_twice_and_no_wide_gap_is_read(tmp_path: Path) -> None:
+    chance = random.Random(4)
+    sizes = {f"t{number:03}": chance.choice([1, 5000, 100_000, GAP_BYTES, GAP_BYTES * 3]) for number in range(60)}
+    save_file({name: torch.zeros(size, dtype=torch.uint8) for name, size in sizes.items()}, tmp_path / "model.safetensors")
+    checkpoint = open_checkpoint(tmp_path)
+    for wanted in ([*sizes], chance.sample(sorted(sizes), 20), ["t000"]):
+        extents = plan(checkpoint, wanted)
+        assert sorted(entry.name for extent in extents for entry in extent.tensors) == sorted(wanted)
+        for extent in extents:
+            assert extent.span.start % ALIGNMENT == 0
+            assert next(block.start for block in extent.blocks()) == extent.span.start
+            assert sum(block.size_bytes for block in extent.blocks()) == extent.span.size_bytes
+            gaps = [after.span.start - before.span.stop for before, after in zip(extent.tensors, extent.tensors[1:], strict=False)]
+            assert all(0 <= gap <= GAP_BYTES for gap in gaps)
+            assert all(extent.span.start <= entry.span.start and entry.span.stop <= extent.span.stop for entry in extent.tensors)
+        ends = [(entry.span.start, entry.span.stop) for extent in extents for entry in extent.tensors]
+        assert ends == sorted(ends)
+
+
+# -- while it is read -----------------------------------------------------------------------------------------------
+
+
+def test_a_file_that_shrinks_under_the_reader(tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    save_file({"a": torch.zeros(MIB)}, path)
+    checkpoint = open_checkpoint(path)
+    os.truncate(path, 5000)
+    with pytest.raises(BadCheckpoint, match="not as long"):
+        ShardFile(path, checkpoint.shards[0].header.file_bytes)
+    file = ShardFile(path, 5000)
+    try:
+        with pytest.raises(BadCheckpoint, match="shrank while it was read"):
+            file.read(ByteRange(4096, 12288), memoryview(bytearray(8192)))
+    finally:
+        file.close()
+
+
+def test_a_failing_disk_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "model.safetensors"
+    save_file({"a": torch.zeros(MIB)}, path)
+
+    def fail(file: ShardFile, block: ByteRange, into: memoryview) -> Way:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(reader_module, "resident_share", lambda fd, span: 0.0)
+    monkeypatch.setattr(ShardFile, "read", fail)
+    with pytest.raises(StoreFault, match=r"Input/output error.*model\.safetensors"):
+        modelcache.load(path)
+
+
+def test_cancelled_in_the_middle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "model.safetensors"
+    save_file({"a": torch.zeros(MIB), "b": torch.zeros(MIB)}, path)
+    cancel = Cancellation()
+    cancel.cancel()
+    monkeypatch.setattr(reader_module, "resident_share", lambda fd, span: 0.0)
+    with pytest.raises(Cancelled):
+        modelcache.load(path, cancel=cancel)
+
+
+def test_a_stream_that_is_left_leaves_no_thread_and_no_open_file(tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    save_file({"a": torch.zeros(MIB), "b": torch.ones(MIB)}, path)
+    files, threads = len(os.listdir("/proc/self/fd")), threading.active_count()
+    stream = modelcache.stream(path)
+    name, tensor = next(stream)
+    stream.close()
+    assert (len(os.listdir("/proc/self/fd")), threading.active_count()) == (files, threads)
+    assert tensor.shape == (MIB,)
+    assert name in "ab"
+
+
+def test_floating_point_tensors_are_cast_and_others_are_not(tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    save_file({"weight": torch.ones(3, dtype=torch.bfloat16), "ids": torch.arange(3)}, path)
+    loaded = modelcache.load(path, dtype=torch.float32, device="cpu")
+    assert (loaded["weight"].dtype, loaded["ids"].dtype) == (torch.float32, torch.int64)
+    assert {each.device.type for each in modelcache.load(path, device="meta").values()} == {"meta"}
+    with pytest.raises(TypeError, match="floating-point"):
+        modelcache.load(path, dtype=torch.int8)
+
+
+def test_a_dtype_that_torch_lacks(tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    text = json.dumps({"a": {"dtype": Dtype.F6_E2M3.label, "shape": [4], "data_offsets": [0, 3]}}).encode()
+    path.write_bytes(len(text).to_bytes(8, "little") + text + b"abc")
+    assert [entry.dtype for _, entry in open_checkpoint(path).place.values()] == [Dtype.F6_E2M3]
+    with pytest.raises(BadCheckpoint, match="torch has no dtype"):
+        modelcache.load(path)
+
+
+# -- memory ---------------------------------------------------------------------------------------------------------
+
+
+def test_memory_comes_back_with_its_last_tensor_and_is_lent_again() -> None:
+    memory = HostMemory(idle_limit_bytes=MIB)
+    lent = memory.lend(MIB)
+    tensor = torch.frombuffer(lent, dtype=torch.uint8, count=10)
+    del lent
+    gc.collect()
+    assert memory.idle_bytes == 0
+    del tensor
+    gc.collect()
+    assert memory.idle_bytes == MIB
+    again = memory.lend(MIB - 100)
+    assert (len(again), memory.idle_bytes) == (MIB, 0)
+    other = memory.lend(KIB)
+    assert len(other) == KIB
+    del again, other
+    gc.collect()
+    assert memory.idle_bytes == MIB  # and what is beyond the bound went back to the machine
+    assert memory.release() == MIB
+    assert memory.idle_bytes == 0
+
+
+def test_more_memory_than_there_is() -> None:
+    with pytest.raises(MemoryError, match="can't be had"):
+        HostMemory(0).lend(1 << 60)
+
+
+@pytest.mark.root
+def test_an_unprivileged_process_reads_what_root_owns() -> None:
+    """cachestat tells it nothing about such files (EPERM), which must not matter."""
+    program = (
+        "import os, sys, modelcache.loading, modelcache.loader.loading\n"
+        "os.setgroups([]); os.setgid(65534); os.setuid(65534)\n"
+        "loaded = modelcache.load(sys.argv[1])\n"
+        "assert sorted(loaded) == ['t0', 't1', 't2', 't3'], sorted(loaded)\n"
+        "assert all(float(each.min()) == float(each.max()) == float(name[1]) for name, each in loaded.items())\n"
+        "print('read')\n"
+    )
+    with tempfile.TemporaryDirectory() as directory:
+        path = Path(directory, "model.safetensors")
+        save_file({f"t{number}": torch.full((2 * MIB,), float(number)) for number in range(4)}, path)
+        path.chmod(0o444)
+        path.parent.chmod(0o755)
+        done = subprocess.run([sys.executable, "-c", program, str(path)], capture_output=True, text=True, timeout=100, check=False)
+    assert done.stdout == "read\n", done.stderr
