@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import os
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import pytest
+from awscrt import checksums
+from google.auth.credentials import AnonymousCredentials
+from google.cloud import storage
 
 from modelcache.abc.source import Listing, Source
+from modelcache.errors import NotFound, UnsafePath
 from modelcache.patience import Cancellation
+from modelcache.ranges import ByteRange
 from modelcache.sources.gcs import GcsOptions, GcsSource
 from modelcache.sources.retrying import RetryingSource
 from modelcache.testing.servers import FakeGcs
@@ -85,3 +92,62 @@ def test_a_prefix_is_everything_below_it(source: GcsSource, fake_gcs: FakeGcs, b
         assert [read(source, file) for file in found.files] == [b"m/config.json", b"m/deep/er/weights"]
         assert not found.immutable
     assert found.origin.endpoint == fake_gcs.endpoint
+
+
+def test_a_name_is_one_file_even_beside_a_prefix_of_its_name(source: GcsSource, fake_gcs: FakeGcs, bucket: str) -> None:
+    generation = fake_gcs.put(bucket, "m/weights.bin", b"one")
+    fake_gcs.put(bucket, "m/weights.bin/index", b"other")
+    found = listing_of(source, f"gs://{bucket}/m/weights.bin")
+    assert [(file.path, read(source, file)) for file in found.files] == [("weights.bin", b"one")]
+    assert (found.revision, found.immutable) == (generation, False)
+
+
+def test_markers_of_folders_are_left_out_and_empty_files_are_kept(source: GcsSource, fake_gcs: FakeGcs, bucket: str) -> None:
+    for name, body in (("m/", b""), ("m/sub/", b""), ("m/empty", b""), ("m/sub/full", b"x")):
+        fake_gcs.put(bucket, name, body)
+    assert [(file.path, file.size_bytes) for file in listing_of(source, f"gs://{bucket}/m").files] == [("empty", 0), ("sub/full", 1)]
+
+
+@pytest.mark.parametrize("name", ["m//x", "m/./x", "m/../x", "m/f/", "m/" + "n" * 256])
+def test_names_that_no_directory_can_hold_are_refused(source: GcsSource, fake_gcs: FakeGcs, bucket: str, name: str) -> None:
+    fake_gcs.put(bucket, name, b"x")
+    with pytest.raises(UnsafePath):
+        listing_of(source, f"gs://{bucket}/m")
+
+
+@pytest.fixture
+def versioned_bucket(fake_gcs: FakeGcs) -> str:
+    return fake_gcs.make_bucket(f"versioned-{secrets.token_hex(6)}", versioned=True)
+
+
+def test_an_overwritten_generation_is_still_read(source: GcsSource, fake_gcs: FakeGcs, versioned_bucket: str) -> None:
+    old = fake_gcs.put(versioned_bucket, "m/f", b"old content")
+    [file] = listing_of(source, f"gs://{versioned_bucket}/m").files
+    assert file.validator == old
+    new = fake_gcs.put(versioned_bucket, "m/f", b"new content!")
+    assert read(source, file, ByteRange(0, 3)) == b"old"
+    for uri in (f"gs://{versioned_bucket}/m/f?generation={old}", f"gs://{versioned_bucket}/m/f#{old}"):
+        pinned = listing_of(source, uri)
+        assert (pinned.revision, pinned.immutable) == (old, True)
+        assert read(source, pinned.files[0]) == b"old content"
+    assert listing_of(source, f"gs://{versioned_bucket}/m/f").revision == new
+    with pytest.raises(NotFound):
+        listing_of(source, f"gs://{versioned_bucket}/m/f?generation={int(new) + 1}")
+
+
+def test_what_googles_own_client_put_there_is_read_with_its_checksum(source: GcsSource, fake_gcs: FakeGcs, bucket: str) -> None:
+    """A resumable upload in parts, and a composed object, which has a crc32c and no md5."""
+    data = os.urandom(600_000)
+    anonymous: Any = AnonymousCredentials  # without types
+    client = storage.Client("test", anonymous(), client_options={"api_endpoint": fake_gcs.endpoint})
+    theirs = client.bucket(bucket)
+    with theirs.blob("m/uploaded", chunk_size=256 << 10).open("wb") as file:
+        file.write(data)
+    theirs.blob("m/small").upload_from_string(b"small")
+    theirs.blob("m/composed").compose([theirs.blob("m/uploaded"), theirs.blob("m/small")])
+    found = listing_of(source, f"gs://{bucket}/m")
+    client.close()
+    whole = {file.path: read(source, file) for file in found.files}
+    assert whole == {"composed": data + b"small", "small": b"small", "uploaded": data}
+    for each in found.files:
+        assert [str(digest) for digest in each.digests] == [f"crc32c:{checksums.crc32c(whole[each.path]):08x}"]

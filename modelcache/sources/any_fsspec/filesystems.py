@@ -117,6 +117,7 @@ def _told_apart(configured: Mapping[str, Any], secrets: UriSecrets) -> str:
 
 
 def _without_secrets(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {str(name): _without_secrets(inner) for name, inner in value.items() if not _SECRET.search(str(name))}
-    return value
+    if not isinstance(value, Mapping):
+        return value
+    kept = {str(name): _without_secrets(inner) for name, inner in value.items() if not _SECRET.search(str(name))}
+    return {name: inner for name, inner in kept.items() if inner != {}}

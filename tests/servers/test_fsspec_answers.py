@@ -1,0 +1,398 @@
+"""Sources that fsspec serves: what is refused, what is missing, what filesystems raise and state, and calls that hang."""
+
+from __future__ import annotations
+
+import errno
+import ftplib
+import json
+import logging
+import ssl
+import threading
+from datetime import UTC, datetime
+from typing import Any
+from urllib.parse import quote
+
+import fsspec
+import pytest
+from fsspec.implementations.memory import MemoryFileSystem
+from hypothesis import given
+from hypothesis import strategies as st
+
+from modelcache.abc.source import Listing
+from modelcache.errors import (
+    AccessDenied,
+    BodyCut,
+    Cancelled,
+    InvalidUri,
+    ModelCacheError,
+    NotFound,
+    OriginBusy,
+    OriginStalled,
+    OriginUnreachable,
+    OriginUntrusted,
+    ProtocolViolation,
+    SourceChanged,
+    UnknownScheme,
+    UnsafePath,
+)
+from modelcache.patience import Cancellation
+from modelcache.ranges import ByteRange
+from modelcache.registry import NOT_FSSPECS
+from modelcache.sources.any_fsspec import FsspecOptions, FsspecSource
+from modelcache.sources.any_fsspec.filesystems import REFUSED
+from modelcache.sources.any_fsspec.refusals import Asked, error_of
+from modelcache.sources.any_fsspec.versions import SETTLED_S, stated
+from modelcache.testing.source_contract import read
+from modelcache.transport import Timeouts
+from modelcache.uri import StorageUri, UriSecrets, parse_uri
+
+NOW_S = 1_700_000_000.0
+DATA = bytes(range(256)) * 40_000
+"""More than two blocks."""
+
+
+class Shelf(MemoryFileSystem):  # type: ignore[misc]
+    """fsspec's memory under a name of its own, which does as the test says."""
+
+    protocol = "shelf"
+    store: dict[str, Any] = {}
+    pseudo_dirs = [""]
+    made: list[dict[str, Any]] = []
+    facts: dict[str, Any] = {}
+    raises: Exception | None = None
+    before_read: Any = None
+
+    def __init__(self, **arguments: Any) -> None:
+        Shelf.made.append(arguments)
+        super().__init__()
+
+    @classmethod
+    def _strip_protocol(cls, path: str) -> str:
+        stripped: str = MemoryFileSystem._strip_protocol(path.removeprefix("shelf://"))
+        return stripped
+
+    @staticmethod
+    def _get_kwargs_from_urls(path: str) -> dict[str, Any]:
+        found = fsspec.utils.infer_storage_options(path)
+        return {name: found[name] for name in ("username", "password") if name in found}
+
+    def info(self, path: str, **_: Any) -> dict[str, Any]:
+        found: dict[str, Any] = super().info(path)
+        return found | (self.facts if found["type"] == "file" else {})
+
+    def find(self, path: str, **how: Any) -> Any:
+        return {name: info | self.facts for name, info in super().find(path, **how).items()}
+
+    def cat_file(self, path: str, start: int | None = None, end: int | None = None, **_: Any) -> bytes:
+        if Shelf.before_read is not None:
+            Shelf.before_read()
+        if self.raises is not None:
+            raise self.raises
+        data: bytes = super().cat_file(path, start, end)
+        return data
+
+
+@pytest.fixture
+def shelf(monkeypatch: pytest.MonkeyPatch) -> type[Shelf]:
+    fsspec.register_implementation("shelf", Shelf, clobber=True)
+    for name, value in (("store", {}), ("pseudo_dirs", [""]), ("made", []), ("facts", {}), ("raises", None), ("before_read", None)):
+        monkeypatch.setattr(Shelf, name, value)
+    return Shelf
+
+
+def source_of(text: str, options: FsspecOptions | None = None, *, stall_s: float = 20) -> FsspecSource:
+    uri, secrets = parse_uri(text)
+    return FsspecSource(uri, secrets, options or FsspecOptions(), Timeouts(20, stall_s))
+
+
+def listed(source: FsspecSource, text: str = "shelf://m") -> Listing:
+    return source.list(parse_uri(text)[0], Cancellation())
+
+
+def put(path: str, data: bytes) -> None:
+    Shelf(shelf=True).pipe_file(path, data)
+
+
+# -- which schemes --------------------------------------------------------------------------------------------------
+
+
+def test_every_scheme_that_would_hide_where_bytes_come_from_is_refused_by_name() -> None:
+    for scheme, why in REFUSED.items():
+        with pytest.raises(UnknownScheme) as caught:
+            FsspecSource(StorageUri(scheme, "x", "y"), UriSecrets(), FsspecOptions(), Timeouts())
+        assert why in str(caught.value)
+
+
+def test_every_scheme_that_fsspec_knows_is_decided_about() -> None:
+    """A new release may bring another layer: then it is to be refused, or listed here as a place."""
+    places = (
+        "abfs adl az box dbfs dropbox dvc ftp gdrive gist git github hdfs lakefs memory ocilake oss root sftp smb ssh tos tosfs wandb "
+        "webdav webhdfs"
+    )
+    assert set(fsspec.available_protocols()) - set(REFUSED) - NOT_FSSPECS - {"shelf", "jfs"} == set(places.split())
+
+
+def test_a_missing_package_is_named() -> None:
+    with pytest.raises(UnknownScheme, match="the package that serves `abfs://` is not installed") as caught:
+        source_of("abfs://container@account.dfs.core.windows.net/m")
+    assert caught.value.hint == "Install adlfs to access Azure Datalake Gen2 and Azure Blob Storage"
+    with pytest.raises(UnknownScheme, match="fsspec knows none"):
+        source_of("nothing://serves/this")
+
+
+# -- arguments ------------------------------------------------------------------------------------------------------
+
+
+def test_the_uris_user_and_the_settings_become_arguments_and_are_never_told(shelf: type[Shelf], caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG)
+    put("/m/f", DATA)
+    options = FsspecOptions({"shelf": {"account": "a", "secret_thing": "s3cr3t"}, "ftp": {"password": "other"}})
+    shelf.made.clear()
+    text = f"shelf://me:{quote('p@ss/word', safe='')}@m"
+    uri, secrets = parse_uri(text)
+    source = FsspecSource(uri, secrets, options, Timeouts())
+    assert read(source, listed(source).files[0]) == DATA
+    assert shelf.made == [{"account": "a", "secret_thing": "s3cr3t", "username": "me", "password": "p@ss/word"}]
+    said = repr([source, source._home, options]) + str(source.origin) + caplog.text
+    assert not [secret for secret in ("s3cr3t", "p@ss/word", "p%40ss") if secret in said]
+    source.close()
+
+
+def test_other_accounts_and_users_are_other_origins_and_other_secrets_are_not(shelf: type[Shelf]) -> None:
+    def origin(text: str, **arguments: Any) -> str:
+        return str(source_of(text, FsspecOptions({"shelf": arguments})).origin)
+
+    bare = origin("shelf://m")
+    assert bare == "shelf://m"
+    kinds = {bare, origin("shelf://m", account="a"), origin("shelf://m", account="b"), origin("shelf://me:x@m"), origin("shelf://you:x@m")}
+    assert len(kinds) == 5
+    assert origin("shelf://m", account="a") == origin("shelf://m", account="a", key="k", client={"sas_token": "t"})
+    assert origin("shelf://me:x@m") == origin("shelf://me:y@m")
+
+
+def test_credentials_that_a_scheme_has_no_use_for_are_refused() -> None:
+    with pytest.raises(InvalidUri, match="take no user or password"):
+        source_of("memory://me:secret@m")
+    with pytest.raises(InvalidUri, match="take no signing parameters") as caught:
+        source_of("shelf://m/f?sig=0f0f") if "shelf" in fsspec.available_protocols() else source_of("memory://m/f?sig=0f0f")
+    assert "MODELCACHE_FSSPEC_" in str(caught.value.hint)
+    assert "0f0f" not in str(caught.value.as_dict())
+
+
+# -- what filesystems raise -----------------------------------------------------------------------------------------
+
+
+class Told(Exception):
+    """An error of an HTTP client."""
+
+    def __init__(self, status: int) -> None:
+        super().__init__("https://user:secret@host/?sig=secret")
+        self.status_code = status
+
+
+class AuthenticationException(Exception):
+    """As paramiko's."""
+
+
+RAISED: list[tuple[Exception, type[ModelCacheError]]] = [
+    (FileNotFoundError("secret"), SourceChanged),
+    (OSError(errno.ENOENT, "secret"), SourceChanged),
+    (PermissionError("secret"), AccessDenied),
+    (AuthenticationException("secret"), AccessDenied),
+    (Told(401), AccessDenied),
+    (Told(403), AccessDenied),
+    (Told(404), SourceChanged),
+    (Told(429), OriginBusy),
+    (Told(503), OriginBusy),
+    (Told(400), ProtocolViolation),
+    (TimeoutError("secret"), OriginStalled),
+    (ConnectionRefusedError(errno.ECONNREFUSED, "secret"), OriginUnreachable),
+    (OSError("secret"), OriginUnreachable),
+    (EOFError("secret"), BodyCut),
+    (ssl.SSLCertVerificationError("secret"), OriginUntrusted),
+    (ftplib.error_temp("421 secret"), OriginBusy),
+    (ftplib.error_perm("530 secret"), AccessDenied),
+    (ftplib.error_perm("550 secret"), SourceChanged),
+    (ftplib.error_perm("504 secret"), ProtocolViolation),
+    (ftplib.error_proto("secret"), ProtocolViolation),
+    (ZeroDivisionError("secret"), ProtocolViolation),
+]
+
+
+@pytest.mark.parametrize(("raised", "ours"), RAISED, ids=lambda value: getattr(value, "__name__", repr(value)))
+def test_what_a_filesystem_raises_is_told_by_its_kind_alone(shelf: type[Shelf], raised: Exception, ours: type[ModelCacheError]) -> None:
+    put("/m/f", DATA)
+    source = source_of("shelf://m")
+    [file] = listed(source).files
+    shelf.raises = raised
+    with pytest.raises(ours) as caught:
+        read(source, file)
+    assert caught.value.address == "shelf://m/f"
+    assert caught.value.__context__ is None
+    assert "secret" not in str(caught.value.as_dict())
+    shelf.raises = None
+    assert read(source, file) == DATA
+
+
+def test_absence_before_a_listing_is_no_change() -> None:
+    for raised in (FileNotFoundError(), Told(404), ftplib.error_perm("550 no")):
+        assert isinstance(error_of(raised, Asked("shelf", "shelf://m")), NotFound)
+
+
+# -- what filesystems state -----------------------------------------------------------------------------------------
+
+AT = datetime(2023, 11, 14, 22, 13, 20, tzinfo=UTC)  # NOW_S
+STATED: list[tuple[dict[str, Any], bool]] = [
+    ({"ETag": '"abc"'}, True),
+    ({"etag": "0x8DC"}, True),
+    ({"ETag": 'W/"abc"'}, False),
+    ({"version_id": "null"}, False),
+    ({"versionId": "1"}, True),
+    ({"generation": 12}, True),
+    ({"sha": "0f" * 20}, True),
+    ({"content_md5": bytearray(b"\x01\x02")}, True),
+    ({"mtime": NOW_S - SETTLED_S}, True),
+    ({"mtime": NOW_S - SETTLED_S + 1}, False),
+    ({"mtime": NOW_S - 0.5}, True),
+    ({"modify": "20231114221200"}, True),
+    ({"modify": "20231114221320"}, False),
+    ({"modify": "20231114221320.250"}, True),
+    ({"modify": "Nov 14 22:13"}, False),
+    ({"modificationTime": int(NOW_S * 1000) - 250}, True),
+    ({"modificationTime": int(NOW_S * 1000)}, False),
+    ({"last_modified": AT.replace(year=2022)}, True),
+    ({"LastModified": "2022-11-14T22:13:20+00:00"}, True),
+    ({"last_modified": AT.replace(tzinfo=None, hour=12)}, False),
+    ({"created": AT.replace(year=2022)}, False),
+    ({}, False),
+]
+
+
+@pytest.mark.parametrize(("facts", "named"), STATED, ids=lambda value: str(value))
+def test_only_what_names_one_version_is_a_validator(facts: dict[str, Any], named: bool) -> None:
+    found = stated({"size": 5} | facts, None, NOW_S, address="x")
+    assert bool(found.name) is named
+    assert found.seen.endswith("5")
+
+
+@given(first=st.datetimes(), second=st.datetimes())
+def test_two_times_or_sizes_are_never_one_version(first: datetime, second: datetime) -> None:
+    def seen(at: datetime, size_bytes: int) -> str:
+        return stated({"size": size_bytes, "mtime": at.replace(tzinfo=UTC)}, None, NOW_S, address="x").seen
+
+    assert (seen(first, 1) == seen(second, 1)) == (first == second)
+    assert seen(first, 1) != seen(first, 2)
+
+
+@pytest.mark.parametrize("size", [None, -1, "5", True])
+def test_a_file_without_a_size_is_refused(shelf: type[Shelf], size: object) -> None:
+    put("/m/f", DATA)
+    shelf.facts = {"size": size}
+    with pytest.raises(ProtocolViolation, match="does not state the file's size"):
+        listed(source_of("shelf://m"))
+
+
+def test_what_is_no_file_is_refused_unless_left_out(shelf: type[Shelf]) -> None:
+    put("/m/f", DATA)
+    shelf.facts = {"type": "other"}
+    with pytest.raises(UnsafePath, match="no regular file"):
+        listed(source_of("shelf://m"))
+    with pytest.raises(NotFound, match="patterns"):
+        listed(source_of("shelf://m"), "shelf://m#exclude=f")
+
+
+def test_a_file_without_a_version_is_read_in_one_request_and_watched(shelf: type[Shelf]) -> None:
+    put("/m/f", DATA)
+    shelf.facts = {"mtime": datetime.now(UTC).replace(microsecond=0)}
+    source = source_of("shelf://m")
+    [file] = listed(source).files
+    assert not file.resumable
+    assert read(source, file) == DATA
+    shelf.facts = {"mtime": datetime(2020, 1, 1, tzinfo=UTC)}
+    with pytest.raises(SourceChanged):
+        read(source, file)
+
+
+def test_no_byte_of_a_block_that_came_while_the_file_changed_is_handed_out(shelf: type[Shelf]) -> None:
+    put("/m/f", DATA)
+    source = source_of("shelf://m")
+    [file] = listed(source).files
+    body = source.open(file, ByteRange(0, len(DATA)), Cancellation())
+    got = bytearray()
+    buffer = memoryview(bytearray(1 << 20))
+    shelf.before_read = lambda: put("/m/f", DATA[::-1])
+
+    def drain() -> None:
+        while count := body.readinto(buffer):
+            got.extend(buffer[:count])
+
+    with pytest.raises(SourceChanged):
+        drain()
+    body.close()
+    assert got == DATA[: len(got)]
+    assert len(got) == 4 << 20  # the block that `open` had read before
+
+
+def test_a_block_that_comes_short_is_a_cut(shelf: type[Shelf], monkeypatch: pytest.MonkeyPatch) -> None:
+    put("/m/f", DATA)
+    source = source_of("shelf://m")
+    [file] = listed(source).files
+    monkeypatch.setattr(Shelf, "cat_file", lambda self, path, start, end: DATA[start : end - 1])
+    with pytest.raises(BodyCut):
+        read(source, file)
+    monkeypatch.setattr(Shelf, "cat_file", lambda self, path, start, end: DATA[start : end + 1])
+    with pytest.raises(ProtocolViolation, match="more bytes"):
+        read(source, file, ByteRange(0, 10))
+
+
+# -- calls that hang ------------------------------------------------------------------------------------------------
+
+
+def test_a_call_that_hangs_is_given_up_and_touches_nothing_later(shelf: type[Shelf], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("modelcache.sources.any_fsspec.source.SLOWEST_BYTES_PER_S", 1 << 40)
+    put("/m/f", DATA)
+    go_on, ended = threading.Event(), threading.Event()
+
+    def hang() -> None:
+        go_on.wait()
+        ended.set()
+
+    source = source_of("shelf://m", stall_s=0.2)
+    [file] = listed(source).files
+    shelf.before_read = hang
+    with pytest.raises(OriginStalled, match=r"no answer for 0\.2"):
+        source.open(file, ByteRange(0, 10), Cancellation())
+    go_on.set()
+    assert ended.wait(20)
+
+
+def test_a_call_that_hangs_is_left_when_cancelled(shelf: type[Shelf]) -> None:
+    put("/m/f", DATA)
+    inside, go_on = threading.Event(), threading.Event()
+
+    def hang() -> None:
+        inside.set()
+        go_on.wait()
+
+    source = source_of("shelf://m")
+    [file] = listed(source).files
+    shelf.before_read = hang
+    cancel = Cancellation()
+
+    def stop() -> None:
+        inside.wait()
+        cancel.cancel()
+
+    thread = threading.Thread(target=stop)
+    thread.start()
+    with pytest.raises(Cancelled):
+        source.open(file, ByteRange(0, 10), cancel)
+    thread.join()
+    go_on.set()
+
+
+def test_the_locator_and_the_listing_hold_no_secret(shelf: type[Shelf]) -> None:
+    put("/m/f", DATA)
+    source = source_of("shelf://me:hidden@m")
+    found = listed(source, "shelf://m")
+    assert "hidden" not in json.dumps([file.locator for file in found.files]) + repr(found) + str(found.origin)
