@@ -21,9 +21,10 @@ from modelcache.errors import (
     Unavailable,
 )
 from modelcache.fetch.engine import FetchEngine
-from modelcache.fetch.fetch import Fetch, FetchRequest
+from modelcache.fetch.fetch import Fetch
 from modelcache.fetch.plan import Priority
 from modelcache.fetch.progress import Phase, Progress, said
+from modelcache.fetch.request import FetchRequest
 from modelcache.fetch.route import available_memory_bytes, route_for_reader
 from modelcache.manifest import Manifest, ManifestFile
 from modelcache.patience import Cancellation
@@ -210,7 +211,7 @@ class Ensure:
             ingest = self._store.ingest(self._key, wanted)
             failing.callback(ingest.keep)  # nothing after discard
             try:
-                fetch = self._start(listing, ingest, wanted)
+                fetch = self._start(resolved, ingest, wanted)
                 planning.close()
                 fetch.wait(cancel)
                 self._admission.prove(listing.files, cancel)  # what others brought, or an earlier try
@@ -222,11 +223,31 @@ class Ensure:
             failing.pop_all()
         return ingest, fetch
 
-    def _start(self, listing: Listing, ingest: Ingest, wanted: list[IngestFile]) -> Fetch:
+    def _newer_ref(self, resolved: _Resolved) -> Ref | None:
+        """The ref, if another process has filed it since it was resolved here."""
+        head = self._store.head(self._key)
+        return self._store.ref(self._key) if head is not None and (resolved.ref is None or resolved.ref.head != head) else None
+
+    def _known_by_now(self, resolved: _Resolved) -> dict[int, Digest]:
+        """By file number, what is known now and was not before."""
+        ref = self._newer_ref(resolved)
+        known = {} if ref is None else self._admission.known(resolved.listing, ref)
+        return {number: known[item.path] for number, item in enumerate(resolved.listing.files) if item.path in known}
+
+    def _start(self, resolved: _Resolved, ingest: Ingest, wanted: list[IngestFile]) -> Fetch:
+        listing = resolved.listing
         route = self._route or route_for_reader(listing.size_bytes, available_memory_bytes())
-        identities = tuple(item.version if item.sha256 is None else str(item.sha256) for item in wanted)
-        remote = tuple(_compared(item, known.sha256) for item, known in zip(listing.files, wanted, strict=True))
-        fetch = self._engine.start(FetchRequest(self._key.uri, self._source, remote, ingest, identities, self._priority, route))
+        request = FetchRequest(
+            uri=self._key.uri,
+            source=self._source,
+            remote=tuple(_compared(item, known.sha256) for item, known in zip(listing.files, wanted, strict=True)),
+            ingest=ingest,
+            identities=tuple(item.identity for item in wanted),
+            priority=self._priority,
+            route=route,
+            known=lambda: self._known_by_now(resolved),
+        )
+        fetch = self._engine.start(request)
         self._fetch, self._phase = fetch, Phase.FETCHING
         self._engine.hurry(fetch, self._priority)  # somebody may have come while it was not to be seen
         return fetch
@@ -241,6 +262,7 @@ class Ensure:
             for number, item in enumerate(listing.files)
             if number in fetch.compared
         }
+        resolved = replace(resolved, ref=self._newer_ref(resolved) or resolved.ref)
         snapshot = ingest.publish(manifest, self._ref(resolved, manifest, compared))
         self._admission.proved(listing.revision, manifest)
         done = replace(fetch.look(Phase.DONE), elapsed_s=time.monotonic() - self._started_s, eta_s=0.0)

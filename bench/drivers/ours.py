@@ -10,7 +10,8 @@ import sys
 
 from modelcache.cache import ModelCache
 from modelcache.fetch.engine import FetchEngine
-from modelcache.fetch.fetch import Fetch, FetchRequest
+from modelcache.fetch.fetch import Fetch
+from modelcache.fetch.request import FetchRequest
 
 
 def main() -> None:

@@ -128,6 +128,26 @@ class IngestFile:
     version: str
     sha256: Digest | None
 
+    @property
+    def identity(self) -> str:
+        """What says, before they are fetched, that two files have the same bytes; empty if nothing does."""
+        return self.version if self.sha256 is None else str(self.sha256)
+
+
+@dataclass(frozen=True, slots=True)
+class Elsewhere:
+    """What can be seen of a file that another ingest brings, of this process or of another one.
+
+    Attributes:
+        here_bytes: how much of it that ingest has marked.
+        sha256: once its blob is here: `IncomingFile.link` takes it.
+        pulse: changes whenever the ingest that brings it gets on with any of its files.
+    """
+
+    here_bytes: int
+    sha256: Digest | None
+    pulse: tuple[int, ...]
+
 
 class IncomingFile(Protocol):
     """A file of an ingest, being filled. Ranges may be written by many threads; each byte by one of them.
@@ -145,6 +165,11 @@ class IncomingFile(Protocol):
     @property
     def sha256(self) -> Digest | None:
         """Set once the file is complete (held from the start, or after `complete`)."""
+        ...
+
+    @property
+    def claimed(self) -> bool:
+        """Whether it is for this ingest to bring the file. If not, another one does, and nothing may be written here."""
         ...
 
     def hints(self) -> Mapping[int, bytes]:
@@ -198,7 +223,12 @@ class IncomingFile(Protocol):
 
 
 class Ingest(Protocol):
-    """A model on its way in: a reserved, invisible tree. Owned by this process; ends by `publish`, `keep` or `discard`."""
+    """A model on its way in: a reserved, invisible tree. Owned by this process; ends by `publish`, `keep` or `discard`.
+
+    Of all ingests of the store, whatever their process, one at a time has the *claim* on a file of one identity: it brings it,
+    without waiting for anything that another has claimed, and the others link it when it is published. Claims end with their
+    ingest, or with its process, whatever ended that; who has the next one goes on with what was left.
+    """
 
     @property
     def id(self) -> str: ...
@@ -210,7 +240,27 @@ class Ingest(Protocol):
 
     @property
     def reserved_bytes(self) -> int:
-        """What was booked for the files that were not here."""
+        """What was booked for the files that were not here and that nobody else brings."""
+        ...
+
+    def elsewhere(self, files: Sequence[IncomingFile]) -> list[Elsewhere]:
+        """How far others are with these files that this ingest has no claim on."""
+        ...
+
+    def claim(self, files: Sequence[IncomingFile], *, anyway: bool = False) -> list[IncomingFile]:
+        """Try to get the claims on these files; those of which this ingest has them now. Of these, some may turn out to be here
+        (`sha256` is set); the others are to be booked before anything is written.
+
+        `anyway`: take the others too, for they don't get on. What they have written stays with them.
+        """
+        ...
+
+    def book(self, files: Sequence[IncomingFile]) -> None:
+        """Book room for these claimed files, and take over what ended ingests left of them: `hints` are new.
+
+        Raises:
+            NoSpace: as of `Store.ingest`.
+        """
         ...
 
     def flush(self, files: Sequence[IncomingFile]) -> None:
@@ -398,7 +448,8 @@ class Store(Protocol):
         ...
 
     def ingest(self, key: RefKey, files: Sequence[IngestFile]) -> Ingest:
-        """Hold every blob that is here, take over an interrupted ingest of the same ref, and book room for the rest.
+        """Hold every blob that is here, take over an interrupted ingest of the same ref, claim the rest, and book room for what
+        could be claimed.
 
         Evicts by LRU when that is what it takes.
 

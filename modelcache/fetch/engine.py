@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -12,8 +12,10 @@ from modelcache.abc.source import Origin
 from modelcache.digest import Digest
 from modelcache.fetch.buffers import Buffer, BufferPool
 from modelcache.fetch.concurrency import Concurrencies, ConcurrencyBounds
-from modelcache.fetch.fetch import Fetch, FetchRequest, Surroundings
+from modelcache.fetch.fetch import Fetch, Surroundings
+from modelcache.fetch.lookout import Lookout
 from modelcache.fetch.plan import Priority, Span
+from modelcache.fetch.request import FetchRequest
 from modelcache.fetch.run import Run
 from modelcache.fetch.shared import SharedFiles
 
@@ -50,17 +52,19 @@ class FetchEngine:
         self._workers: set[threading.Thread] = set()
         self._served = 0
         self._closed = False
+        self._lookout = Lookout(self._changed, lambda: tuple(self._fetches), self._hire)
 
     def start(self, request: FetchRequest) -> Fetch:
         """Begin to fetch; returns at once. Follow with `Fetch.wait`, which tells what went wrong."""
-        fetch = Fetch(request, Surroundings(self._pool, self._changed, self._shared.completed, self._ended))
+        known = request.known()
+        fetch = Fetch(request, Surroundings(self._pool, self._changed, self._shared.completed, self._lookout.begin, self._ended))
         with self._changed:
             if self._closed:
                 raise RuntimeError("the fetch engine is closed")
             if fetch.ended:
                 return fetch
-            published = self._share(fetch)
             self._fetches.append(fetch)
+            published = self._share(fetch, known)
         for file, digest in published:
             fetch.link(file, digest)
         fetch.begin()
@@ -92,19 +96,21 @@ class FetchEngine:
             with self._changed:
                 self._shared.planning_ends()
 
-    def _share(self, fetch: Fetch) -> list[tuple[int, Digest]]:
+    def _share(self, fetch: Fetch, known: Mapping[int, Digest]) -> list[tuple[int, Digest]]:
         """Follow who brings files of this fetch already; what was published since it was planned."""
         awaited: dict[Fetch, list[int]] = {}
         published = []
         for file in fetch.files_to_share:
             leader = self._shared.join(fetch, file)
-            digest = self._shared.published(fetch, file)
+            digest = self._shared.published(fetch, file) or known.get(file)
             if leader is not None:
                 fetch.follow(file)
                 awaited.setdefault(leader[0], []).append(leader[1])
             elif digest is not None:
                 fetch.follow(file)
                 published.append((file, digest))
+            elif not fetch.incoming(file).claimed:
+                fetch.lead(file)
         for other, files in awaited.items():
             if other is not fetch and fetch.own_priority <= other.priority:
                 other.prefer(files)
@@ -140,6 +146,7 @@ class FetchEngine:
             fetch.cancel()
         for worker in workers:
             worker.join()
+        self._lookout.close()
         self._pool.trim()
 
     def _hire(self) -> None:

@@ -8,15 +8,17 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
-from modelcache.abc.source import Body, RemoteFile, Source
-from modelcache.abc.store import IncomingFile, Ingest, Route
+from modelcache.abc.source import Body
+from modelcache.abc.store import IncomingFile
 from modelcache.chunks import CHUNK_BYTES, ChunkTable
 from modelcache.digest import Algorithm, Digest
 from modelcache.errors import Cancelled, DigestMismatch, Unavailable
 from modelcache.fetch.assembly import Assembly
 from modelcache.fetch.buffers import BufferPool
+from modelcache.fetch.elsewhere import FilesElsewhere
 from modelcache.fetch.plan import PlannedFile, Priority, Schedule, Span
 from modelcache.fetch.progress import Meter, Phase, Progress, said
+from modelcache.fetch.request import FetchRequest
 from modelcache.patience import Cancellation
 from modelcache.ranges import ByteRange
 
@@ -31,38 +33,20 @@ LOOK_S = 0.2
 
 
 @dataclass(frozen=True, slots=True)
-class FetchRequest:
-    """Bring every file of `ingest` that is not complete in from `source`.
-
-    Attributes:
-        uri: canonical, for progress and errors.
-        remote: the listed files, in the order of `ingest.files`. Each is compared with all of its `digests`.
-        identities: one text per file; files of equal, non-empty identity have equal bytes and are fetched once.
-        route: how bytes go to disk.
-    """
-
-    uri: str
-    source: Source
-    remote: tuple[RemoteFile, ...]
-    ingest: Ingest
-    identities: tuple[str, ...]
-    priority: Priority
-    route: Route
-
-
-@dataclass(frozen=True, slots=True)
 class Surroundings:
     """What a fetch shares with the engine that runs it.
 
     Attributes:
         changed: the engine's lock (re-entrant), notified when there may be something to do or to wait for no longer.
         published: called under the lock, once, when a file is published; who waits for it.
+        awaiting: called under the lock when a fetch begins to wait for another process.
         ended: called under the lock, once, when the fetch ends.
     """
 
     pool: BufferPool
     changed: threading.Condition
     published: Callable[[Fetch, int, Digest], list[tuple[Fetch, int]]]
+    awaiting: Callable[[], None]
     ended: Callable[[Fetch], None]
 
 
@@ -72,6 +56,7 @@ class Fetch:
     Attributes:
         origin: that its bytes come from.
         active: threads of the engine that work for it.
+        awaited: its files that other processes bring.
         served: the engine's count of spans when it last got one.
         compared: by file number, what its origin stated and its bytes were compared with.
     """
@@ -87,6 +72,7 @@ class Fetch:
         self._schedule = Schedule([self._planned(i) if i in self._left else None for i in range(len(self._incoming))])
         self._assemblies = {i: Assembly(self._incoming[i], request.remote[i].digests, around.pool) for i in self._left}
         self._small_open = {i for i in self._left if self._is_small(i)}
+        self.awaited = FilesElsewhere(request.ingest, request.known)
         self._digest_tries: Counter[int] = Counter()
         self._whole_tries: Counter[int] = Counter()
         self._reused: Counter[int] = Counter()
@@ -140,7 +126,7 @@ class Fetch:
         self.fail(Cancelled("cancelled; what was fetched is kept for the next try", address=self._request.uri))
 
     def look(self, phase: Phase = Phase.FETCHING) -> Progress:
-        return replace(self.meter.look(self._request.uri, phase), waiting=said(self.cancelled.waits))
+        return replace(self.meter.look(self._request.uri, phase), waiting=said(self.cancelled.waits) or self.awaited.said)
 
     def want(self, file: int, first_chunk: int, stop_chunk: int) -> None:
         """A reader waits for these chunks: they go before everything else of this fetch."""
@@ -180,13 +166,22 @@ class Fetch:
         """Another fetch brings this file."""
         self._schedule.park(file)
         self._small_open.discard(file)
+        self.awaited.discard(file)
 
     def lead(self, file: int) -> None:
-        """The other fetch did not bring this file: bring it."""
-        if file in self._left:
-            self._schedule.unpark(file)
-            if self._is_small(file):
-                self._small_open.add(file)
+        """No other fetch brings this file: bring it, or wait for the process that does."""
+        if file not in self._left:
+            return
+        if not self._incoming[file].claimed:
+            self.follow(file)
+            self.awaited.add(file)
+            self._around.awaiting()
+            return
+        self.awaited.discard(file)
+        self._hints[file] = dict(self._incoming[file].hints()) if self._request.remote[file].resumable else {}
+        self._schedule.unpark(file, self._hints[file])
+        if self._is_small(file):
+            self._small_open.add(file)
 
     def prefer(self, files: Collection[int]) -> None:
         """Others wait for these files."""
@@ -214,26 +209,36 @@ class Fetch:
         except Exception as error:
             self.fail(error)
 
-    def link(self, file: int, digest: Digest) -> None:
-        """The other fetch has published this file: link it, or bring it after all if it is gone again or not what was stated here."""
+    @contextmanager
+    def busy(self) -> Iterator[bool]:
+        """Whether the fetch goes on; `wait` does not give the ingest back inside the block, and what it raises ends the fetch."""
         with self._changed:
-            if self.ended:
-                return
-            self.active += 1  # so that `wait` does not give the ingest back meanwhile
+            goes_on = not self.ended
+            self.active += goes_on
         try:
-            stated = [item for item in self._request.remote[file].digests if item.algorithm is Algorithm.SHA256]
-            if all(item == digest for item in stated) and self._incoming[file].link(digest):
-                self.meter.reused(self._incoming[file].size_bytes)
-                self._done(file, digest)
-            else:
-                with self._changed:
-                    self.lead(file)
+            yield goes_on
         except BaseException as error:  # it must not end the fetch whose worker this is
             self.fail(error)
         finally:
             with self._changed:
-                self.active -= 1
+                self.active -= goes_on
                 self._changed.notify_all()
+
+    def link(self, file: int, digest: Digest) -> None:
+        """Another fetch has published this file: link it, or bring it after all if it is gone again or not what was stated here."""
+        with self.busy() as goes_on:
+            if not goes_on or file not in self._left:
+                return
+            incoming = self._incoming[file]
+            right = all(item == digest for item in self._request.remote[file].digests if item.algorithm is Algorithm.SHA256)
+            if incoming.sha256 is not None or (right and incoming.link(digest)):
+                self.meter.reused(incoming.size_bytes)
+                self._done(file, digest)
+                return
+            with self._changed:
+                self.lead(file)
+                if not right:
+                    self.awaited.insist(file)
 
     @property
     def ended(self) -> bool:
@@ -345,6 +350,7 @@ class Fetch:
         with self._changed:
             # One step: a fetch that looks ended with its last file must not hand that file to who waits for it.
             self._left.discard(file)
+            self.awaited.discard(file)
             followers = self._around.published(self, file, digest)
             if not self._left and self._error is None:
                 self._around.ended(self)

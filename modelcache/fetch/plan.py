@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import IntEnum, StrEnum
 
 from modelcache.chunks import chunk_count
@@ -151,9 +151,9 @@ class Schedule:
         todo.check, todo.fetch = [], []
         self._with_work.discard(file)
 
-    def unpark(self, file: int) -> None:
-        """Nobody else brings it after all: as at the start."""
-        todo = _todo(self._todo[file].plan)
+    def unpark(self, file: int, hinted: Collection[int]) -> None:
+        """Nobody else brings it after all: as at the start, but for what an interrupted fetch may have left by now."""
+        todo = _todo(replace(self._todo[file].plan, hinted=frozenset(hinted)))
         self._todo[file].check, self._todo[file].fetch = todo.check, todo.fetch
         self._again(file)
 

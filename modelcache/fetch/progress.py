@@ -30,10 +30,12 @@ class Progress:
 
     Attributes:
         uri: canonical.
-        bytes_done: of `bytes_total`, those that are here: reused and fetched.
+        bytes_done: of `bytes_total`, those that are here: reused, fetched, and brought so far by another process of files that
+            are waited for.
         bytes_fetched: came over the network in this fetch; bytes that had to be fetched again count again.
-        bytes_reused: were here before: blobs of other models, and kept chunks of an earlier try.
-        rate_bytes_per_s: over the last seconds; of a finished fetch, over all of it.
+        bytes_reused: were here before, or were brought by another fetch: blobs of other models, and kept chunks of an earlier try.
+        bytes_awaited: of `bytes_done`, those in files that another process is bringing just now.
+        rate_bytes_per_s: of what arrives, whoever brings it, over the last seconds; of a finished fetch, what it fetched over all.
         eta_s: seconds left at that rate; None while unknown.
         waiting: why a request waits before it is tried again, and how long; None: none does.
         hit: the snapshot was here; nothing was fetched.
@@ -46,6 +48,7 @@ class Progress:
     bytes_done: int = 0
     bytes_fetched: int = 0
     bytes_reused: int = 0
+    bytes_awaited: int = 0
     files_total: int = 0
     files_done: int = 0
     rate_bytes_per_s: float = 0.0
@@ -76,6 +79,8 @@ class Meter:
         self._fetched = 0
         self._done = 0
         self._reused = 0
+        self._awaited = 0
+        self._arrived = 0
         self._files_done = 0
 
     def fetched(self, count: int) -> None:
@@ -83,11 +88,21 @@ class Meter:
         with self._lock:
             self._fetched += count
             self._done += count
-            now = time.monotonic()
-            if now - self._samples[-1][0] >= 0.1:
-                self._samples.append((now, self._fetched))
-            while now - self._samples[0][0] > RATE_WINDOW_S and len(self._samples) > 2:
-                self._samples.popleft()
+            self._sample(count)
+
+    def awaited(self, count: int) -> None:
+        """Another process has brought `count` bytes of the files that are waited for just now."""
+        with self._lock:
+            self._sample(max(0, count - self._awaited))
+            self._awaited = count
+
+    def _sample(self, count: int) -> None:
+        self._arrived += count
+        now = time.monotonic()
+        if now - self._samples[-1][0] >= 0.1:
+            self._samples.append((now, self._arrived))
+        while now - self._samples[0][0] > RATE_WINDOW_S and len(self._samples) > 2:
+            self._samples.popleft()
 
     def reused(self, count: int) -> None:
         """`count` bytes were here already."""
@@ -115,15 +130,18 @@ class Meter:
             now = time.monotonic()
             elapsed_s = now - self._started_s
             since_s, since_bytes = (self._started_s, 0) if phase is Phase.DONE else self._samples[0]
-            rate = (self._fetched - since_bytes) / max(now - since_s, 1e-6)
-            left = self._bytes_total - self._done
+            arrived = self._fetched if phase is Phase.DONE else self._arrived
+            rate = (arrived - since_bytes) / max(now - since_s, 1e-6)
+            done = self._done + self._awaited
+            left = self._bytes_total - done
             return Progress(
                 uri=uri,
                 phase=phase,
                 bytes_total=self._bytes_total,
-                bytes_done=self._done,
+                bytes_done=done,
                 bytes_fetched=self._fetched,
                 bytes_reused=self._reused,
+                bytes_awaited=self._awaited,
                 files_total=self._files_total,
                 files_done=self._files_done,
                 rate_bytes_per_s=rate,

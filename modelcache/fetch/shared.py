@@ -38,7 +38,8 @@ class SharedFiles:
         return digest
 
     def join(self, fetch: Fetch, file: int) -> tuple[Fetch, int] | None:
-        """None: `fetch` is to bring this file itself. Else which file of which fetch it waits for (it may be its own)."""
+        """None: `fetch` is to bring this file itself, or to wait for another process. Else which file of which fetch it waits for
+        (it may be its own). Who can bring a file goes before who waits for another process."""
         identity = fetch.identity(file)
         if identity == "":
             return None
@@ -46,9 +47,22 @@ class SharedFiles:
             self._leader[identity] = (fetch, file)
             return None
         leader = self._leader[identity]
+        if leader[1] in leader[0].awaited and fetch.incoming(file).claimed:
+            self._give_way(identity, (fetch, file))
+            return None
         self._followers.setdefault(identity, []).append((fetch, file))
         leader[0].lend(fetch.own_priority)
         return leader
+
+    def _give_way(self, identity: str, leader: tuple[Fetch, int]) -> None:
+        """Who led until now, and who follows it, follow this one."""
+        before, waiting = self._leader[identity], self._followers.get(identity, [])
+        for follower, _ in waiting:
+            before[0].unlend(follower.own_priority)
+        self._leader[identity], self._followers[identity] = leader, [before, *waiting]
+        for follower, _ in self._followers[identity]:
+            leader[0].lend(follower.own_priority)
+        before[0].follow(before[1])
 
     def completed(self, fetch: Fetch, file: int, digest: Digest) -> list[tuple[Fetch, int]]:
         """This file is published; who waits for it."""

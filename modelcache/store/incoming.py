@@ -24,6 +24,7 @@ from modelcache.store.faults import disk_faults, guarded
 from modelcache.store.journal import Remembered, file_key
 from modelcache.store.layout import FIXED_MTIME_S
 from modelcache.store.lock import StoreLock
+from modelcache.store.trash import remove_tree
 from modelcache.store.workspace import Workspace
 from modelcache.units import MIB
 
@@ -66,6 +67,9 @@ class LocalIncoming:
         self._hints = {chunk: mark for chunk, mark in marks.items() if chunk < chunk_count(wanted.size_bytes)}
         self._here = RangeSet()
         self._sha256: Digest | None = None
+        self._claimed = False
+        self._alone = False
+        self._booked = False
         self._sealed = False
         self._unsynced = True
         self._written_bytes = 0
@@ -86,6 +90,20 @@ class LocalIncoming:
     @property
     def address(self) -> str:
         return str(self._filling.workspace.path)
+
+    @property
+    def claimed(self) -> bool:
+        return self._claimed
+
+    @property
+    def alone(self) -> bool:
+        """Whether another one has the claim, and we bring it all the same."""
+        return self._alone
+
+    @property
+    def booked(self) -> bool:
+        """Whether its file is here, to be written to."""
+        return self._booked
 
     def hints(self) -> Mapping[int, bytes]:
         return {} if self._sha256 is not None else dict(self._hints)
@@ -152,6 +170,8 @@ class LocalIncoming:
     def _begin_write(self) -> None:
         with self._filling.changed:
             self._require_filling()
+            if not self._booked:
+                raise ValueError(f"`{self.path}` is for another ingest to bring")
             self._unsynced = True
             if self._sealed:
                 with disk_faults(self.address):
@@ -166,7 +186,7 @@ class LocalIncoming:
             raise ValueError(f"`{self.path}` has no chunk {chunk}")
         with self._filling.changed:
             self._require_filling()
-        if self.wanted.version and self._hints.get(chunk) != mark:
+        if self.wanted.version and not self._alone:  # Of a chunk that was here too: others see that we get on.
             self._filling.workspace.journal.marked(self._key, chunk, mark)
         with self._filling.changed:
             self._here.add(chunk_range(chunk, self.size_bytes))
@@ -216,13 +236,16 @@ class LocalIncoming:
 
     def hold(self, sha256: Digest) -> bool:
         """`link`, under the shared store lock."""
+        if not self._booked:
+            self._filling.workspace.place(self.path)
         if self.size_bytes == 0 or sha256 == EMPTY:
             if self.size_bytes or sha256 != EMPTY or not self._place.exists():
                 return False
             self.seal()
-        elif not self._filling.blobs.link(sha256, self.size_bytes, self._place, self._temporary("link")):
+        elif not self._filling.blobs.link(sha256, self.size_bytes, self._filling.tree / self.path, self._temporary("link")):
             return False
         self._is_blob(sha256)
+        self._leave_alone()
         return True
 
     def resume(self, remembered: Remembered) -> bool:
@@ -231,8 +254,8 @@ class LocalIncoming:
         if known is None or self.wanted.sha256 not in (None, known):
             return False
         if self.path in self._filling.workspace.adopted:
-            inode = os.stat(self._place).st_ino
-            if any(found.st_ino == inode for _, found in self._filling.blobs.inodes(known)):
+            ours = status(self._place)
+            if ours is not None and any(found.st_ino == ours.st_ino for _, found in self._filling.blobs.inodes(known)):
                 self._is_blob(known)
                 return True
         return self.size_bytes > 0 and self.hold(known)
@@ -243,11 +266,39 @@ class LocalIncoming:
             self._require_filling()
             self._here = RangeSet()
             self._hints = {}
-        if self.wanted.version:
+        if self.wanted.version and not self._alone:
             self._filling.workspace.journal.forgotten(self._key)
+
+    # -- whose it is; by the ingest alone --------------------------------------------------------------------------
+
+    def claim(self, *, alone: bool) -> None:
+        """From here on it is for us to bring. `alone`: beside another who has the claim, and out of the sight of those who will."""
+        self._alone = alone
+        self._claimed = True
+
+    def go_on(self, marks: Mapping[int, bytes]) -> None:
+        """The file of another ingest became ours, with these hints."""
+        self._filling.workspace.adopted.add(self.path)
+        self._hints = {chunk: mark for chunk, mark in marks.items() if chunk < chunk_count(self.size_bytes)}
+
+    def make(self) -> bool:
+        """Make the file at its full size; whether its blocks could be booked."""
+        if not self._filling.workspace.is_adopted(self.path) or self._alone:
+            self._hints = {}
+        if self._alone:
+            booked = self._filling.workspace.make_at(self._place, self.size_bytes)
+        else:
+            booked = self._filling.workspace.make(self.path, self.size_bytes)
+        self._booked = True
+        return booked
 
     def give_back(self) -> None:
         """Give the blocks back that are booked behind the last chunk that is marked, now or by an earlier ingest."""
+        if not self._booked:
+            return  # Who has the claim may go on with it at this moment.
+        if self._alone:
+            self._leave_alone()
+            return
         ends = [chunk_range(chunk, self.size_bytes).stop for chunk in self._hints]
         end = max([*ends, *(span.stop for span in self._here)], default=0)
         if end == self.size_bytes or not self._place.exists() or os.lstat(self._place).st_nlink > 1:
@@ -286,8 +337,15 @@ class LocalIncoming:
         if self.wanted.version:
             self._filling.workspace.journal.completed(self._key, digest)
         self._filling.blobs.publish(digest, self._place, table if several else None, self._temporary("blob"))
+        if self._alone:
+            with self._filling.lock.shared():
+                durable.rename(self._place, self._filling.tree / self.path)
         if several:
             self._filling.blobs.fsync_names([digest])
+
+    def _leave_alone(self) -> None:
+        if self._alone:
+            remove_tree(self._temporary("alone"))
 
     def _is_blob(self, digest: Digest) -> None:
         self._filling.descriptors.forget(self._number)
@@ -300,7 +358,7 @@ class LocalIncoming:
 
     @property
     def _place(self) -> Path:
-        return self._filling.tree / self.path
+        return self._temporary("alone") if self._alone and self._sha256 is None else self._filling.tree / self.path
 
     def _temporary(self, purpose: str) -> Path:
         return self._filling.workspace.temporary(f"{self._number}.{purpose}")
@@ -321,3 +379,11 @@ class LocalIncoming:
             raise Cancelled(f"the ingest of `{self.path}` has ended")
         if self._sha256 is not None:
             raise ValueError(f"`{self.path}` is complete already")
+
+
+def status(path: Path) -> os.stat_result | None:
+    """lstat(2); None if it is gone: who has the claim on a file may have taken it."""
+    try:
+        return os.lstat(path)
+    except FileNotFoundError:
+        return None

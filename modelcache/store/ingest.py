@@ -4,32 +4,54 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
-from modelcache.abc.store import IncomingFile, IngestFile, Ref, Snapshot
+from modelcache.abc.store import Elsewhere, IncomingFile, IngestFile, Ref, Snapshot
 from modelcache.digest import Digest
 from modelcache.errors import Cancelled
 from modelcache.manifest import Manifest
 from modelcache.store import durable
 from modelcache.store.blobs import Blobs
+from modelcache.store.claims import Claims
 from modelcache.store.descriptors import Descriptors
 from modelcache.store.faults import guarded
-from modelcache.store.incoming import OPEN_FILES, Filling, LocalIncoming
+from modelcache.store.incoming import OPEN_FILES, Filling, LocalIncoming, status
 from modelcache.store.journal import Remembered, file_key
-from modelcache.store.refs import Refs
-from modelcache.store.root import Root
-from modelcache.store.snapshots import DIRECTORY_MODE, Snapshots
+from modelcache.store.neighbours import Neighbours
+from modelcache.store.parts import Parts
+from modelcache.store.snapshots import DIRECTORY_MODE
 from modelcache.store.trash import Trash, remove_tree
 from modelcache.store.workspace import Workspace
+
+HOLD_BATCH = 256
+"""Files linked under one hold of the store lock: about 10 ms."""
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """What an ingest shares with the others of its store.
+
+    Attributes:
+        reserve: books room for claimed files of an ingest and makes them.
+    """
+
+    parts: Parts
+    claims: Claims
+    reserve: Callable[[LocalIngest, Sequence[LocalIncoming]], None]
 
 
 class LocalIngest:
     """`Ingest` of a `LocalStore`."""
 
-    def __init__(self, root: Root, workspace: Workspace, files: Sequence[IngestFile], parts: tuple[Blobs, Snapshots, Refs, Trash]) -> None:
-        self._root = root
+    def __init__(self, surroundings: Surroundings, workspace: Workspace, files: Sequence[IngestFile]) -> None:
+        parts = surroundings.parts
+        self._root = root = parts.root
+        self._claims = surroundings.claims
+        self._reserve = surroundings.reserve
+        self._neighbours = Neighbours(root, workspace.id)
         self._workspace = workspace
-        self._blobs, self._snapshots, self._refs, self._trash = parts
+        self._blobs, self._snapshots, self._refs, self._trash = parts.blobs, parts.snapshots, parts.refs, parts.trash
         self._filling = Filling(
             workspace=workspace,
             blobs=self._blobs,
@@ -73,7 +95,7 @@ class LocalIngest:
     def hold(self, number: int) -> None:
         """Link a file whose blob is here, or take it as the blob that an earlier ingest made of it. Under the shared store lock."""
         file = self._files[number]
-        self._workspace.claim(file.path)
+        self._workspace.place(file.path)
         known = file.wanted.sha256
         if (known is None or not file.hold(known)) and not file.resume(self._remembered[number]):
             self._disown(file)
@@ -81,15 +103,16 @@ class LocalIngest:
     def _disown(self, file: LocalIncoming) -> None:
         """A file that an earlier ingest left, and that is some blob's inode, is never written to."""
         path = self._workspace.file(file.path)
-        if file.path in self._workspace.adopted and os.lstat(path).st_nlink > 1:
+        found = status(path) if file.path in self._workspace.adopted else None
+        if found is not None and found.st_nlink > 1:
             durable.unlink(path)
             self._workspace.adopted.discard(file.path)
 
-    def make_files(self) -> bool:
-        """Make every missing file at its full size; whether all could be booked."""
-        self._reserved_bytes = sum(file.size_bytes for file in self.missing)
-        booked = [self._workspace.make(file.path, file.size_bytes) for file in self.missing]
-        for file in self.missing:
+    def make_files(self, files: Sequence[LocalIncoming]) -> bool:
+        """Make these files at their full size; whether all could be booked."""
+        self._reserved_bytes += sum(file.size_bytes for file in files)
+        booked = [file.make() for file in files]
+        for file in files:
             if file.size_bytes == 0 and file.wanted.sha256 is not None:
                 file.hold(file.wanted.sha256)
         return all(booked)
@@ -97,15 +120,81 @@ class LocalIngest:
     def unmake(self) -> None:
         """Undo `make_files` for what an earlier ingest had not begun."""
         for file in self.missing:
-            if file.path not in self._workspace.adopted:
+            if file.booked and file.path not in self._workspace.adopted:
                 remove_tree(self._workspace.file(file.path))
+
+    # -- with others ----------------------------------------------------------------------------------------------
+
+    @guarded
+    def elsewhere(self, files: Sequence[IncomingFile]) -> list[Elsewhere]:
+        wanted = [file.wanted for file in self._ours(files)]
+        self._neighbours.look({file.identity for file in wanted})
+        return [self._neighbours.sight(file, self._blobs) for file in wanted]
+
+    @guarded
+    def claim(self, files: Sequence[IncomingFile], *, anyway: bool = False) -> list[IncomingFile]:
+        got: list[LocalIncoming] = []
+        for file in self._ours(files):
+            free = self._is_free(file)
+            if free or anyway:
+                file.claim(alone=not free)
+                got.append(file)
+        if got:
+            self._look_again(got)
+        return list(got)
+
+    def _is_free(self, file: LocalIncoming) -> bool:
+        """Whether nobody else brings this file, and, if there can be others, nobody else will."""
+        alone = file.size_bytes == 0 or not file.wanted.identity
+        return alone or self._claims.take(file.wanted.identity, self.id)
+
+    def _look_again(self, files: Sequence[LocalIncoming]) -> None:
+        """Who had the claim before may have published: then the file is here."""
+        self._neighbours.look({file.wanted.identity for file in files})
+        known = {file: file.wanted.sha256 or next(self._neighbours.published(file.wanted), None) for file in files}
+        hopeful = [(file, digest) for file, digest in known.items() if digest is not None]
+        for first in range(0, len(hopeful), HOLD_BATCH):
+            with self._root.lock.shared():
+                for file, digest in hopeful[first : first + HOLD_BATCH]:
+                    if file.size_bytes:
+                        file.hold(digest)
+
+    @guarded
+    def book(self, files: Sequence[IncomingFile]) -> None:
+        todo = [file for file in self._ours(files) if file.sha256 is None and not file.booked]
+        for file in todo:
+            if not file.claimed:
+                raise ValueError(f"`{file.path}` is for another ingest to bring")
+            self._take_remains(file)
+        self._reserve(self, todo)
+
+    def _take_remains(self, file: LocalIncoming) -> None:
+        """Go on with what another ingest has begun of this file, if that is more than what is here.
+
+        Whoever has the claim may take it, whether that ingest has ended or not: nobody writes to a file in a tree without the
+        claim. Under the exclusive store lock, so that it does not become a name of a blob meanwhile.
+        """
+        remains = None if file.alone else self._neighbours.remains(file.wanted)
+        here = len(file.hints()) if self._workspace.is_adopted(file.path) else 0
+        if remains is None or len(remains.marks) <= here:
+            return
+        self._workspace.journal.takes_over(file_key(file.wanted), remains.marks)
+        with self._root.lock.exclusive():
+            found = status(remains.path)
+            if found is None or found.st_nlink > 1:
+                return
+            durable.rename(remains.path, self._workspace.file(file.path))
+        file.go_on(remains.marks)
+
+    def _ours(self, files: Sequence[IncomingFile]) -> list[LocalIncoming]:
+        ours = set(map(id, self._files))
+        return [file for file in files if isinstance(file, LocalIncoming) and id(file) in ours]
 
     # -- ending ---------------------------------------------------------------------------------------------------
 
     @guarded
     def flush(self, files: Sequence[IncomingFile]) -> None:
-        ours = set(map(id, self._files))
-        sealed = [file for file in files if isinstance(file, LocalIncoming) and id(file) in ours and file.seal()]
+        sealed = [file for file in self._ours(files) if file.seal()]
         if not sealed:
             return
         fd = os.open(self._workspace.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -149,7 +238,7 @@ class LocalIngest:
                     file.give_back()
                 self._workspace.forget_reserved()
             finally:
-                self._workspace.unlock()
+                self._unlock()
 
     @guarded
     def discard(self) -> None:
@@ -160,7 +249,7 @@ class LocalIngest:
         try:
             self._trash.take(self._workspace.path)
         finally:
-            self._workspace.unlock()
+            self._unlock()
         self._trash.empty()
         drop_blobs(self._blobs, self._trash, [file.sha256 for file in self._files])
 
@@ -175,7 +264,13 @@ class LocalIngest:
         try:
             remove_tree(self._workspace.path)
         finally:
-            self._workspace.unlock()
+            self._unlock()
+
+    def _unlock(self) -> None:
+        """Last of all: from here on it is for others to bring what is missing, and to take what is left."""
+        self._neighbours.close()
+        self._workspace.unlock()
+        self._claims.drop(self.id)
 
 
 def drop_blobs(blobs: Blobs, trash: Trash, digests: Sequence[Digest | None]) -> None:

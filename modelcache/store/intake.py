@@ -10,14 +10,13 @@ from modelcache.abc.store import IngestFile, RefKey
 from modelcache.chunks import chunk_count
 from modelcache.paths import check_tree
 from modelcache.store.budget import BLOCK_BYTES, Budget
+from modelcache.store.claims import Claims
 from modelcache.store.faults import translated
-from modelcache.store.ingest import LocalIngest
+from modelcache.store.incoming import LocalIncoming
+from modelcache.store.ingest import HOLD_BATCH, LocalIngest, Surroundings
 from modelcache.store.making_room import MakingRoom
 from modelcache.store.parts import Parts
 from modelcache.store.workspace import Workspace
-
-HOLD_BATCH = 256
-"""Files linked under one hold of the store lock: about 10 ms."""
 
 
 class Intake:
@@ -27,23 +26,22 @@ class Intake:
         self._parts = parts
         self._budget = budget
         self._making_room = making_room
+        self._surroundings = Surroundings(parts, Claims(parts.root.layout), self._reserve)
 
     def begin(self, key: RefKey, files: Sequence[IngestFile]) -> LocalIngest:
         """`Store.ingest`."""
         check_tree(file.path for file in files)
         taken = Workspace.take_over(self._parts.root, key, files)
         workspace = taken or Workspace.create(self._parts.root)
-        parts = (self._parts.blobs, self._parts.snapshots, self._parts.refs, self._parts.trash)
         try:
-            ingest = LocalIngest(self._parts.root, workspace, files, parts)
+            ingest = LocalIngest(self._surroundings, workspace, files)
         except BaseException:
             workspace.unlock()
             raise
         try:
             workspace.write_plan(key, files)
             self._hold(ingest)
-            with self._parts.root.lock.room():
-                self._book(ingest)
+            ingest.book(ingest.claim(ingest.missing))
         except BaseException:
             if taken is None:
                 ingest.discard()
@@ -58,27 +56,32 @@ class Intake:
                 for number in range(first, min(first + HOLD_BATCH, len(ingest.files))):
                     ingest.hold(number)
 
-    def _book(self, ingest: LocalIngest) -> None:
-        """Room for every missing file, under the room lock: nobody else measures meanwhile."""
-        needed = self._needed_bytes(ingest)
+    def _reserve(self, ingest: LocalIngest, files: Sequence[LocalIncoming]) -> None:
+        """Room for these files, under the room lock: nobody else measures meanwhile."""
+        with self._parts.root.lock.room():
+            self._book(ingest, files)
+
+    def _book(self, ingest: LocalIngest, files: Sequence[LocalIncoming]) -> None:
+        needed = self._needed_bytes(ingest, files)
         if needed > 0:
             self._making_room.make(needed)
         try:
-            booked = ingest.make_files()
-            ingest.workspace.journal.book(sum(chunk_count(file.size_bytes) for file in ingest.missing) + len(ingest.missing))
+            booked = ingest.make_files(files)
+            ingest.workspace.journal.book(sum(chunk_count(file.size_bytes) for file in files) + len(files))
         except OSError as error:
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
                 raise translated(error, self._parts.root.address, needed_bytes=needed) from error
             raise
         if not booked:
-            ingest.workspace.write_reserved(sum(self._blocks(ingest, file.path, file.size_bytes) for file in ingest.files))
+            here = [file for file in ingest.files if file.sha256 is not None or (file.booked and not file.alone)]
+            ingest.workspace.write_reserved(sum(self._blocks(ingest, file.path, file.size_bytes) for file in here))
 
-    def _needed_bytes(self, ingest: LocalIngest) -> int:
+    def _needed_bytes(self, ingest: LocalIngest, files: Sequence[LocalIncoming]) -> int:
         """Blocks still to be booked: of a file that was taken over, only those that it lacks."""
         total = 0
-        for file in ingest.missing:
+        for file in files:
             total += self._budget.rounded(file.size_bytes)
-            if file.path in ingest.workspace.adopted:
+            if not file.alone and ingest.workspace.is_adopted(file.path):
                 total -= min(self._budget.rounded(file.size_bytes), self._allocated(ingest, file.path))
         return total
 

@@ -6,6 +6,7 @@ import hashlib
 import os
 import struct
 import threading
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -52,17 +53,23 @@ def decode_journal(data: bytes) -> dict[bytes, Remembered]:
     """What the whole records say, in order; torn and foreign ones are passed over."""
     found: dict[bytes, Remembered] = {}
     for at in range(0, len(data) - RECORD_BYTES + 1, RECORD_BYTES):
-        body = data[at : at + _BODY.size]
-        if xxhash.xxh3_64_intdigest(body) != _CHECK.unpack_from(data, at + _BODY.size)[0]:
-            continue
-        key, number, value = _BODY.unpack(body)
-        if number == FORGET:
-            found.pop(key, None)
-        elif number == COMPLETE:
-            found.setdefault(key, Remembered()).sha256 = sha256(value.hex())
-        else:
-            found.setdefault(key, Remembered()).marks[number] = value[:MARK_BYTES]
+        _note(found, data[at : at + RECORD_BYTES])
     return found
+
+
+def _note(found: dict[bytes, Remembered], record: bytes) -> bool:
+    """Add what one record says; False if it is none."""
+    body = record[: _BODY.size]
+    if xxhash.xxh3_64_intdigest(body) != _CHECK.unpack_from(record, _BODY.size)[0]:
+        return False
+    key, number, value = _BODY.unpack(body)
+    if number == FORGET:
+        found.pop(key, None)
+    elif number == COMPLETE:
+        found.setdefault(key, Remembered()).sha256 = sha256(value.hex())
+    else:
+        found.setdefault(key, Remembered()).marks[number] = value[:MARK_BYTES]
+    return True
 
 
 class Journal:
@@ -95,16 +102,48 @@ class Journal:
     def forgotten(self, key: bytes) -> None:
         self._append(encode_entry(key, FORGET, b""))
 
+    def takes_over(self, key: bytes, marks: Mapping[int, bytes]) -> None:
+        """Chunks that another ingest marked are now for this one to go on with."""
+        self._append(b"".join(encode_entry(key, chunk, mark) for chunk, mark in marks.items()))
+
     def close(self) -> None:
         with self._lock:
             if self._fd >= 0:
                 os.close(self._fd)
                 self._fd = -1
 
-    def _append(self, record: bytes) -> None:
+    def _append(self, records: bytes) -> None:
         """Write at the place of the next whole record: a torn one before it shifts nothing."""
         with self._lock:
             if self._fd < 0:
                 raise Cancelled("the ingest has ended")
-            durable.write_all(self._fd, record, self._next * RECORD_BYTES)
-            self._next += 1
+            durable.write_all(self._fd, records, self._next * RECORD_BYTES)
+            self._next += len(records) // RECORD_BYTES
+
+
+class JournalTail:
+    """The journal of another ingest, read as it grows. Stays readable when that ingest and its directory are gone.
+
+    Attributes:
+        found: what it says so far.
+        size_bytes: how long it is.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Raises FileNotFoundError."""
+        self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        self._read_bytes = 0
+        self.found: dict[bytes, Remembered] = {}
+        self.size_bytes = 0
+
+    def read(self) -> None:
+        """Read what was added. The last record is read again next time if it is none: it may be being written."""
+        self.size_bytes = os.fstat(self._fd).st_size
+        data = os.pread(self._fd, self.size_bytes - self._read_bytes, self._read_bytes)
+        for at in range(0, len(data) - RECORD_BYTES + 1, RECORD_BYTES):
+            if not _note(self.found, data[at : at + RECORD_BYTES]) and at + 2 * RECORD_BYTES > len(data):
+                return
+            self._read_bytes += RECORD_BYTES
+
+    def close(self) -> None:
+        os.close(self._fd)

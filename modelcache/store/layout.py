@@ -13,6 +13,7 @@ from modelcache.digest import Digest
 FORMAT_VERSION = 1
 TEMP_PREFIX = ".tmp-"
 """What is under such a name is no part of the store yet; made and renamed under the shared store lock."""
+CLAIM_FILES = 16
 FIXED_MTIME_S = 315_532_800
 """1980-01-01T00:00:00Z, the oldest time that zip archives can hold: blobs carry it, so that equal content gives equal archives."""
 
@@ -48,6 +49,7 @@ class Layout:
         self.ingests = root / "ingest"
         self.trash = root / "trash"
         self.quarantine = root / "quarantine"
+        self.claims = root / "claims"
 
     @property
     def directories(self) -> tuple[Path, ...]:
@@ -65,11 +67,17 @@ class Layout:
             self.ingests,
             self.trash,
             self.quarantine,
+            self.claims,
         )
 
     @property
     def locks(self) -> tuple[Path, ...]:
-        return (self.lock, self.turnstile, self.room_lock)
+        return (self.lock, self.turnstile, self.room_lock, *self.claim_locks)
+
+    @property
+    def claim_locks(self) -> tuple[Path, ...]:
+        """Files whose bytes are locked, one for each identity that somebody brings."""
+        return tuple(self.claims / f"lock.{number:x}" for number in range(CLAIM_FILES))
 
     @property
     def record_directories(self) -> tuple[Path, ...]:

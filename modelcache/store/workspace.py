@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
 from collections.abc import Iterator, Sequence
@@ -96,7 +97,13 @@ class Workspace:
         durable.write_new(temporary, encode_plan(key, files), sync=False)
         durable.rename(temporary, self.path / PLAN)
 
-    def claim(self, relative: str) -> Path:
+    def is_adopted(self, relative: str) -> bool:
+        """Whether the file that an earlier ingest left is still here: who has the claim on it may have taken it."""
+        if relative in self.adopted and not os.path.lexists(self.file(relative)):
+            self.adopted.discard(relative)
+        return relative in self.adopted
+
+    def place(self, relative: str) -> Path:
         """The place of a file that is to come, its directories made.
 
         Raises:
@@ -109,7 +116,7 @@ class Workspace:
         return path
 
     def make(self, relative: str, size_bytes: int) -> bool:
-        """Make a claimed file at its full size, its blocks booked; False if this file system can't book."""
+        """Make a file that has its place at its full size, its blocks booked; False if this file system can't book."""
         path = self.file(relative)
         if relative in self.adopted:
             if not os.stat(path).st_mode & 0o200:
@@ -120,6 +127,14 @@ class Workspace:
                 fd = durable.create(path)
             except FileExistsError:
                 raise self._collision(relative) from None
+        return self._book(fd, size_bytes)
+
+    def make_at(self, path: Path, size_bytes: int) -> bool:
+        """The same for a file outside of the tree."""
+        return self._book(durable.create(path), size_bytes)
+
+    @staticmethod
+    def _book(fd: int, size_bytes: int) -> bool:
         try:
             booked = durable.fallocate(fd, size_bytes)
             if not booked:
@@ -274,10 +289,11 @@ def _prune(tree: Path, kept: dict[str, int]) -> set[str]:
         for name in files:
             path = os.path.join(parent, name)
             relative = os.path.relpath(path, tree)
-            if kept.get(relative, -1) >= os.lstat(path).st_size:  # Less: killed between two steps of giving its room back.
-                left.add(relative)
-            else:
-                durable.unlink(path)
+            with contextlib.suppress(FileNotFoundError):  # Who has the claim on a file may take it at any moment.
+                if kept.get(relative, -1) >= os.lstat(path).st_size:  # Less: killed between two steps of giving its room back.
+                    left.add(relative)
+                else:
+                    durable.unlink(path)
         for name in directories:
             if not os.listdir(os.path.join(parent, name)):
                 durable.rmdir(os.path.join(parent, name))

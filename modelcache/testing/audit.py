@@ -20,15 +20,16 @@ from modelcache.testing.audit_records import check_format, check_grant, check_le
 from modelcache.testing.store_filling import digest_of, mark_of
 
 FIXED_MTIME_S = 315_532_800
-DIRECTORIES = ("blobs", "chunks", "manifests", "refs", "snapshots", "leases", "grants", "ingest", "trash", "quarantine")
+DIRECTORIES = ("blobs", "chunks", "manifests", "refs", "snapshots", "leases", "grants", "ingest", "trash", "quarantine", "claims")
 LOCKS = ("lock", "lock.turn", "lock.room")
+CLAIMS = tuple(f"lock.{digit}" for digit in "0123456789abcdef")
 TEMPORARY = re.compile(r"\.tmp-[0-9a-f]{16}")
 BLOB = re.compile(r"([0-9a-f]{64})(?:\.([1-9][0-9]*))?")
 HEX64 = re.compile(r"[0-9a-f]{64}")
 HEX32 = re.compile(r"[0-9a-f]{32}")
 PREFIX = re.compile(r"[0-9a-f]{2}")
 INGEST_PARTS = {"lock", "plan.json", "journal", "tree", "tmp", "reserved"}
-INGEST_TEMPORARY = re.compile(r"plan\.json|reserved|[0-9]+\.(?:link|blob|chunks)")
+INGEST_TEMPORARY = re.compile(r"plan\.json|reserved|[0-9]+\.(?:link|blob|chunks|alone)")
 
 
 class Moment(StrEnum):
@@ -81,6 +82,7 @@ class _Audit:
         self._check_grants()
         self._check_ingests()
         self._check_trash()
+        self._check_claims()
         self._check_names()
         return sorted(self._found)
 
@@ -338,6 +340,14 @@ class _Audit:
         for path in () if top is None else self._entries(top, 0o700):
             self._left_over(path, "in the trash")
             self._count(path)
+
+    def _check_claims(self) -> None:
+        top = self._under("claims")
+        for path in () if top is None else self._entries(top, 0o700):
+            self._expect(path, path.name in CLAIMS and self._file(path, 0o600) and path.stat().st_size == 0, "is no file to lock")
+        for name in CLAIMS:
+            if top is not None and not (top / name).exists():
+                self._left_over(top / name, "missing: making the store was interrupted")
 
     def _count(self, path: Path) -> None:
         """Count the names in something that is judged as a whole."""

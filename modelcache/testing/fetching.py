@@ -20,8 +20,9 @@ from modelcache.digest import Algorithm, Digest
 from modelcache.fetch.buffers import Buffer
 from modelcache.fetch.concurrency import ConcurrencyBounds
 from modelcache.fetch.engine import EngineLimits, FetchEngine
-from modelcache.fetch.fetch import Fetch, FetchRequest
+from modelcache.fetch.fetch import Fetch
 from modelcache.fetch.plan import Priority
+from modelcache.fetch.request import FetchRequest
 from modelcache.patience import Cancellation
 from modelcache.testing.memory_store import MemoryStore
 from modelcache.testing.store_filling import digest_of, table_of
@@ -58,8 +59,8 @@ def stated_sha256(file: RemoteFile) -> Digest | None:
     return next((digest for digest in file.digests if digest.algorithm is Algorithm.SHA256), None)
 
 
-def version_of(listing: Listing, file: RemoteFile) -> str:
-    return f"{listing.origin} {file.locator} {file.validator}" if file.resumable else ""
+def version_of(listing: Listing, file: RemoteFile, name: str) -> str:
+    return f"{listing.origin} {file.locator} {file.validator} {name}" if file.resumable else ""
 
 
 def request_for(
@@ -70,10 +71,13 @@ def request_for(
     priority: Priority = Priority.WAITING,
     identities: Sequence[str] | None = None,
 ) -> FetchRequest:
-    """Everything that the source has, into a new ingest of the store; by default no file is shared with other fetches."""
+    """Everything that the source has, into a new ingest of the store; by default no file is shared with other fetches.
+
+    `identities` are what fetches share files by. Their ingests don't, unless the source states digests: each has claims of its own.
+    """
     uri = place(name)
     listing = source.list(uri, Cancellation())
-    wanted = [IngestFile(file.path, file.size_bytes, version_of(listing, file), stated_sha256(file)) for file in listing.files]
+    wanted = [IngestFile(file.path, file.size_bytes, version_of(listing, file, name), stated_sha256(file)) for file in listing.files]
     ingest = store.ingest(RefKey(str(uri), str(listing.origin)), wanted)
     return FetchRequest(
         uri=str(uri),

@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from modelcache.abc.store import IngestFile, Ref, RefKey, Route, Snapshot
+from modelcache.abc.store import Elsewhere, IncomingFile, IngestFile, Ref, RefKey, Route, Snapshot
 from modelcache.chunks import ChunkTable, chunk_count, chunk_range
 from modelcache.digest import Digest, sha256
 from modelcache.errors import Cancelled, StoreFault
@@ -33,10 +33,13 @@ class MemoryShelf:
 
     add_snapshot: Callable[[Manifest, Ref], Snapshot]
     forget_unnamed: Callable[[], None]
+    make_room: Callable[[MemoryIngest, int], None]
     clock: Callable[[], float]
     blobs: dict[Digest, MemoryBlob] = field(default_factory=dict)
     kept: dict[RefKey, MemoryIngest] = field(default_factory=dict)
     open_ingests: dict[str, MemoryIngest] = field(default_factory=dict)
+    claims: dict[str, MemoryIngest] = field(default_factory=dict)
+    lock: threading.RLock = field(default_factory=threading.RLock)
 
 
 class MemoryIncoming:
@@ -49,7 +52,9 @@ class MemoryIncoming:
         self._data: bytearray = bytearray(wanted.size_bytes) if earlier is None else earlier._data
         self._hints: dict[int, bytes] = {} if earlier is None else earlier._hints | earlier._marks
         self._marks: dict[int, bytes] = {}
-        self.room_bytes = wanted.size_bytes
+        self.room_bytes = 0
+        self._claimed = False
+        self._booked = False
         known = wanted.sha256 or (None if earlier is None else earlier.sha256)
         if known is not None:
             self._link(known)
@@ -66,11 +71,38 @@ class MemoryIncoming:
     def sha256(self) -> Digest | None:
         return self._sha256
 
+    @property
+    def claimed(self) -> bool:
+        return self._claimed
+
+    @property
+    def booked(self) -> bool:
+        return self._booked
+
+    @property
+    def marked_bytes(self) -> int:
+        """What another ingest may see of it."""
+        return sum(chunk_range(chunk, self.size_bytes).size_bytes for chunk in self._hints | self._marks)
+
+    def claim(self) -> None:
+        self._claimed = True
+
+    def book(self, remains: MemoryIncoming | None) -> None:
+        """Its room is booked; go on with what an ended ingest has of it."""
+        self._booked = True
+        self.room_bytes = self.size_bytes
+        if remains is not None and remains.marked_bytes > self.marked_bytes:
+            self._data, self._hints = remains._data, remains._hints | remains._marks
+            remains._data, remains._hints, remains._marks = bytearray(self.size_bytes), {}, {}
+            remains.room_bytes = 0
+
     def hints(self) -> Mapping[int, bytes]:
         return {} if self._sha256 is not None else dict(self._hints)
 
     def write(self, offset: int, data: memoryview, route: Route) -> None:
         self._require_open()
+        if not self._booked:
+            raise ValueError(f"`{self.path}` is for another ingest to bring")
         end = offset + data.nbytes
         if not 0 <= offset <= end <= self.size_bytes:
             raise ValueError(f"[{offset}, {end}) is outside of `{self.path}` of {self.size_bytes} bytes")
@@ -157,6 +189,7 @@ class MemoryIngest:
     def __init__(self, shelf: MemoryShelf, key: RefKey, files: Sequence[IngestFile], earlier: MemoryIngest | None) -> None:
         self.shelf = shelf
         self.key = key
+        self._earlier = earlier
         self._id = secrets.token_hex(8)
         self.changed = threading.Condition()
         self.ended = False
@@ -166,7 +199,7 @@ class MemoryIngest:
             MemoryIncoming(self, wanted, kept.get((wanted.path, wanted.size_bytes, wanted.version)) if wanted.version else None)
             for wanted in files
         ]
-        self._reserved_bytes = self.room_bytes
+        self._reserved_bytes = 0
 
     @property
     def id(self) -> str:
@@ -184,6 +217,58 @@ class MemoryIngest:
     def room_bytes(self) -> int:
         return sum(file.room_bytes for file in self._files)
 
+    def elsewhere(self, files: Sequence[IncomingFile]) -> list[Elsewhere]:
+        with self.shelf.lock:
+            return [self._sight(file.wanted) for file in self._ours(files)]
+
+    def _sight(self, wanted: IngestFile) -> Elsewhere:
+        others = [ingest for ingest in (*self.shelf.open_ingests.values(), *self.shelf.kept.values()) if ingest is not self]
+        named = [file for ingest in others for file in ingest.files if wanted.identity and file.wanted.identity == wanted.identity]
+        same = [file for file in named if file.size_bytes == wanted.size_bytes]
+        digests = [wanted.sha256, *(file.sha256 for file in same)]
+        known = next((digest for digest in digests if digest is not None and digest in self.shelf.blobs), None)
+        here = [file.marked_bytes for file in same if file.booked]
+        holder = self.shelf.claims.get(wanted.identity)
+        pulse = () if holder is None else (sum(file.marked_bytes for file in holder.files),)
+        return Elsewhere(max(here, default=0), known, pulse)
+
+    def claim(self, files: Sequence[IncomingFile], *, anyway: bool = False) -> list[IncomingFile]:
+        got: list[IncomingFile] = []
+        with self.shelf.lock:
+            for file in self._ours(files):
+                identity = file.wanted.identity
+                free = file.size_bytes == 0 or identity == "" or self.shelf.claims.setdefault(identity, self) is self
+                if free or anyway:
+                    file.claim()
+                    known = self._sight(file.wanted).sha256 if file.size_bytes else None
+                    if known is not None:
+                        file.link(known)
+                    got.append(file)
+        return got
+
+    def book(self, files: Sequence[IncomingFile]) -> None:
+        with self.shelf.lock:
+            todo = [file for file in self._ours(files) if file.sha256 is None and not file.booked]
+            if not all(file.claimed for file in todo):
+                raise ValueError("a file is for another ingest to bring")
+            remains = [self._remains(file.wanted) for file in todo]
+            left_bytes = sum(file.room_bytes for file in remains if file is not None)
+            needed_bytes = sum(file.size_bytes for file in todo)
+            if todo:
+                self.shelf.make_room(self, needed_bytes - left_bytes)
+            self._reserved_bytes += needed_bytes
+            for file, before in zip(todo, remains, strict=True):
+                file.book(before)
+
+    def _remains(self, wanted: IngestFile) -> MemoryIncoming | None:
+        kept = [file for ingest in self.shelf.kept.values() if ingest is not self._earlier for file in ingest.files]
+        same = [file for file in kept if wanted.version and file.wanted.version and file.wanted.identity == wanted.identity]
+        return next((file for file in same if file.sha256 is None and file.size_bytes == wanted.size_bytes), None)
+
+    def _ours(self, files: Sequence[IncomingFile]) -> list[MemoryIncoming]:
+        ours = set(map(id, self._files))
+        return [file for file in files if isinstance(file, MemoryIncoming) and id(file) in ours]
+
     def flush(self, files: Sequence[object]) -> None:
         """Memory is as durable as it gets."""
 
@@ -195,6 +280,7 @@ class MemoryIngest:
             raise ValueError("the manifest does not name exactly the completed files of this ingest")
         snapshot = self.shelf.add_snapshot(manifest, ref)
         self._end()
+        self.let_go()
         return snapshot
 
     def keep(self) -> None:
@@ -204,11 +290,19 @@ class MemoryIngest:
                 file.give_back()
             self.kept_at_s = self.shelf.clock()
             self.shelf.kept[self.key] = self
+            self.let_go()
 
     def discard(self) -> None:
         if not self.ended:
             self._end()
             self.shelf.forget_unnamed()
+            self.let_go()
+
+    def let_go(self) -> None:
+        """End its claims."""
+        with self.shelf.lock:
+            for identity in [identity for identity, holder in self.shelf.claims.items() if holder is self]:
+                del self.shelf.claims[identity]
 
     def wake(self) -> None:
         with self.changed:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import secrets
-import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -51,9 +50,9 @@ class MemoryStore:
         self.size_bytes = size_bytes
         self.clock = clock
         self.grants = MemoryGrants(clock)
-        self.shelf = MemoryShelf(self._add_snapshot, self._forget_unnamed, clock)
+        self.shelf = MemoryShelf(self._add_snapshot, self._forget_unnamed, self._make_room, clock)
         self.shelf.blobs[EMPTY] = MemoryBlob(b"", ChunkTable(0, ()))
-        self._lock = threading.RLock()
+        self._lock = self.shelf.lock
         self._refs: dict[RefKey, Ref] = {}
         self._manifests: dict[Digest, Manifest] = {}
         self._last_used: dict[Digest, float] = {}
@@ -132,7 +131,11 @@ class MemoryStore:
         with self._lock:
             earlier = self.shelf.kept.get(key)
             ingest = MemoryIngest(self.shelf, key, files, earlier)
-            self._make_room(ingest, key)
+            try:
+                ingest.book(ingest.claim([file for file in ingest.files if file.sha256 is None]))
+            except BaseException:
+                ingest.let_go()
+                raise
             self.shelf.kept.pop(key, None)
             self.shelf.open_ingests[ingest.id] = ingest
             return ingest
@@ -352,10 +355,12 @@ class MemoryStore:
             found.append(Evicted(info.digest, tuple(ref.key.uri for ref in info.refs), freed))
         return [item for item in found if item.freed_bytes]
 
-    def _make_room(self, ingest: MemoryIngest, returned: RefKey) -> None:
+    def _make_room(self, ingest: MemoryIngest, needed: int) -> None:
         """Evict what this ingest needs beyond what its predecessor has booked."""
-        earlier = self.shelf.kept.get(returned)
-        needed = ingest.room_bytes - (0 if earlier is None else earlier.room_bytes)
+        begins = ingest.id not in self.shelf.open_ingests
+        returned = ingest.key if begins else None
+        earlier = self.shelf.kept.get(ingest.key) if begins else None
+        needed -= 0 if earlier is None else earlier.room_bytes
         if needed <= self._available_bytes():
             return
         holding = {file.sha256 for file in ingest.files}

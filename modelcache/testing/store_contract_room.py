@@ -118,7 +118,7 @@ class RoomContract:
         write_chunks(ingest.files[0], files["model.safetensors"])
         ingest.keep()
         with pytest.raises(NoSpace):
-            store.ingest(ref_of(files).key, wanted(files | model(2, 2 * MIB) | {"huge": content(3 * MIB)}))
+            store.ingest(ref_of(files).key, wanted(files | {"huge": content(3 * MIB)}))
         again = store.ingest(ref_of(files).key, wanted(files))
         assert set(again.files[0].hints()) == {0}
         again.discard()

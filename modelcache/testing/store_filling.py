@@ -59,9 +59,17 @@ def ref_of(
     )
 
 
-def wanted(files: Mapping[str, bytes], *, known: bool = False, version: str = VERSION) -> list[IngestFile]:
+def version_of(data: bytes) -> str:
+    """Names these exact bytes, as a version does."""
+    return f"{VERSION} {digest_of(data).hex[:16]}"
+
+
+def wanted(files: Mapping[str, bytes], *, known: bool = False, version: str | None = None) -> list[IngestFile]:
     """What to ask `Store.ingest` for; `known`: with digests, so that blobs that are here are linked."""
-    return [IngestFile(path, len(data), version, digest_of(data) if known else None) for path, data in files.items()]
+    return [
+        IngestFile(path, len(data), version_of(data) if version is None else version, digest_of(data) if known else None)
+        for path, data in files.items()
+    ]
 
 
 def write_chunks(file: IncomingFile, data: bytes, chunks: Sequence[int] | None = None, route: Route = Route.BUFFERED) -> None:
@@ -73,7 +81,8 @@ def write_chunks(file: IncomingFile, data: bytes, chunks: Sequence[int] | None =
 
 
 def complete_all(ingest: Ingest, files: Mapping[str, bytes], route: Route = Route.BUFFERED) -> None:
-    """Write and complete every file of the ingest that is not complete yet."""
+    """Write and complete every file of the ingest that is not complete yet, whoever else brings it."""
+    ingest.book(ingest.claim([file for file in ingest.files if file.sha256 is None and not file.claimed], anyway=True))
     for file in ingest.files:
         if file.sha256 is None:
             data = files[file.path]

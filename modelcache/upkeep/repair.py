@@ -16,8 +16,9 @@ from modelcache.chunks import chunk_range
 from modelcache.digest import Algorithm, Digest
 from modelcache.errors import Cancelled, DamagedRecord, ModelCacheError, NotCached, NotFound, StoreReadOnly
 from modelcache.fetch.engine import FetchEngine
-from modelcache.fetch.fetch import Fetch, FetchRequest
+from modelcache.fetch.fetch import Fetch
 from modelcache.fetch.plan import Priority
+from modelcache.fetch.request import FetchRequest
 from modelcache.manifest import Manifest, ManifestFile
 from modelcache.patience import Cancellation
 from modelcache.uri import StorageUri, parse_uri
@@ -238,7 +239,7 @@ class Repair:
         ingest = self._store.ingest(key, files)
         try:
             for file in ingest.files:
-                if file.sha256 is not None:
+                if file.sha256 is not None or not file.claimed:
                     continue
                 known = file.hints()
                 for index, view in self._store.salvage(Digest(Algorithm.SHA256, file.path), self._cancel):

@@ -16,8 +16,9 @@ from modelcache import Cancellation, Config, ModelCache, ModelCacheError, Progre
 from modelcache.abc.store import Route
 from modelcache.errors import AccessDenied, Cancelled, DigestMismatch, InvalidUri, NotCached, NotFound
 from modelcache.fetch.engine import FetchEngine
-from modelcache.fetch.fetch import Fetch, FetchRequest
+from modelcache.fetch.fetch import Fetch
 from modelcache.fetch.progress import Phase
+from modelcache.fetch.request import FetchRequest
 from modelcache.sources.s3 import S3Options
 from modelcache.testing.servers import Nginx, SeaweedFS
 from modelcache.units import MIB

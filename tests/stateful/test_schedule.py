@@ -152,7 +152,8 @@ class ScheduleMachine(RuleBasedStateMachine):
     @rule(which=st.integers(0, 100))
     def unpark(self, which: int) -> None:
         parked = self.files_where(At.PARKED)
-        self.schedule.unpark(parked[which % len(parked)])
+        file = parked[which % len(parked)]
+        self.schedule.unpark(file, self.plan(file).hinted)
         self.reset(parked[which % len(parked)])
 
     @precondition(lambda self: self.plans)
@@ -251,7 +252,7 @@ def test_files_of_others_keep_their_place_and_come_back() -> None:
     assert first is not None
     assert first.file == 1
     assert schedule.take(1) is None
-    schedule.unpark(0)
+    schedule.unpark(0, ())
     schedule.ended(first, first.stop)
     second = schedule.take(1)
     assert second == Span(0, 0, 2, Work.FETCH)

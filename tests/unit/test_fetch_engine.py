@@ -476,9 +476,11 @@ def test_no_thread_to_be_had_ends_the_fetch_with_that(monkeypatch: pytest.Monkey
 
         with monkeypatch.context() as patch:
             patch.setattr(threading.Thread, "start", refuse)
-            fetch = engine.start(request_for(store, source))
+            request = request_for(store, source)
+            fetch = engine.start(request)
             with pytest.raises(RuntimeError, match="new thread"):
                 finish(fetch)
+            request.ingest.keep()
         request = request_for(store, source)
         finish(engine.start(request))
     check_filled(store, request, files)

@@ -12,8 +12,9 @@ from hypothesis import given, settings
 from modelcache.abc.source import RemoteFile
 from modelcache.errors import BodyCut, Cancelled, DigestMismatch, NoSpace, SourceChanged, StoreFault
 from modelcache.fetch.engine import FetchEngine
-from modelcache.fetch.fetch import DIGEST_TRIES, WHOLE_TRIES, FetchRequest
+from modelcache.fetch.fetch import DIGEST_TRIES, WHOLE_TRIES
 from modelcache.fetch.progress import Phase
+from modelcache.fetch.request import FetchRequest
 from modelcache.patience import Cancellation
 from modelcache.ranges import ByteRange
 from modelcache.testing.fetching import check_filled, counted_buffers, finish, request_for, running_engine, small_chunks

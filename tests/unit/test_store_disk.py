@@ -18,6 +18,7 @@ from modelcache.patience import Cancellation
 from modelcache.store import durable
 from modelcache.store.descriptors import Descriptors
 from modelcache.store.incoming import OPEN_FILES
+from modelcache.store.layout import CLAIM_FILES
 from modelcache.store.store import LocalStore
 from modelcache.testing.store_filling import complete_all, content, digest_of, fill, manifest_of, ref_of, table_of, wanted, write_chunks
 from modelcache.testing.store_fixtures import MODEL, NO_LIMITS, model
@@ -326,7 +327,7 @@ def test_few_files_are_open_and_none_at_the_end(store: LocalStore, end: str) -> 
     ingest = store.ingest(ref_of(files).key, wanted(files))
     for file in ingest.files:
         write_chunks(file, files[file.path])
-        assert len(os.listdir("/proc/self/fd")) <= before + OPEN_FILES + 8
+        assert len(os.listdir("/proc/self/fd")) <= before + OPEN_FILES + CLAIM_FILES + 8
     if end == "publish":
         complete_all_written(ingest.files, files)
         ingest.publish(manifest_of(files), ref_of(files))
