@@ -307,9 +307,13 @@ class Lease:
 
 @dataclass(frozen=True, slots=True)
 class SnapshotInfo:
-    """A snapshot as `ls` shows it. Sizes count content; `own_bytes` is what evicting it alone would free.
+    """A snapshot as `ls` shows it.
 
     Attributes:
+        size_bytes: content of all its files, however often it has the same.
+        own_bytes: content, each once, that nothing else needs: no other snapshot, no ingest, no link from outside.
+        shared_bytes: content, each once, that others need, too.
+        freed_bytes: blocks that evicting it alone gives back; at most these, where a file system shares blocks between files.
         leases: living holds, pins among them.
         last_used_at_s: Unix time of the last hit, lease or publish.
     """
@@ -318,6 +322,8 @@ class SnapshotInfo:
     path: Path
     size_bytes: int
     own_bytes: int
+    shared_bytes: int
+    freed_bytes: int
     file_count: int
     refs: tuple[RefHead, ...]
     leases: tuple[Lease, ...]
@@ -341,8 +347,17 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """Where the room went, in bytes; `statvfs` for the file system, allocated blocks for the store's own."""
+    """Where the room went, in bytes; `statvfs` for the file system, allocated blocks for the store's own.
 
+    Attributes:
+        content_bytes: of all blobs, each content once, to the byte; `blobs_bytes` are its blocks.
+        own_bytes: of it, what a single snapshot needs: the sum of all `SnapshotInfo.own_bytes`.
+        shared_bytes: of it, what several snapshots show.
+    """
+
+    content_bytes: int
+    own_bytes: int
+    shared_bytes: int
     blobs_bytes: int
     ingest_bytes: int
     trash_bytes: int

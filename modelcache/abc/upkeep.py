@@ -2,12 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Protocol
 
-from modelcache.abc.store import RefHead, Store
+from modelcache.abc.store import RefHead, Store, VerifyReport
 from modelcache.digest import Digest
 from modelcache.patience import Cancellation
+
+
+@dataclass(frozen=True, slots=True)
+class ScrubLimits:
+    """How much a scrub may read.
+
+    Attributes:
+        budget_bytes: no further blob is begun once so much was read; None: all blobs.
+        bytes_per_s: on average; None: as fast as the lowest priority gets it.
+    """
+
+    budget_bytes: int | None = None
+    bytes_per_s: float | None = None
 
 
 class Upkeep(Store, Protocol):
@@ -15,6 +29,19 @@ class Upkeep(Store, Protocol):
 
     @property
     def read_only(self) -> bool: ...
+
+    def scrub(self, limits: ScrubLimits, cancel: Cancellation, progress: Callable[[int, int], None] | None = None) -> VerifyReport:
+        """`verify` a part of the store behind everybody's back: blobs that were longest not read back first, so that the next scrub
+        goes on where this one ended. It takes no pages out of the page cache and brings none in, where O_DIRECT works."""
+        ...
+
+    def verified_at_s(self, manifest: Digest) -> float | None:
+        """When the file of this snapshot that was longest not read back was (Unix time); None if one never was since it arrived.
+
+        Raises:
+            NotCached, DamagedRecord.
+        """
+        ...
 
     def heads(self) -> list[RefHead]:
         """The heads of all refs, those whose list of files is damaged among them."""

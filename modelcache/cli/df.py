@@ -29,15 +29,15 @@ def df(session: Session) -> ExitCode:
 
 
 def _rows(usage: Usage, infos: list[SnapshotInfo]) -> list[tuple[str, str, str]]:
-    own_bytes = sum(info.own_bytes for info in infos)
     apart = format_bytes(sum(info.size_bytes for info in infos))
     limits = usage.limits
     cap = "no cap over the store" if limits.max_bytes is None else f"cap over the store: {format_bytes(limits.max_bytes)}"
     shares = f"{limits.high_watermark:.0%} may be used, by anyone; eviction goes down to {limits.low_watermark:.0%}"
     rows = [
-        ("models", usage.blobs_bytes, f"{counted(len(infos), 'model')}; apart from each other {apart}"),
-        ("  own", own_bytes, "of one model alone"),
-        ("  shared", max(0, usage.blobs_bytes - own_bytes), "of several models, stored once"),
+        ("models", usage.content_bytes, f"{counted(len(infos), 'model')}; apart from each other {apart}"),
+        ("  own", usage.own_bytes, "of one model alone; goes with it"),
+        ("  shared", usage.shared_bytes, "of several models, stored once"),
+        ("  on disk", usage.blobs_bytes, "blocks of all that"),
         ("  leased", usage.leased_bytes, "held by running users"),
         ("  pinned", usage.pinned_bytes, "held until unpinned"),
         ("  evictable", usage.evictable_bytes, "goes when room is needed"),

@@ -60,6 +60,8 @@ def of_snapshot(info: SnapshotInfo) -> dict[str, object]:
         "path": str(info.path),
         "size_bytes": info.size_bytes,
         "own_bytes": info.own_bytes,
+        "shared_bytes": info.shared_bytes,
+        "freed_bytes": info.freed_bytes,
         "files": info.file_count,
         "uris": [ref.key.uri for ref in info.refs],
         "last_used_at_s": info.last_used_at_s,
@@ -75,6 +77,8 @@ def of_details(info: SnapshotInfo, manifest: Manifest, refs: Sequence[Ref]) -> d
         "path": str(info.path),
         "size_bytes": info.size_bytes,
         "own_bytes": info.own_bytes,
+        "shared_bytes": info.shared_bytes,
+        "freed_bytes": info.freed_bytes,
         "last_used_at_s": info.last_used_at_s,
         "refs": [of_ref(ref) for ref in info.refs],
         "leases": [of_lease(lease) for lease in info.leases],
@@ -204,14 +208,14 @@ def of_imported(report: ImportReport) -> dict[str, object]:
 
 
 def of_usage(usage: Usage, infos: Sequence[SnapshotInfo], root: Path) -> dict[str, object]:
-    own_bytes = sum(info.own_bytes for info in infos)
     return {
         "root": str(root),
         "snapshots": len(infos),
         "apart_bytes": sum(info.size_bytes for info in infos),
+        "content_bytes": usage.content_bytes,
+        "own_bytes": usage.own_bytes,
+        "shared_bytes": usage.shared_bytes,
         "blobs_bytes": usage.blobs_bytes,
-        "own_bytes": own_bytes,
-        "shared_bytes": max(0, usage.blobs_bytes - own_bytes),
         "ingest_bytes": usage.ingest_bytes,
         "trash_bytes": usage.trash_bytes,
         "quarantine_bytes": usage.quarantine_bytes,

@@ -15,15 +15,15 @@ if TYPE_CHECKING:
 
 SHORT_DIGITS = 12
 COLUMNS = (
-    Column("digest"), Column("size", right=True), Column("own", right=True), Column("files", right=True), Column("used", right=True),
-    Column("held by"), Column("uri"),
+    Column("digest"), Column("size", right=True), Column("own", right=True), Column("shared", right=True), Column("files", right=True),
+    Column("used", right=True), Column("held by"), Column("uri"),
 )  # fmt: skip
 
 
 def ls(session: Session) -> ExitCode:
     """List the models that are here, most recently used first.
 
-    OWN is what removing the model alone would free: the rest of SIZE is shared with others. USED is how long ago.
+    OWN is what nothing else needs, and goes with the model; SHARED stays for the others that show it. USED is how long ago.
     """
     config = session.config()
     infos: list[SnapshotInfo] = []
@@ -43,6 +43,7 @@ def _row(info: SnapshotInfo) -> tuple[str, ...]:
         info.digest.hex[:SHORT_DIGITS],
         format_bytes(info.size_bytes),
         format_bytes(info.own_bytes),
+        format_bytes(info.shared_bytes),
         f"{info.file_count:,}",
         format_age(info.last_used_at_s),
         "\n".join(f"{lease.kind} {lease.holder}" for lease in info.leases),

@@ -31,18 +31,22 @@ def show(session: Session, name: Name) -> ExitCode:
     with session.open_cache() as cache:
         info = cache.find(name)
         manifest, refs = cache.manifest(str(info.digest)), cache.refs(str(info.digest))
-    session.finish(**documents.of_details(info, manifest, refs))
-    _print(session, info, manifest, refs)
+        verified_at_s = cache.verified_at_s(str(info.digest))
+    session.finish(**documents.of_details(info, manifest, refs), verified_at_s=verified_at_s)
+    _print(session, info, manifest, refs, verified_at_s)
     return ExitCode.OK
 
 
-def _print(session: Session, info: SnapshotInfo, manifest: Manifest, refs: Sequence[Ref]) -> None:
+def _print(session: Session, info: SnapshotInfo, manifest: Manifest, refs: Sequence[Ref], verified_at_s: float | None) -> None:
     output = session.output
     extent = f"{format_bytes(info.size_bytes)} in {counted(info.file_count, 'file')}"
     output.line(f"snapshot  {info.digest}")
     output.line(f"path      {info.path}")
-    output.line(f"size      {extent}; {format_bytes(info.own_bytes)} of it in no other model")
+    output.line(f"size      {extent}; {format_bytes(info.own_bytes)} of it its own, {format_bytes(info.shared_bytes)} shared")
+    output.line(f"on disk   removing it frees {format_bytes(info.freed_bytes)}")
     output.line(f"used      {format_age(info.last_used_at_s)} ago")
+    verified = "when it arrived" if verified_at_s is None else f"{format_age(verified_at_s)} ago, from the disk"
+    output.line(f"verified  {verified}")
     for ref in info.refs:
         output.line("")
         for line in _ref_lines(ref):

@@ -14,8 +14,9 @@ from modelcache.cli.interrupts import cancelled_by_signals
 from modelcache.cli.progress_view import Reading, progress_view
 from modelcache.cli.session import Session
 from modelcache.cli.tables import counted
+from modelcache.errors import BadConfig
 from modelcache.patience import Cancellation
-from modelcache.units import format_bytes, format_duration
+from modelcache.units import format_bytes, format_duration, parse_bytes
 
 if TYPE_CHECKING:
     from modelcache.abc.store import Damage, VerifyReport
@@ -26,13 +27,22 @@ def verify(
     session: Session,
     name: AnyName = None,
     repair: Annotated[bool, typer.Option("--repair", help="Fetch damaged chunks again and put them in place.")] = False,
+    budget: Annotated[str | None, typer.Option("--budget", metavar="SIZE", help="Read about this much, longest ago first.")] = None,
+    rate: Annotated[str | None, typer.Option("--rate", metavar="SIZE", help="Read at most this much a second, as 200MiB.")] = None,
 ) -> ExitCode:
     """Read models from the disk and compare every byte with its digest.
+
+    With --budget or --rate in the background: at lowest priority, what was longest not read back first, so that the next time goes on
+    where this one ended.
 
     What is damaged is taken out of service; --repair, or pulling it again, brings it back. Exits with 6 if anything is damaged and not
     repaired.
     """
     session.expect_store()
+    in_parts = budget is not None or rate is not None
+    if in_parts and name is not None:
+        raise BadConfig("--budget and --rate choose by themselves what is read: give no NAME")
+    limits = [None if size is None else parse_bytes(size) for size in (budget, rate)]
     cancel = Cancellation()
     repaired: RepairReport | None = None
     with cancelled_by_signals(cancel, session.output), session.open_cache() as cache, progress_view(session.output) as view:
@@ -41,11 +51,13 @@ def verify(
         def show(done: int, total: int) -> None:
             view.show(reading.look(done, total))
 
-        if repair:
-            repaired = cache.repair(name, progress=show, cancel=cancel)
-            report = repaired.verified
-        else:
+        if in_parts:
+            report = cache.scrub(budget_bytes=limits[0], bytes_per_s=limits[1], progress=show, cancel=cancel)
+        elif not repair:
             report = cache.verify(name, progress=show, cancel=cancel)
+        if repair:
+            repaired = cache.repair(name, verified=report if in_parts else None, progress=show, cancel=cancel)
+            report = repaired.verified
     if repaired is None:
         session.finish(**documents.of_verified(report, reading.elapsed_s))
     else:

@@ -27,9 +27,9 @@ class DiskReader:
     A buffered read would show what was written and not what the disk kept.
     """
 
-    def __init__(self, path: Path, chunk_bytes: int) -> None:
+    def __init__(self, path: Path, chunk_bytes: int, *, drop_cached: bool = True) -> None:
         self._buffer = mmap.mmap(-1, chunk_bytes)
-        self._fd = _open(path)
+        self._fd = _open(path, drop_cached=drop_cached)
 
     def chunks(self) -> Iterator[memoryview]:
         """Views of one buffer: each is good until the next. Raises OSError where the disk fails."""
@@ -70,16 +70,17 @@ class DiskReader:
 
 
 @contextmanager
-def disk_reader(path: Path, chunk_bytes: int) -> Iterator[DiskReader]:
-    reader = DiskReader(path, chunk_bytes)
+def disk_reader(path: Path, chunk_bytes: int, *, drop_cached: bool = True) -> Iterator[DiskReader]:
+    """Args: drop_cached: whether, without O_DIRECT, the file's pages are dropped from the cache first."""
+    reader = DiskReader(path, chunk_bytes, drop_cached=drop_cached)
     try:
         yield reader
     finally:
         reader.close()
 
 
-def _open(path: Path) -> int:
-    """With O_DIRECT if the file system takes it and gives a first block; else buffered, its cached pages dropped first."""
+def _open(path: Path, *, drop_cached: bool) -> int:
+    """With O_DIRECT if the file system takes it and gives a first block; else buffered."""
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_DIRECT)
     except OSError:
@@ -93,5 +94,6 @@ def _open(path: Path) -> int:
         else:
             return fd
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
-    os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+    if drop_cached:
+        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
     return fd

@@ -65,6 +65,11 @@ def freed_bytes(snapshots: Sequence[Candidate], blobs: Mapping[str, BlobFact]) -
     return sum(victim.freed_bytes for victim in choose_victims(snapshots, blobs, total))
 
 
+def own(links: Mapping[str, int], blobs: Mapping[str, BlobFact]) -> list[BlobFact]:
+    """The blobs that only the snapshot of these links names."""
+    return [fact for digits, count in links.items() if (fact := blobs.get(digits)) is not None and fact.names == count]
+
+
 def own_bytes(links: Mapping[str, int], blobs: Mapping[str, BlobFact]) -> int:
-    """Bytes of content that only this snapshot names."""
-    return sum(blobs[digits].size_bytes for digits, count in links.items() if digits in blobs and blobs[digits].names == count)
+    """Bytes of content that only the snapshot of these links names."""
+    return sum(fact.size_bytes for fact in own(links, blobs))

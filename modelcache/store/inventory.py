@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from modelcache.abc.store import Lease, LeaseKind, RefHead, SnapshotInfo
 from modelcache.digest import Digest
 from modelcache.store.blobs import BlobFact
-from modelcache.store.evict import Candidate, freed_bytes, own_bytes
+from modelcache.store.evict import Candidate, freed_bytes, own, own_bytes
 from modelcache.store.parts import Parts
 from modelcache.store.snapshots import Summary
 
@@ -44,6 +44,15 @@ class Inventory:
     def evictable_bytes(self, held: Iterable[Digest]) -> int:
         return freed_bytes(self.candidates(held), self.blobs)
 
+    def shared_bytes(self) -> int:
+        """Content that several snapshots show, each once."""
+        showing = Counter(digits for summary in self.summaries.values() for digits in summary.links)
+        return sum(self.blobs[digits].size_bytes for digits, count in showing.items() if count > 1 and digits in self.blobs)
+
+    def own_bytes(self) -> int:
+        """Content that one snapshot alone needs."""
+        return sum(own_bytes(summary.links, self.blobs) for summary in self.summaries.values())
+
     def infos(self, parts: Parts, refs: Iterable[RefHead], leases: Iterable[Lease]) -> list[SnapshotInfo]:
         """What `ls` shows, most recently used first."""
         of_refs: defaultdict[Digest, list[RefHead]] = defaultdict(list)
@@ -52,20 +61,25 @@ class Inventory:
         of_leases: defaultdict[Digest, list[Lease]] = defaultdict(list)
         for lease in leases:
             of_leases[lease.manifest].append(lease)
-        found = [
-            SnapshotInfo(
-                digest=digest,
-                path=parts.root.layout.snapshot(digest),
-                size_bytes=summary.size_bytes,
-                own_bytes=own_bytes(summary.links, self.blobs),
-                file_count=summary.file_count,
-                refs=tuple(of_refs[digest]),
-                leases=tuple(of_leases[digest]),
-                last_used_at_s=self.last_used_at_s[digest],
-            )
-            for digest, summary in self.summaries.items()
-        ]
+        found = [self._info(parts, summary, tuple(of_refs[digest]), tuple(of_leases[digest])) for digest, summary in self.summaries.items()]
         return sorted(found, key=lambda info: (-info.last_used_at_s, info.digest.hex))
+
+    def _info(self, parts: Parts, summary: Summary, refs: tuple[RefHead, ...], leases: tuple[Lease, ...]) -> SnapshotInfo:
+        shown_bytes = sum(self.blobs[digits].size_bytes for digits in summary.links if digits in self.blobs)
+        alone = own(summary.links, self.blobs)
+        own_bytes = sum(fact.size_bytes for fact in alone)
+        return SnapshotInfo(
+            digest=summary.digest,
+            path=parts.root.layout.snapshot(summary.digest),
+            size_bytes=summary.size_bytes,
+            own_bytes=own_bytes,
+            shared_bytes=shown_bytes - own_bytes,
+            freed_bytes=sum(fact.allocated_bytes for fact in alone),
+            file_count=summary.file_count,
+            refs=refs,
+            leases=leases,
+            last_used_at_s=self.last_used_at_s[summary.digest],
+        )
 
 
 def pinned(leases: Iterable[Lease]) -> set[Digest]:

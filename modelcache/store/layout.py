@@ -38,6 +38,7 @@ class Layout:
         self.lock = root / "lock"
         self.turnstile = root / "lock.turn"
         self.room_lock = root / "lock.room"
+        self.verified = root / "verified"
         self.blobs = root / "blobs" / "sha256"
         self.tables = root / "chunks" / "sha256"
         self.manifests = root / "manifests"

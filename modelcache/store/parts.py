@@ -11,6 +11,7 @@ from modelcache.store.refs import Refs
 from modelcache.store.root import Root
 from modelcache.store.snapshots import Snapshots
 from modelcache.store.trash import Trash
+from modelcache.store.verified import Verified
 
 
 @dataclass(frozen=True)
@@ -21,9 +22,10 @@ class Parts:
     snapshots: Snapshots
     refs: Refs
     leases: Leases
+    verified: Verified
     grants: LocalGrants
 
     @classmethod
     def of(cls, root: Root) -> Parts:
         trash = Trash(root.layout)
-        return cls(root, trash, Blobs(root, trash), Snapshots(root, trash), Refs(root), Leases(root), LocalGrants(root))
+        return cls(root, trash, Blobs(root, trash), Snapshots(root, trash), Refs(root), Leases(root), Verified(root), LocalGrants(root))

@@ -65,11 +65,16 @@ def read_all(paths: Sequence[Path], cancel: Cancellation, counting: Counting) ->
             raise
 
 
-def read_file(path: Path, cancel: Cancellation, counting: Counting) -> Reading | None:
-    """One file; None if it is gone. A disk that fails is a finding, not an error."""
+def read_file(path: Path, cancel: Cancellation, counting: Counting, after: Callable[[int], None] | None = None) -> Reading | None:
+    """One file; None if it is gone. A disk that fails is a finding, not an error.
+
+    Args:
+        after: for reading in the background: called after each chunk with its bytes. What others have in the page cache is then left
+            there, also where a file system has no O_DIRECT and it would hide the disk.
+    """
     cancel.check()
     try:
-        with disk_reader(path, CHUNK_BYTES) as reader:
+        with disk_reader(path, CHUNK_BYTES, drop_cached=after is None) as reader:
             total = hashlib.sha256()
             marks: list[bytes] = []
             size_bytes = 0
@@ -80,6 +85,8 @@ def read_file(path: Path, cancel: Cancellation, counting: Counting) -> Reading |
                     marks.append(xxhash.xxh3_128_digest(view))
                     size_bytes += len(view)
                     counting.add(len(view))
+                    if after is not None:
+                        after(len(view))
             except OSError as error:
                 return Reading(size_bytes, None, tuple(marks), f"the disk can't give it back ({error.strerror})")
             return Reading(size_bytes, total.hexdigest(), tuple(marks), None)

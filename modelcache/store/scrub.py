@@ -5,21 +5,28 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 from modelcache.abc.store import Damage, VerifyReport
+from modelcache.abc.upkeep import ScrubLimits
 from modelcache.chunks import ChunkTable, chunk_count
 from modelcache.digest import Digest
 from modelcache.errors import DamagedRecord, NotCached
 from modelcache.manifest import Manifest
 from modelcache.patience import Cancellation
+from modelcache.store.background import RateLimit, give_way
 from modelcache.store.blobs import EMPTY
 from modelcache.store.mending import Mending
 from modelcache.store.parts import Parts
-from modelcache.store.reading import Counting, Reading, bad_chunks, read_all, reason
+from modelcache.store.reading import Counting, Reading, bad_chunks, read_all, read_file, reason
 from modelcache.store.removal import Removal
 from modelcache.store.trash import inode_names
+from modelcache.units import GIB
+
+SAVE_BYTES = 4 * GIB
+"""After so much the times are written down: a scrub that is killed reads no more than this again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,17 +56,60 @@ class Scrub:
         digests = self._parts.snapshots.every() if manifest is None else [manifest]
         damages = list(self._records()) if manifest is None else []
         manifests: dict[Digest, Manifest] = {}
-        for digest in digests:
-            damages += self._open(digest, manifests)
-        for digest, found in manifests.items():
-            damages += self._check_tree(digest, found)
+        damages += self._survey(digests, manifests)
         subjects = list(self._subjects(manifests.values(), everything=manifest is None)) + list(self._strays(manifests))
         counting = Counting(sum(subject.size_bytes for subject in subjects), progress)
         readings = read_all([subject.path for subject in subjects], cancel, counting)
+        times: dict[str, int] = {}
         for subject, reading in zip(subjects, readings, strict=True):
             if reading is not None:
                 damages += self._judge(subject, reading)
+                self._note(times, subject, reading)
+        self._save(times)
         return VerifyReport(len(digests), len(subjects), counting.done_bytes, tuple(sorted(damages, key=lambda damage: str(damage.path))))
+
+    def scrub(self, limits: ScrubLimits, cancel: Cancellation, progress: Callable[[int, int], None] | None) -> VerifyReport:
+        """`Upkeep.scrub`. Reads in a thread of lowest priority, blobs that were longest not read back first."""
+        digests = self._parts.snapshots.every()
+        damages = [*self._records(), *self._survey(digests, {})]
+        subjects = self._by_age()
+        total_bytes = sum(subject.size_bytes for subject in subjects)
+        counting = Counting(total_bytes if limits.budget_bytes is None else min(total_bytes, limits.budget_bytes), progress)
+        rate = RateLimit(limits.bytes_per_s, cancel)
+        times: dict[str, int] = {}
+        saved_bytes = blobs = 0
+        try:
+            with ThreadPoolExecutor(1, "scrub", initializer=give_way) as reader:
+                for subject in subjects:
+                    if limits.budget_bytes is not None and counting.done_bytes >= limits.budget_bytes:
+                        break
+                    reading = reader.submit(read_file, subject.path, cancel, counting, rate).result()
+                    if reading is None:
+                        continue
+                    blobs += 1
+                    damages += self._judge(subject, reading)
+                    self._note(times, subject, reading)
+                    if counting.done_bytes - saved_bytes >= SAVE_BYTES:
+                        self._save(times)
+                        saved_bytes = counting.done_bytes
+        finally:
+            self._save(times)
+        return VerifyReport(len(digests), blobs, counting.done_bytes, tuple(sorted(damages, key=lambda damage: str(damage.path))))
+
+    def _by_age(self) -> list[Subject]:
+        """The inodes of all blobs, those never read back first, then the longest ago."""
+        times = self._parts.verified.times()
+        return sorted(self._subjects((), everything=True), key=lambda subject: (times.get(subject.digest.hex, 0), subject.path.name))
+
+    def _note(self, times: dict[str, int], subject: Subject, reading: Reading) -> None:
+        if reason(subject.digest, reading) is None:
+            times[subject.digest.hex] = int(self._parts.root.clock())
+        else:
+            times.pop(subject.digest.hex, None)
+
+    def _save(self, times: dict[str, int]) -> None:
+        if times and not self._parts.root.read_only:
+            self._parts.verified.add(times, {digest.hex for _, digest, _ in self._parts.blobs.every()})
 
     # -- records and trees ----------------------------------------------------------------------------------------
 
@@ -91,6 +141,13 @@ class Scrub:
                 self._parts.refs.put(rebuilt)
         done = "removed" if rebuilt is None else f"`{rebuilt.key.uri}` is written anew"
         return Damage(path, None, f"{error.message}; {done}", (), (), (), None if rebuilt is None else rebuilt.key)
+
+    def _survey(self, digests: Iterable[Digest], manifests: dict[Digest, Manifest]) -> Iterator[Damage]:
+        """Manifests and trees, without the bytes of files; the manifests that can be read are put into `manifests`."""
+        for digest in digests:
+            yield from self._open(digest, manifests)
+        for digest, found in manifests.items():
+            yield from self._check_tree(digest, found)
 
     def _open(self, digest: Digest, manifests: dict[Digest, Manifest]) -> Iterator[Damage]:
         try:

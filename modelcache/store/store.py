@@ -24,10 +24,12 @@ from modelcache.abc.store import (
     Usage,
     VerifyReport,
 )
+from modelcache.abc.upkeep import ScrubLimits
 from modelcache.digest import Digest
 from modelcache.errors import NotCached
 from modelcache.manifest import Manifest
 from modelcache.patience import Cancellation
+from modelcache.store.blobs import EMPTY
 from modelcache.store.budget import Budget, unshared_bytes
 from modelcache.store.faults import disk_faults, guarded, unless_read_only
 from modelcache.store.grants import LocalGrants
@@ -231,6 +233,9 @@ class LocalStore:
         held = {lease.manifest for lease in leases} if not self._parts.leases.damaged() else set(inventory.summaries)
         room = self._budget.room()
         return Usage(
+            content_bytes=sum(fact.size_bytes for fact in inventory.blobs.values()),
+            own_bytes=inventory.own_bytes(),
+            shared_bytes=inventory.shared_bytes(),
             blobs_bytes=sum(fact.allocated_bytes for fact in inventory.blobs.values()),
             ingest_bytes=self._budget.ingest_bytes(),
             trash_bytes=unshared_bytes(self._root.layout.trash),
@@ -262,6 +267,15 @@ class LocalStore:
         return self._scrub.verify(manifest, cancel, progress)
 
     # -- upkeep (`modelcache.abc.upkeep`) ---------------------------------------------------------------------------
+
+    @guarded
+    def scrub(self, limits: ScrubLimits, cancel: Cancellation, progress: Callable[[int, int], None] | None = None) -> VerifyReport:
+        return self._scrub.scrub(limits, cancel, progress)
+
+    @guarded
+    def verified_at_s(self, manifest: Digest) -> float | None:
+        shown = {item.sha256 for item in self._parts.snapshots.manifest(manifest).files}
+        return self._parts.verified.oldest_s(shown - {EMPTY})
 
     @guarded
     def heads(self) -> list[RefHead]:

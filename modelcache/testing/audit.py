@@ -16,7 +16,15 @@ from pathlib import Path
 from modelcache.chunks import ChunkTable, chunk_count, chunk_range
 from modelcache.errors import DamagedRecord
 from modelcache.manifest import Manifest
-from modelcache.testing.audit_records import check_format, check_grant, check_lease, check_node_key, check_ref, named_manifest
+from modelcache.testing.audit_records import (
+    check_format,
+    check_grant,
+    check_lease,
+    check_node_key,
+    check_ref,
+    check_verified,
+    named_manifest,
+)
 from modelcache.testing.store_filling import digest_of, mark_of
 
 FIXED_MTIME_S = 315_532_800
@@ -143,6 +151,9 @@ class _Audit:
             elif path.name in LOCKS:
                 self._file(path, 0o600)
                 self._expect(path, path.stat().st_size == 0, "a lock is not empty")
+            elif path.name == "verified":
+                self._file(path, 0o600)
+                self._expect(path, check_verified(path.read_bytes()), "is no record of verified blobs")
             elif path.name == "node.key":
                 self._file(path, 0o600)
                 self._expect(path, check_node_key(path.read_bytes()), "is not a key")

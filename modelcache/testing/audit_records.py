@@ -90,6 +90,15 @@ def check_node_key(data: bytes) -> bool:
     return re.fullmatch(rb"[0-9a-f]{64}\n", data) is not None
 
 
+def check_verified(data: bytes) -> bool:
+    """Magic line, sorted records of a digest and a time, xxh3-64 of all that."""
+    magic = b"modelcache verified 1\n"
+    body = data[:-8]
+    digests = [body[at : at + 32] for at in range(len(magic), len(body), 40)]
+    whole = body.startswith(magic) and (len(body) - len(magic)) % 40 == 0 and digests == sorted(set(digests))
+    return whole and data[-8:] == xxhash.xxh3_64_digest(body)
+
+
 def named_manifest(data: bytes) -> str:
     """Hex digits of the snapshot that a ref or a lease names."""
     return str(json.loads(data.partition(b"\n")[0])["manifest"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import secrets
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -193,7 +194,12 @@ class MemoryStore:
     def usage(self) -> Usage:
         with self._lock:
             held = {lease.manifest for lease in self.leases()}
+            infos = [self._info(digest) for digest in self._manifests]
+            showing = Counter(digest for name in self._manifests for digest in self._named({name}))
             return Usage(
+                content_bytes=sum(len(blob.data) for blob in self.shelf.blobs.values()),
+                own_bytes=sum(info.own_bytes for info in infos),
+                shared_bytes=sum(len(self.shelf.blobs[digest].data) for digest, count in showing.items() if count > 1),
                 blobs_bytes=sum(len(blob.data) for blob in self.shelf.blobs.values()),
                 ingest_bytes=self._booked_bytes(),
                 trash_bytes=0,
@@ -295,11 +301,14 @@ class MemoryStore:
         )
         leases = tuple(lease for lease in self.leases() if lease.manifest == digest)
         others = {name for name in self._manifests if name != digest} | {None}
+        own_bytes = self._content_bytes({digest, *others}) - self._content_bytes(others)
         return SnapshotInfo(
             digest=digest,
             path=self._snapshot(digest).path,
             size_bytes=manifest.size_bytes,
-            own_bytes=self._content_bytes({digest, *others}) - self._content_bytes(others),
+            own_bytes=own_bytes,
+            shared_bytes=self._content_bytes({digest}) - own_bytes,
+            freed_bytes=own_bytes,
             file_count=len(manifest.files),
             refs=refs,
             leases=leases,

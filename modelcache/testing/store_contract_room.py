@@ -43,8 +43,12 @@ class RoomContract:
         shared = content(2 * MIB, seed=7)
         first = fill(store, {"base": shared, "own": content(MIB, seed=1)}, uri="s3://b/1")
         second = fill(store, {"base": shared, "own": content(MIB, seed=2), "again": shared}, uri="s3://b/2")
-        assert [info.own_bytes for info in store.list()] == [MIB, MIB]
+        assert [(info.own_bytes, info.shared_bytes, info.freed_bytes) for info in store.list()] == [(MIB, 2 * MIB, MIB)] * 2
+        usage = store.usage()
+        assert (usage.content_bytes, usage.own_bytes, usage.shared_bytes) == (4 * MIB, 2 * MIB, 2 * MIB)
         assert store.evict(first.digest).freed_bytes == MIB
+        usage = store.usage()
+        assert (usage.content_bytes, usage.own_bytes, usage.shared_bytes) == (3 * MIB, 3 * MIB, 0)
         assert read(second, "base") == read(second, "again") == shared
         assert store.evict(second.digest).freed_bytes == 3 * MIB
         assert leftovers() == []

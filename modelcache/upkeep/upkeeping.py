@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 
 from modelcache.abc.store import SnapshotInfo, VerifyReport
-from modelcache.abc.upkeep import Upkeep
+from modelcache.abc.upkeep import ScrubLimits, Upkeep
 from modelcache.errors import NotCached
 from modelcache.fetch.engine import FetchEngine
 from modelcache.patience import Cancellation
@@ -40,10 +40,40 @@ class Upkeeping(ABC):
         digest = None if name is None else self.find(name).digest
         return self._store.verify(digest, cancel or Cancellation(), progress)
 
-    def repair(self, name: str | None = None, *, progress: BytesProgress | None = None, cancel: Cancellation | None = None) -> RepairReport:
+    def scrub(
+        self,
+        *,
+        budget_bytes: int | None = None,
+        bytes_per_s: float | None = None,
+        progress: BytesProgress | None = None,
+        cancel: Cancellation | None = None,
+    ) -> VerifyReport:
+        """`verify` in the background: at lowest priority, what was longest not read back first, until the budget is used up.
+
+        Args:
+            budget_bytes: the blob in which it is used up is still read to its end; None: everything.
+            bytes_per_s: read no more on average.
+        """
+        return self._store.scrub(ScrubLimits(budget_bytes, bytes_per_s), cancel or Cancellation(), progress)
+
+    def verified_at_s(self, name: str) -> float | None:
+        """When all of a snapshot had last been read back from the disk and found right (Unix time); None: not since it arrived."""
+        return self._store.verified_at_s(self.find(name).digest)
+
+    def repair(
+        self,
+        name: str | None = None,
+        *,
+        verified: VerifyReport | None = None,
+        progress: BytesProgress | None = None,
+        cancel: Cancellation | None = None,
+    ) -> RepairReport:
         """`verify`, then put right what it finds, and what earlier ones found: bad chunks are fetched again from any origin that a ref
         names and that still has them, snapshots that were withdrawn come back, and those that are held get the repaired files in
         place of the damaged ones.
+
+        Args:
+            verified: what a `verify` or `scrub` just found; None: look now.
 
         Raises:
             NotCached, AmbiguousName: as `find`.
@@ -51,10 +81,11 @@ class Upkeeping(ABC):
         """
         stop = cancel or Cancellation()
         uri = None if name is None or _HEX.fullmatch(name) else str(parse_uri(name)[0])
-        try:
-            verified = self.verify(name, progress=progress, cancel=stop)
-        except NotCached:
-            if uri is None or not self._store.refs(uri):
-                raise
-            verified = VerifyReport(0, 0, 0, ())  # An earlier one took it out of service.
+        if verified is None:
+            try:
+                verified = self.verify(name, progress=progress, cancel=stop)
+            except NotCached:
+                if uri is None or not self._store.refs(uri):
+                    raise
+                verified = VerifyReport(0, 0, 0, ())  # An earlier one took it out of service.
         return Repair(self._store, self._engine, self._open_source, stop).run(verified, uri)

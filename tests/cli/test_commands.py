@@ -49,7 +49,10 @@ def test_bytes_that_another_model_has_are_reused_and_stored_once(cli: Executable
     assert used["snapshots"] == 2
     assert used["apart_bytes"] == 2 * (len(WEIGHTS) + 12)
     assert len(WEIGHTS) <= used["blobs_bytes"] < len(WEIGHTS) + 16 * 4096
-    assert used["own_bytes"] == 24
+    assert (used["content_bytes"], used["own_bytes"], used["shared_bytes"]) == (len(WEIGHTS) + 24, 24, len(WEIGHTS))
+    cli("rm", sibling)
+    used = cli("df", "--json").document
+    assert (used["content_bytes"], used["own_bytes"], used["shared_bytes"]) == (len(WEIGHTS) + 12, len(WEIGHTS) + 12, 0)
 
 
 def test_uris_come_from_stdin(cli: Executable, model: Path, sibling: Path) -> None:
@@ -125,7 +128,7 @@ def test_ls_and_path_and_show_tell_what_is_here(cli: Executable, model: Path, si
     digest = cli("show", "--json", model).document["digest"].removeprefix("sha256:")
     shown = cli("show", model).out
 
-    assert lines[0].split() == ["DIGEST", "SIZE", "OWN", "FILES", "USED", "HELD", "BY", "URI"]
+    assert lines[0].split() == ["DIGEST", "SIZE", "OWN", "SHARED", "FILES", "USED", "HELD", "BY", "URI"]
     assert [line.split()[-1] for line in lines[1:]] == [f"file://{sibling}", f"file://{model}"]
     assert cli("path", digest[:8]).out == cli("path", f"sha256:{digest}").out == cli("path", f"file://{model}").out
     assert hashlib.sha256(WEIGHTS).hexdigest()[:16] in shown

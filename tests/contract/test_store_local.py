@@ -67,5 +67,6 @@ def _leftovers(root: Path) -> Iterator[str]:
     shown = {path.lstat().st_ino for path in layout.snapshots.rglob("*")}
     blobs = {path for path in layout.blobs.glob("*/*") if path.lstat().st_ino in shown}
     expected |= blobs | {layout.tables / blob.relative_to(layout.blobs) for blob in blobs}
+    expected |= {layout.verified} if layout.verified.exists() else set()
     expected |= set(layout.refs.glob("*.json")) if any(layout.snapshots.iterdir()) else set()
     return (str(path.relative_to(root)) for path in root.rglob("*") if path not in expected)

@@ -15,6 +15,7 @@ import pytest
 from modelcache.abc.grants import Grant, Holder
 from modelcache.abc.store import Ref, RefFile, RefKey
 from modelcache.digest import Algorithm, Digest
+from modelcache.patience import Cancellation
 from modelcache.store.layout import FIXED_MTIME_S
 from modelcache.store.store import LocalStore
 from modelcache.testing.store_filling import complete_all, digest_of, manifest_of, table_of, wanted, write_chunks
@@ -43,6 +44,7 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     store.lease(digest, holder="pod default/chat-0", ttl_s=3600)
     store.pin(digest, holder="user")
     _grant(store)
+    assert store.verify(digest, Cancellation()).damages == ()
     return root
 
 
