@@ -30,7 +30,8 @@ def doctor(session: Session) -> ExitCode:
 
 def _findings(session: Session) -> list[Finding]:
     try:
-        config = session.config()
+        settings = session.settings()
+        config = settings.config()
     except BadConfig as error:
-        return [broken("settings", str(error), error.hint or "correct the variable, or unset it")]
-    return list(lazy.examine(session.environ, config))
+        return [broken("settings", str(error), error.hint or "correct it there, or leave it out")]
+    return [*lazy.check_settings(session.environ, settings), *lazy.examine(session.environ, config)]

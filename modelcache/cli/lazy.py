@@ -77,6 +77,13 @@ def read_list(lines: Iterable[str]) -> Sequence[str]:
     return read_list(lines)
 
 
+def check_settings(environ: Mapping[str, str], settings: Settings) -> Sequence[Finding]:
+    """What `doctor` finds about where settings come from."""
+    from modelcache.cli.settings_checks import check_settings
+
+    return check_settings(environ, settings)
+
+
 def examine(environ: Mapping[str, str], config: Config) -> Sequence[Finding]:
     """What `doctor` finds."""
     from modelcache.cli.examination import examine

@@ -35,7 +35,7 @@ class Resolved:
 
     Attributes:
         place, name: where it came from: the option, the variable, or the file's path.
-        line: in the file, if it could be found.
+        file: where that is a file.
     """
 
     setting: Setting
@@ -43,7 +43,12 @@ class Resolved:
     default: Any
     place: Place
     name: str = ""
-    line: int | None = None
+    file: ConfigFile | None = None
+
+    @property
+    def line(self) -> int | None:
+        """In the file; None if it can't be told. Looked for when asked: that reads the file again."""
+        return None if self.file is None else self.file.line(self.setting.key)
 
     @property
     def origin(self) -> str:
@@ -101,7 +106,7 @@ def _of_file(one: Setting, default: Any, file: ConfigFile | None) -> Resolved | 
         value = one.kind.of_toml(file.values[one.key])
     except BadConfig as error:
         raise file.refusal(one.key, error) from None
-    return Resolved(one, value, default, Place.FILE, str(file.path), file.line(one.key))
+    return Resolved(one, value, default, Place.FILE, str(file.path), file)
 
 
 def _placed(name: str, error: BadConfig) -> BadConfig:

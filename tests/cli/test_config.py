@@ -35,6 +35,26 @@ def test_every_setting_says_where_its_value_came_from(cli: Executable, tmp_path:
 WANTED = ("store.root", "store.max_bytes", "s3.region", "fetch.requests", "proxy.https")
 
 
+def test_doctor_tells_which_file_counts_who_may_read_it_and_what_is_misspelt(cli: Executable, tmp_path: Path) -> None:
+    file = tmp_path / "config.toml"
+    file.write_text('[store]\nmax_bytes = "10GiB"\n[http.headers.host]\nX-Key = "hunter2"\n')
+    file.chmod(0o640)
+
+    done = cli("doctor", "--json", MODELCACHE_CONFIG=str(file), MODELCACHE_MAX_BYTE="1", MODELCACHE_FSSPEC_ABFS='{"a": 1}')
+    found = [one for one in done.document["findings"] if one["check"] == "settings"]
+
+    assert [(one["level"], one["message"]) for one in found] == [
+        ("ok", f"2 from the configuration file: {file}"),
+        ("warn", f"`http.headers` holds a secret, and the group of the file may read it: {file}"),
+        ("warn", "no setting reads the variable MODELCACHE_MAX_BYTE"),
+    ]
+    assert found[2]["hint"] == "did you mean MODELCACHE_MAX_BYTES?"
+    file.chmod(0o600)
+    said = cli("doctor", MODELCACHE_CONFIG=str(file)).out
+    assert "may read" not in said
+    assert "hunter2" not in said
+
+
 def test_a_file_is_what_commands_work_with(cli: Executable, tmp_path: Path, model: Path) -> None:
     file = tmp_path / "config.toml"
     file.write_text(f"[store]\nroot = '{tmp_path / 'elsewhere'}'\n")
