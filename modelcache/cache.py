@@ -37,10 +37,11 @@ from modelcache.fetch.plan import Priority
 from modelcache.manifest import Manifest
 from modelcache.patience import Cancellation
 from modelcache.permission import Admission, Caller, Denials, OwnersAdmission, Permission, expect_served
+from modelcache.places import first_hit, in_turn
 from modelcache.prewarm import DEFAULT_JOBS, Asking, Lookup, ManyProgress, Prewarm, PrewarmReport
 from modelcache.registry import Registry
-from modelcache.sources.archive import DEFAULT_LIMITS, is_archive_name
 from modelcache.single_files import SingleFiles
+from modelcache.sources.archive import is_archive_name
 from modelcache.sources.throttled import Allowances
 from modelcache.store.store import LocalStore
 from modelcache.unpack import Unpacking
@@ -161,13 +162,17 @@ class ModelCache(Upkeeping, Carrying, SingleFiles):
             BadInput, Missing, AccessDenied, Unavailable, SourceChanged, ProtocolViolation, IntegrityError, NoSpace, StoreError.
         """
         parsed, secrets = parse_uri(uri)
-        with self._admitted((parsed, secrets), caller, again=refresh is Refresh.ALWAYS) as admission:
-            ensured = self._hit(admission, refresh)
+        with self._places((parsed, secrets), caller, again=refresh is Refresh.ALWAYS) as places:
+            ensured = first_hit(places, lambda place: self._hit(place, refresh))
             if refresh is Refresh.NEVER:
                 ensured = expect_cached(ensured, parsed)
             if ensured is None:
-                flight = (admission.key, secrets, admission.identity)
-                ensured = self._ask(flight, Asked(parsed, admission, priority, reads_next), progress, cancel)
+
+                def ask(place: Admission) -> Ensured:
+                    flight = (place.key, secrets, place.identity)
+                    return self._ask(flight, Asked(parsed, place, priority, reads_next), progress, cancel)
+
+                ensured = in_turn(places, ask, lambda found: found.unavailable is None)
         if ensured.unavailable is not None and refresh is Refresh.ALWAYS:
             ensured.unavailable.hint = STALE_HINT
             raise ensured.unavailable
@@ -226,12 +231,12 @@ class ModelCache(Upkeeping, Carrying, SingleFiles):
 
         def ask(uri: str, cancel: Cancellation) -> Lookup | None:
             asked = parse_uri(uri)
-            with self._admitted(asked, None, again=False) as admission:
-                if refresh is Refresh.NEVER or self._hit(admission, refresh) is not None:
+            with self._places(asked, None, again=False) as places:
+                if refresh is Refresh.NEVER or first_hit(places, lambda place: self._hit(place, refresh)) is not None:
                     return None
                 if asked[0].unpack and is_archive_name(asked[0].path):
                     return None  # what an archive takes is known when it is here
-                return admission.source.list(asked[0], cancel), self._store.ref(admission.key)
+                return in_turn(places, lambda place: (place.source.list(asked[0], cancel), self._store.ref(place.key)))
 
         def bring(uri: str, look: ProgressCallback, cancel: Cancellation) -> Snapshot:
             return self.ensure(uri, refresh=refresh, priority=Priority.PREWARM, progress=look, cancel=cancel)
@@ -254,17 +259,18 @@ class ModelCache(Upkeeping, Carrying, SingleFiles):
         return self._permission.denials
 
     @contextmanager
-    def _admitted(self, asked: tuple[StorageUri, UriSecrets], caller: Caller | None, *, again: bool) -> Iterator[Admission]:
+    def _places(self, asked: tuple[StorageUri, UriSecrets], caller: Caller | None, *, again: bool) -> Iterator[Sequence[Admission]]:
+        """What somebody may have of each place that a URI can come from."""
         if caller is None:
-            with self._registry.source(*asked) as source:
-                yield OwnersAdmission(self._store, source, asked[0])
+            with self._registry.sources(*asked) as sources:
+                yield [OwnersAdmission(self._store, source, asked[0]) for source in sources]
             return
         with self._counted(), ExitStack() as opened:
             expect_served(asked[0])
             registry = Registry(caller.own_config, on_throttle=self._engine.throttled, allowances=self._allowances)
             opened.callback(registry.close)
-            source = opened.enter_context(registry.source(*asked))
-            yield self._permission.admit(caller, asked, source, again=again)
+            sources = opened.enter_context(registry.sources(*asked))
+            yield [self._permission.admit(caller, asked, source, again=again) for source in sources]
 
     @contextmanager
     def _counted(self) -> Iterator[None]:
@@ -301,7 +307,7 @@ class ModelCache(Upkeeping, Carrying, SingleFiles):
                 asked.uri,
                 priority=asked.priority,
                 route=route,
-                limits=DEFAULT_LIMITS,
+                limits=self.config.archive,
             )
             with self._lock:
                 self._ensures[flight] = ensure

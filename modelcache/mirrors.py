@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 from urllib.parse import quote, unquote
 
 from modelcache.errors import BadConfig, InvalidUri, NotFound
@@ -19,22 +18,31 @@ _DEFAULT_REVISIONS = {"hf": "main", "modelscope": "master"}
 _AUTHORITY_PARTS = {"file": 0, "hf": 2, "modelscope": 2}
 """How many parts of a URI are its authority; elsewhere one."""
 _ENCODED = ("http", "https")
-_FIELDS = {"from": "prefix", "to": "target"}
-_TEXTS = ("from", "to", "endpoint", "region", "profile", "ca_file")
-_FLAGS = ("path_style", "anonymous", "fallback")
+_ATTRIBUTES = {
+    "s3": ("endpoint", "region", "ca_file", "profile", "path_style", "anonymous"),
+    "gs": ("endpoint", "ca_file", "credentials_file", "anonymous"),
+    "hf": ("endpoint", "ca_file", "credentials_file", "anonymous"),
+    "http": (),
+    "https": ("ca_file",),
+}
+"""What a target of a scheme has besides its URI."""
 
 
 @dataclass(frozen=True, slots=True)
 class Mirror:
-    """One mirror: a `[[mirror]]` table of the settings.
+    """One mirror: a `[[mirror]]` table of the settings. What it leaves out is as the settings of its target's scheme say; but one with an
+    endpoint of its own is sent no token of theirs.
 
     Attributes:
         prefix: `from`: URIs that begin so, up to a `/` or their end, come from the mirror: `hf://`, `hf://meta-llama/`, `s3://bucket/dir`.
         target: `to`: what stands in its place. `{name}` is what follows the prefix (of a repository, only in its name; the path inside it
             goes to the end), and goes to the end where it is not written; `{revision}` is the URI's revision.
-        endpoint: `http(s)://host[:port]` that serves the target, where its scheme has endpoints.
-        region, profile, path_style, anonymous: of an `s3` target, as in `S3Options`. None: as the settings of the scheme say.
-        ca_file: PEM file with the CAs that vouch for the mirror. None: as the settings of the scheme say.
+        endpoint: `http(s)://host[:port]` that serves an `s3`, `gs` or `hf` target.
+        ca_file: PEM file with the CAs that vouch for it.
+        profile: of an `s3` target, the section of the SDK's own files that has its credential (keys, or a process that gives some).
+        credentials_file: of a `gs` target its JSON, of an `hf` target the file with its token.
+        anonymous: no credential is sent.
+        region, path_style: of an `s3` target, as in `S3Options`.
         fallback: whether a model that the mirror doesn't have, or can't serve just now, comes from its original place.
     """
 
@@ -44,6 +52,7 @@ class Mirror:
     region: str | None = None
     ca_file: Path | None = None
     profile: str | None = None
+    credentials_file: Path | None = None
     path_style: bool | None = None
     anonymous: bool | None = None
     fallback: bool = False
@@ -55,30 +64,16 @@ class Mirror:
             raise BadConfig("a mirror's `from` has no placeholders", got=self.prefix)
         if REVISION in self.target and prefix.scheme not in _DEFAULT_REVISIONS:
             raise BadConfig(f"`{prefix.scheme}://` URIs have no revision to put into a mirror's `to`", got=self.target)
+        for name in sorted({name for names in _ATTRIBUTES.values() for name in names} - set(_ATTRIBUTES.get(target.scheme, ()))):
+            if getattr(self, name) is not None:
+                raise BadConfig(f"a mirror's `{target.scheme}://` target has no `{name}`", got=str(getattr(self, name)))
         if REVISION in self.target and target.scheme in _DEFAULT_REVISIONS:
             raise BadConfig(f"a `{target.scheme}://` mirror takes revisions over by itself", got=self.target)
 
-    @classmethod
-    def of_table(cls, table: Mapping[str, Any]) -> Mirror:
-        """A mirror from its table in the settings' file: `from`, `to`, and the other attributes by their names.
-
-        Raises:
-            BadConfig: a key that is not known, one that is missing, or a value of another type.
-        """
-        unknown = table.keys() - {*_TEXTS, *_FLAGS}
-        if unknown:
-            raise BadConfig(f"a mirror has no such key: {', '.join(sorted(unknown))}")
-        missing = {"from", "to"} - table.keys()
-        if missing:
-            raise BadConfig(f"a mirror lacks its key: {', '.join(sorted(missing))}")
-        for key, value in table.items():
-            kind = bool if key in _FLAGS else str
-            if not isinstance(value, kind):
-                raise BadConfig(f"a mirror's `{key}` is to be {'true or false' if kind is bool else 'a text'}", got=repr(value))
-        values: dict[str, Any] = {_FIELDS.get(key, key): value for key, value in table.items()}
-        if "ca_file" in values:
-            values["ca_file"] = Path(values["ca_file"])
-        return cls(**values)
+    @property
+    def scheme(self) -> str:
+        """The target's."""
+        return _Prefix.read(self.target, "to").scheme
 
 
 class Mirrors:

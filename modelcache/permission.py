@@ -53,6 +53,9 @@ class Caller:
             s3=replace(s3, profile=None, anonymous=s3.access_key is None),
             gs=replace(gs, credentials_file=None, anonymous=gs.access_token is None),
             hf=replace(hf, token_file=None, anonymous=hf.token is None),
+            mirrors=tuple(
+                replace(mirror, profile=None, credentials_file=None) for mirror in self.config.mirrors if mirror.scheme in CALLERS_SCHEMES
+            ),
         )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from urllib.parse import unquote
@@ -11,18 +11,21 @@ from urllib.parse import unquote
 from modelcache.abc.source import Origin, Source
 from modelcache.config import Config
 from modelcache.errors import BadConfig, InvalidUri, UnknownScheme
+from modelcache.mirrors import Mirror, Mirrors
 from modelcache.sources.any_fsspec import FsspecSource
+from modelcache.sources.claims import ClaimSource
 from modelcache.sources.gcs import GcsOptions, GcsSource
 from modelcache.sources.http import HttpSource
 from modelcache.sources.huggingface import HubOptions, HubSource
 from modelcache.sources.local import LocalSource
+from modelcache.sources.mirrored import MirroredSource
 from modelcache.sources.retrying import RetryingSource
 from modelcache.sources.s3 import S3Options, S3Source
 from modelcache.sources.throttled import Allowances
 from modelcache.uri import StorageUri, UriSecrets
 from modelcache.uri_places import KNOWN_SCHEMES
 
-SCHEMES = ("file", "http", "https", "s3", "gs", "hf")
+SCHEMES = ("file", "http", "https", "s3", "gs", "hf", "pvc")
 NOT_FSSPECS = KNOWN_SCHEMES - {"hdfs", "webhdfs"}
 """Schemes that mean something of their own here: fsspec is not asked for what it might understand by them."""
 ONE_FOR_ALL = frozenset({"file", "s3", "gs", "hf"})
@@ -37,29 +40,54 @@ class Registry:
         self._config = config
         self._on_throttle = on_throttle
         self._allowances = allowances or Allowances(config.rates)
+        self._mirrors = Mirrors(config.mirrors)
         self._lock = threading.Lock()
         self._kept: dict[str, Source] = {}
 
     @contextmanager
     def source(self, uri: StorageUri, secrets: UriSecrets) -> Iterator[Source]:
-        """The source of this URI. One made for secrets of a single URI is not kept.
+        """The first of `sources`."""
+        with self.sources(uri, secrets) as [first, *_]:
+            yield first
+
+    @contextmanager
+    def sources(self, uri: StorageUri, secrets: UriSecrets) -> Iterator[Sequence[Source]]:
+        """Those that this URI can come from, in turn: a mirror's, and that of the original place if the mirror has a fallback or
+        there is none. Secrets of the URI are for the original place alone; a source made with them is not kept.
 
         Raises:
             UnknownScheme: nothing here serves the scheme.
+            NotFound: the mirror can't have this version, and has no fallback.
         """
-        if secrets:
-            source = self._make(uri, secrets)
+        found = self._mirrors.find(uri)
+        mirrored = [] if found is None else [self._mirror(*found)]
+        if found is not None and not found[0].fallback:
+            yield mirrored
+        elif secrets:
+            source = self._make(self._config, uri, secrets)
             try:
-                yield source
+                yield [*mirrored, source]
             finally:
                 source.close()
-            return
-        where = uri.scheme if uri.scheme in ONE_FOR_ALL else f"{uri.scheme}://{uri.authority}"
+        else:
+            where = uri.scheme if uri.scheme in ONE_FOR_ALL else f"{uri.scheme}://{uri.authority}"
+            yield [*mirrored, self._keep(where, lambda: self._make(self._config, uri, secrets))]
+
+    def _mirror(self, mirror: Mirror, there: StorageUri) -> Source:
+        def make() -> Source:
+            return MirroredSource(self._make(_mirrors_config(self._config, mirror), there, UriSecrets()), self._there)
+
+        return self._keep(f"{mirror.prefix} {there.scheme}://{there.authority}", make)
+
+    def _there(self, uri: StorageUri) -> StorageUri:
+        found = self._mirrors.find(uri)
+        return uri if found is None else found[1]
+
+    def _keep(self, where: str, make: Callable[[], Source]) -> Source:
         with self._lock:
             if where not in self._kept:
-                self._kept[where] = self._make(uri, secrets)
-            kept = self._kept[where]
-        yield kept
+                self._kept[where] = make()
+            return self._kept[where]
 
     def close(self) -> None:
         """Close idle connections of every source."""
@@ -69,28 +97,50 @@ class Registry:
         for source in kept:
             source.close()
 
-    def _make(self, uri: StorageUri, secrets: UriSecrets) -> Source:
-        source = self._allowances.bound(self._bare(uri, secrets))
-        return RetryingSource(source, self._config.retry, on_throttle=self._on_throttle)
+    def _make(self, config: Config, uri: StorageUri, secrets: UriSecrets) -> Source:
+        return RetryingSource(self._allowances.bound(_bare(config, uri, secrets)), config.retry, on_throttle=self._on_throttle)
 
-    def _bare(self, uri: StorageUri, secrets: UriSecrets) -> Source:
-        config = self._config
-        if uri.scheme == "file":
-            _refuse(uri, secrets.userinfo, secrets.query)
-            return LocalSource()
-        if uri.scheme == "s3":
-            return S3Source(_s3_options(config.s3, uri, secrets), config.timeouts, proxies=config.proxies)
-        if uri.scheme == "gs":
-            return GcsSource(_gcs_options(config.gs, uri, secrets), config.timeouts, proxies=config.proxies)
-        if uri.scheme in ("http", "https"):
-            return HttpSource(uri, secrets, config.http, config.timeouts, proxies=config.proxies)
-        if uri.scheme == "hf":
-            return HubSource(_hub_options(config.hf, uri, secrets), config.timeouts, proxies=config.proxies)
-        if uri.scheme not in NOT_FSSPECS:
-            return FsspecSource(uri, secrets, config.fsspec, config.timeouts)
-        raise UnknownScheme(
-            f"no source serves `{uri.scheme}://`", address=str(uri), got=uri.scheme, hint=f"known here: {', '.join(SCHEMES)}"
-        )
+
+def _bare(config: Config, uri: StorageUri, secrets: UriSecrets) -> Source:
+    if uri.scheme == "file":
+        _refuse(uri, secrets.userinfo, secrets.query)
+        return LocalSource()
+    if uri.scheme == "pvc":
+        _refuse(uri, secrets.userinfo, secrets.query)
+        return ClaimSource(uri.authority, config.pvc)
+    if uri.scheme == "s3":
+        return S3Source(_s3_options(config.s3, uri, secrets), config.timeouts, proxies=config.proxies)
+    if uri.scheme == "gs":
+        return GcsSource(_gcs_options(config.gs, uri, secrets), config.timeouts, proxies=config.proxies)
+    if uri.scheme in ("http", "https"):
+        return HttpSource(uri, secrets, config.http, config.timeouts, proxies=config.proxies)
+    if uri.scheme == "hf":
+        return HubSource(_hub_options(config.hf, uri, secrets), config.timeouts, proxies=config.proxies)
+    if uri.scheme not in NOT_FSSPECS:
+        return FsspecSource(uri, secrets, config.fsspec, config.timeouts)
+    raise UnknownScheme(f"no source serves `{uri.scheme}://`", address=str(uri), got=uri.scheme, hint=f"known here: {', '.join(SCHEMES)}")
+
+
+def _mirrors_config(config: Config, mirror: Mirror) -> Config:
+    """The settings that a mirror's source is made with: the mirror's own over those of its scheme."""
+    given = {name: getattr(mirror, name) for name in ("endpoint", "ca_file", "anonymous") if getattr(mirror, name) is not None}
+    if mirror.scheme == "s3":
+        given |= {name: getattr(mirror, name) for name in ("region", "profile", "path_style") if getattr(mirror, name) is not None}
+        if mirror.profile is not None or mirror.anonymous:
+            given |= {"access_key": None, "secret_key": None, "session_token": None}
+        return replace(config, s3=replace(config.s3, **given))
+    if mirror.scheme in ("http", "https"):
+        return replace(config, http=replace(config.http, **given))
+    if mirror.scheme not in ("gs", "hf"):
+        return config
+    if mirror.credentials_file is not None:
+        file, token = ("credentials_file", "access_token") if mirror.scheme == "gs" else ("token_file", "token")
+        given |= {file: mirror.credentials_file, token: None, "anonymous": False}
+    elif mirror.endpoint is not None and mirror.anonymous is None:
+        given["anonymous"] = True  # a token goes to who it was given for, and to others on somebody's word alone
+    if given.get("anonymous"):
+        given |= {"credentials_file": None, "access_token": None} if mirror.scheme == "gs" else {"token_file": None, "token": None}
+    return replace(config, gs=replace(config.gs, **given)) if mirror.scheme == "gs" else replace(config, hf=replace(config.hf, **given))
 
 
 def _s3_options(options: S3Options, uri: StorageUri, secrets: UriSecrets) -> S3Options:

@@ -21,7 +21,11 @@ from modelcache.config.table import DEFAULT_LOW_WATERMARK, SETTINGS
 from modelcache.errors import BadConfig
 from modelcache.fetch.concurrency import ConcurrencyBounds
 from modelcache.fetch.engine import EngineLimits
+from modelcache.mirrors import Mirror
 from modelcache.sources.any_fsspec import FsspecOptions
+from modelcache.sources.archive import DEFAULT_LIMITS as DEFAULT_ARCHIVE_LIMITS
+from modelcache.sources.archive import ArchiveLimits
+from modelcache.sources.claims import ClaimMounts
 from modelcache.sources.gcs import GcsOptions
 from modelcache.sources.http import HttpOptions
 from modelcache.sources.huggingface import HubOptions
@@ -59,7 +63,9 @@ class Config:
         retry: how long and how often a failing origin is asked again.
         rates: bytes a second that may be taken from origins.
         write_route: None chooses by who reads next.
-        s3, gs, http, hf, fsspec: settings of the sources.
+        s3, gs, http, hf, fsspec, pvc: settings of the sources.
+        mirrors: prefixes of URIs that come from elsewhere.
+        archive: how much one may unpack to.
         proxies: of the bulk transport.
         trust: what callers of a shared store are believed.
     """
@@ -79,6 +85,9 @@ class Config:
     http: HttpOptions = field(default_factory=HttpOptions)
     hf: HubOptions = field(default_factory=HubOptions)
     fsspec: FsspecOptions = field(default_factory=FsspecOptions)
+    pvc: ClaimMounts = field(default_factory=ClaimMounts)
+    mirrors: tuple[Mirror, ...] = ()
+    archive: ArchiveLimits = DEFAULT_ARCHIVE_LIMITS
     proxies: Proxies = field(default_factory=Proxies)
     trust: Trust = DEFAULT_TRUST
 

@@ -11,6 +11,7 @@ from modelcache.abc.store import Route
 from modelcache.config.fsspec_arguments import STORAGE, storage_of_variables
 from modelcache.config.headers import HEADERS, expect_host, kserves_headers
 from modelcache.config.kinds import MapOf
+from modelcache.config.places import CLAIMS, MIRRORS, RATIO
 from modelcache.config.scalars import (
     AGE,
     DURATION,
@@ -138,6 +139,28 @@ SETTINGS: tuple[Setting, ...] = (
         "fetch.origin_max_bytes_per_s", "rates.of", MapOf(RATE, "<host>", expect_host), "MODELCACHE_ORIGIN_MAX_BYTES_PER_S",
         "most that one process takes from a `host` (or `host:port`), by its name",
         example='[fetch.origin_max_bytes_per_s]\n"models.example.org" = "100MiB"',
+    ),
+    setting(
+        "archive.max_bytes", "archive.max_bytes", SIZE, "MODELCACHE_ARCHIVE_MAX_BYTES",
+        "what one archive may expand to",
+    ),
+    setting(
+        "archive.max_ratio", "archive.max_ratio", RATIO, "MODELCACHE_ARCHIVE_MAX_RATIO",
+        "what one archive may expand to, in its own sizes; up to 64 MiB any may",
+    ),
+    setting(
+        "mirror", "mirrors", MIRRORS, "MODELCACHE_MIRRORS",
+        "prefixes of URIs that come from elsewhere; the variable is JSON",
+        absent="none", example='[[mirror]]\nfrom = "hf://"\nto = "s3://models/hf/"\nendpoint = "https://host:9000"',
+    ),
+    setting(
+        "pvc.root", "pvc.root", PATH, "MODELCACHE_PVC_ROOT",
+        "directory that has each PersistentVolumeClaim mounted under its name", absent="none",
+    ),
+    setting(
+        "pvc.claims", "pvc.claims", CLAIMS, "MODELCACHE_PVC_CLAIMS",
+        "claim and where it is mounted; in the variable `CLAIM=/PATH,…`; goes before the root", absent="none",
+        example='[pvc.claims]\nmodels = "/mnt/models-claim"',
     ),
     setting("http.ca_file", "http.ca_file", PATH, "MODELCACHE_HTTP_CA_FILE", "CA bundle for `https://`", absent="the system's"),
     setting(

@@ -33,6 +33,13 @@ class LocalSource:
     system that hangs (NFS) can't be interrupted.
     """
 
+    def __init__(self, *, within: str | None = None) -> None:
+        """
+        Args:
+            within: a directory that no link may lead out of; None: links are followed wherever they lead.
+        """
+        self._within = None if within is None else os.path.realpath(within)
+
     @property
     def origin(self) -> Origin:
         return Origin("file://")
@@ -42,8 +49,9 @@ class LocalSource:
         cancel.check()
         address = str(uri)
         try:
-            found = _walk(uri.path, cancel)
-            files = tuple(sorted((_described(entry, address) for entry in found if uri.selects(entry.path)), key=lambda file: file.path))
+            found = _walk(uri.path, cancel, self._within)
+            chosen = [entry for entry in found if uri.selects(entry.path)]
+            files = tuple(sorted((self._described(entry, address) for entry in chosen), key=lambda file: file.path))
         except OSError as error:
             raise _listing_error(error, address) from None
         if not files:
@@ -71,6 +79,11 @@ class LocalSource:
 
     def close(self) -> None:
         """Nothing is kept open."""
+
+    def _described(self, entry: _Entry, address: str) -> RemoteFile:
+        if not _is_within(entry.place, self._within):
+            raise UnsafePath(f"{entry.path!a} is a link out of the volume", address=address, got=ascii(entry.path))
+        return _described(entry, address)
 
 
 class LocalBody:
@@ -132,9 +145,17 @@ class _Entry:
     loops: bool = False
 
 
-def _walk(start: str, cancel: Cancellation) -> Iterator[_Entry]:
-    """Everything under a path that is no directory, links to directories followed. Raises OSError."""
+def _is_within(place: str, directory: str | None) -> bool:
+    return directory is None or f"{os.path.realpath(place)}/".startswith(f"{directory.rstrip('/')}/")
+
+
+def _walk(start: str, cancel: Cancellation, within: str | None) -> Iterator[_Entry]:
+    """Everything under a path that is no directory, links to directories followed, though not out of `within`: what leads there is
+    an entry itself. Raises OSError."""
     status = os.stat(start)
+    if not _is_within(start, within):
+        yield _Entry(start, os.path.basename(start))
+        return
     if not stat.S_ISDIR(status.st_mode):
         yield _Entry(start, os.path.basename(start))
         return
@@ -145,9 +166,11 @@ def _walk(start: str, cancel: Cancellation) -> Iterator[_Entry]:
         with os.scandir(place) as entries:
             for entry in entries:
                 below = f"{path}/{entry.name}" if path else entry.name
-                if not _is_directory(entry):
+                if not _is_directory(entry) or not _is_within(entry.path, within):
                     yield _Entry(entry.path, below)
                     continue
+                if within is not None and entry.path == os.path.join(within, "lost+found"):
+                    continue  # of the volume's file system, for its administrator alone
                 inner = entry.stat()
                 key = (inner.st_dev, inner.st_ino)
                 if key in above:
