@@ -26,6 +26,7 @@ from modelcache.fetch.plan import Priority
 from modelcache.fetch.progress import Phase, Progress, said
 from modelcache.fetch.request import FetchRequest
 from modelcache.fetch.route import available_memory_bytes, route_for_reader
+from modelcache.fetch.turns import Awaited
 from modelcache.manifest import Manifest, ManifestFile
 from modelcache.patience import Cancellation
 from modelcache.permission import Admission, OwnersAdmission
@@ -97,6 +98,7 @@ class Ensure:
         self._started_s = time.monotonic()
         self._phase = Phase.RESOLVING
         self._fetch: Fetch | None = None
+        self._ahead: Awaited | None = None
         self._cancel = Cancellation()
 
     def hurry(self, priority: Priority) -> None:
@@ -105,9 +107,15 @@ class Ensure:
         fetch = self._fetch
         if fetch is not None:
             self._engine.hurry(fetch, priority)
+        ahead = self._ahead
+        if ahead is not None:
+            ahead.hurry(priority)
 
     def look(self) -> Progress:
-        """The state now."""
+        """The state now; of who is ahead, while this waits for its turn."""
+        ahead = self._ahead
+        if ahead is not None:
+            return replace(ahead.look(), elapsed_s=time.monotonic() - self._started_s)
         fetch, phase = self._fetch, self._phase
         seen = fetch.look(phase) if fetch is not None else Progress(self._key.uri, phase, waiting=said(self._cancel.waits))
         return replace(seen, elapsed_s=time.monotonic() - self._started_s)
@@ -142,7 +150,22 @@ class Ensure:
         cancel.check()
         ref = self._store.ref(self._key)
         resolved = _Resolved(listing, ref, self._admission.known(listing, ref))
-        return self._already_here(resolved, cancel) or self._bring(resolved, cancel)
+        return self._already_here(resolved, cancel) or self._in_turn(listing, cancel)
+
+    def _in_turn(self, listing: Listing, cancel: Cancellation) -> Ensured:
+        """Bring it, unless another asker does just now: then see afterwards what is still missing. One ingest of it books its room."""
+        turn = (self._key, listing.revision)
+        if self._engine.turns.ahead(turn) is not None:
+            self._admission.prove(listing.files, cancel)  # who has no right waits for nothing
+        with self._engine.turns.take(turn, self, cancel, self._follow):
+            self._ahead = None
+            ref = self._store.ref(self._key)
+            resolved = _Resolved(listing, ref, self._admission.known(listing, ref))
+            return self._already_here(resolved, cancel) or self._bring(resolved, cancel)
+
+    def _follow(self, ahead: Awaited) -> None:
+        self._ahead = ahead
+        ahead.hurry(self._priority)
 
     def _stale(self, error: Unavailable) -> Ensured:
         """The last version that may be handed out. Raises `error` if there is none, AccessUnproved if none may be."""

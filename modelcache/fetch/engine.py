@@ -18,6 +18,7 @@ from modelcache.fetch.plan import Priority, Span
 from modelcache.fetch.request import FetchRequest
 from modelcache.fetch.run import Run
 from modelcache.fetch.shared import SharedFiles
+from modelcache.fetch.turns import Turns
 
 IDLE_S = 5.0
 """A worker without work ends after this, and its buffer's memory goes back."""
@@ -49,6 +50,7 @@ class FetchEngine:
         self._changed = threading.Condition()
         self._fetches: list[Fetch] = []
         self._shared = SharedFiles()
+        self.turns = Turns()
         self._workers: set[threading.Thread] = set()
         self._served = 0
         self._closed = False

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
 
 from modelcache.abc.grants import Holder, Trust
 from modelcache.abc.source import Origin
-from modelcache.abc.store import RefKey, Route
+from modelcache.abc.store import Limits, RefKey, Route
 from modelcache.digest import Digest
 from modelcache.ensure import Ensure, Ensured, last
-from modelcache.errors import AccessDenied, AccessUnproved, BodyCut, DigestMismatch, OriginUnreachable
+from modelcache.errors import AccessDenied, AccessUnproved, BodyCut, Cancelled, DigestMismatch, OriginUnreachable
 from modelcache.fetch.engine import FetchEngine
 from modelcache.fetch.plan import Priority
+from modelcache.fetch.progress import Phase
 from modelcache.patience import Cancellation
 from modelcache.permission import CallersAdmission
 from modelcache.ranges import ByteRange
@@ -196,6 +199,68 @@ def test_who_joins_a_fetch_proves_what_it_brings(yard: Yard, origin: MemorySourc
     assert (WEIGHTS, ByteRange(0, 1)) in view.opened
     assert [yard.granted(who) for who in ("a/reader", "b/reader", "c/refused")] == [1, 1, 0]
     assert origin.books.bytes[WEIGHTS] <= len(MODEL[WEIGHTS]) + 2
+
+
+def test_who_waits_for_another_s_fetch_of_the_same_books_nothing(yard: Yard, origin: MemorySource, reader: GuardedSource) -> None:
+    """Room for one is enough; who waits has proved its right before, sees the progress, and lends its hurry."""
+    yard.store.limits = Limits(sum(map(len, MODEL.values())) + CHUNK, 1.0, 1.0)
+    gate = origin.gate(WEIGHTS, 8 * CHUNK)
+    first, second = yard.prepare("a/reader", reader), yard.prepare("b/reader", view := GuardedSource(origin, everything))
+    first._priority = Priority.PREWARM
+    hurried = _hurried(first)
+    outcomes: list[Ensured] = []
+    with in_background(lambda: outcomes.append(first.run(Cancellation()))):
+        gate.await_readers()
+        with pytest.raises(AccessDenied):
+            yard.ensure("c/refused", GuardedSource(origin, nothing))
+        with in_background(lambda: outcomes.append(second.run(Cancellation()))):
+            assert hurried.wait(20)
+            assert first._priority is Priority.WAITING
+            assert second.look().phase is Phase.FETCHING
+            assert sorted(view.opened) == [(path, ByteRange(0, 1)) for path in READABLE]
+            assert len(yard.store.shelf.open_ingests) == 1
+            assert second.look().bytes_total == first.look().bytes_total
+            gate.open()
+    assert [yard.content(outcome) for outcome in outcomes] == [MODEL, MODEL]
+    assert sum(origin.books.bytes.values()) == sum(map(len, MODEL.values())) + len(READABLE)
+    assert [yard.granted(who) for who in ("a/reader", "b/reader", "c/refused")] == [1, 1, 0]
+
+
+@pytest.mark.parametrize("ending", ["failed", "cancelled"])
+def test_who_waits_goes_on_where_the_other_ended(yard: Yard, origin: MemorySource, reader: GuardedSource, ending: str) -> None:
+    gate = origin.gate(WEIGHTS, 8 * CHUNK)
+    first, second = yard.prepare("a/reader", reader), yard.prepare("b/reader", view := GuardedSource(origin, everything))
+    hurried, cancel = _hurried(first), Cancellation()
+    with ThreadPoolExecutor(2) as threads:
+        running = threads.submit(first.run, cancel)
+        gate.await_readers()
+        waiting = threads.submit(second.run, Cancellation())
+        assert hurried.wait(20)
+        if ending == "cancelled":
+            cancel.cancel()
+        else:
+            assert first._fetch is not None
+            first._fetch.fail(AccessDenied("the credential ended"))
+        gate.open()
+        with pytest.raises(Cancelled if ending == "cancelled" else AccessDenied):
+            running.result(20)
+        outcome = waiting.result(20)
+    assert yard.content(outcome) == MODEL
+    assert outcome.progress.bytes_fetched < sum(map(len, MODEL.values()))
+    assert [yard.granted(who) for who in ("a/reader", "b/reader")] == [0, 1]
+    assert (WEIGHTS, ByteRange(0, 1)) in view.opened
+
+
+def _hurried(ensure: Ensure) -> threading.Event:
+    """Set when somebody who waits for this one has lent it their hurry."""
+    came, hurry = threading.Event(), ensure.hurry
+
+    def lend(priority: Priority) -> None:
+        hurry(priority)
+        came.set()
+
+    ensure.hurry = lend  # type: ignore[method-assign]
+    return came
 
 
 # -- claimed digests -------------------------------------------------------------------------------------------------
