@@ -32,6 +32,7 @@ class Look:
         title: what is worked on.
         phase: of the work, one word.
         rate_bytes_per_s, eta_s: None while unknown.
+        waiting: why and how long nothing may happen; None: nothing waits.
         remarks: further words, most important first.
         fields: all of it for `--json`.
     """
@@ -42,6 +43,7 @@ class Look:
     bytes_total: int
     rate_bytes_per_s: float | None
     eta_s: float | None
+    waiting: str | None = None
     remarks: tuple[str, ...] = ()
     fields: dict[str, object] = field(default_factory=dict)
 
@@ -51,7 +53,7 @@ class Look:
         return min(1.0, self.bytes_done / self.bytes_total) if self.bytes_total else 0.0
 
     def words(self) -> list[str]:
-        """Bytes, rate, time left and remarks, those that are known."""
+        """Bytes, rate, time left, waits and remarks, those that are known."""
         words = []
         if self.bytes_total:
             words.append(f"{format_bytes(self.bytes_done)} of {format_bytes(self.bytes_total)}")
@@ -59,6 +61,8 @@ class Look:
             words.append(format_rate(self.rate_bytes_per_s))
         if self.eta_s is not None and self.bytes_done < self.bytes_total:
             words.append(f"{format_duration(max(1.0, self.eta_s))} left")
+        if self.waiting is not None:
+            words.append(self.waiting)
         return [*words, *self.remarks]
 
 
@@ -81,7 +85,7 @@ class SilentView:
 
 
 class PacedView:
-    """One line per change of phase, and at most one per interval within a phase."""
+    """One line per change of phase, and at most one per interval within a phase; a wait is told at once if none was in that time."""
 
     def __init__(self, write: Callable[[Look], None], interval_s: float, clock: Callable[[], float] = time.monotonic) -> None:
         self._write = write
@@ -90,14 +94,18 @@ class PacedView:
         self._lock = threading.Lock()
         self._phase = ""
         self._next_s = 0.0
+        self._next_wait_s = float("-inf")
 
     def show(self, look: Look) -> None:
         with self._lock:
             now_s = self._clock()
-            if look.phase == self._phase and now_s < self._next_s:
+            waits = look.waiting is not None
+            if look.phase == self._phase and now_s < self._next_s and not (waits and now_s >= self._next_wait_s):
                 return
             self._phase = look.phase
             self._next_s = now_s + self._interval_s
+            if waits:
+                self._next_wait_s = self._next_s
             self._write(look)
 
     def close(self) -> None:
@@ -131,7 +139,7 @@ def progress_view(output: Output) -> Iterator[ProgressView]:
 
 def look_of_fetch(progress: Progress) -> Look:
     """A fetch, as it is shown."""
-    remarks = [] if progress.waiting is None else [progress.waiting]
+    remarks = []
     if progress.bytes_reused and not progress.hit:
         remarks.append(f"{format_bytes(progress.bytes_reused)} reused")
     if progress.files_total:
@@ -143,6 +151,7 @@ def look_of_fetch(progress: Progress) -> Look:
         bytes_total=progress.bytes_total,
         rate_bytes_per_s=progress.rate_bytes_per_s,
         eta_s=progress.eta_s,
+        waiting=progress.waiting,
         remarks=tuple(remarks),
         fields={
             "uri": progress.uri,

@@ -22,6 +22,7 @@ from hypothesis import strategies as st
 from modelcache.chunks import CHUNK_BYTES
 from modelcache.cli.progress_view import LINE_INTERVAL_S, Look, PacedView, Reading, line_of, look_of_fetch
 from modelcache.fetch.progress import Phase, Progress
+from modelcache.testing import faults
 from modelcache.testing.fault_server import FaultServer
 from modelcache.units import GIB, MIB
 from tests.cli.conftest import WEIGHTS, stalled_from
@@ -77,6 +78,32 @@ def test_lines_come_with_each_phase_and_at_most_once_per_interval(steps: list[tu
     assert [phase for phase, _ in groupby(phase for _, phase in written)] == [phase for phase, _ in groupby(shown)]
     for (early_s, early), (late_s, late) in pairwise(written):
         assert early != late or late_s - early_s >= LINE_INTERVAL_S
+
+
+def test_a_wait_is_told_at_once_and_many_of_them_only_now_and_then() -> None:
+    now_s = 100.0
+    written: list[tuple[float, str | None]] = []
+    view = PacedView(lambda look: written.append((now_s, look.waiting)), LINE_INTERVAL_S, clock=lambda: now_s)
+    for tenth in range(100):
+        now_s = 100.0 + tenth / 10
+        view.show(Look("x", "fetching", 0, 0, None, None, waiting="waiting" if tenth % 10 == 3 else None))
+
+    assert written == [(100.0, None), (100.3, "waiting"), (105.3, "waiting")]
+
+
+@pytest.mark.parametrize("arguments", [(), ("--json",)])
+def test_a_pull_that_waits_for_a_busy_origin_says_so(cli: Executable, server: FaultServer, arguments: tuple[str, ...]) -> None:
+    """The origin is busy until it was said."""
+    server.put("/model.bin", WEIGHTS)
+    server.fail("/model.bin", faults.status(503, {"Retry-After": "1"}))
+    with cli.start("pull", *arguments, f"{server.endpoint}/model.bin", stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as pull:
+        assert pull.stderr is not None
+        said = next(line for line in pull.stderr if "waiting " in line)
+        server.fail("/model.bin", faults.status(500), times=0)  # it is well again
+        pull.communicate(timeout=DEADLINE_S)
+
+    assert re.search(r"waiting [\d.]+ m?s: the origin is busy \(503 Service Unavailable\)", said)
+    assert pull.returncode == 0
 
 
 def test_reading_tells_rate_and_time_left_once_they_mean_something() -> None:
