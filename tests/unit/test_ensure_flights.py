@@ -44,9 +44,9 @@ class Origins:
         self.refused: set[str] = set()
 
     @contextmanager
-    def lend(self, registry: Registry, uri: StorageUri, secrets: UriSecrets) -> Iterator[MemorySource]:
+    def lend(self, registry: Registry, uri: StorageUri, secrets: UriSecrets) -> Iterator[list[MemorySource]]:
         source = self.by_uri.get(str(uri), self.source)
-        yield _Refusing(source) if secrets.query in self.refused else source
+        yield [_Refusing(source) if secrets.query in self.refused else source]
 
 
 class _Refusing(MemorySource):
@@ -85,7 +85,7 @@ def cache(monkeypatch: pytest.MonkeyPatch, store: MemoryStore, origins: Origins,
         return store
 
     monkeypatch.setattr(modelcache.cache, "LocalStore", open_store)
-    monkeypatch.setattr(Registry, "source", lambda registry, uri, secrets: origins.lend(registry, uri, secrets))
+    monkeypatch.setattr(Registry, "sources", lambda registry, uri, secrets: origins.lend(registry, uri, secrets))
     with ModelCache(config=Config(root=tmp_path)) as opened:
         yield opened
 
