@@ -126,6 +126,8 @@ def _mirrors_config(config: Config, mirror: Mirror) -> Config:
     given = {name: getattr(mirror, name) for name in ("endpoint", "ca_file", "anonymous") if getattr(mirror, name) is not None}
     if mirror.scheme == "s3":
         given |= {name: getattr(mirror, name) for name in ("region", "profile", "path_style") if getattr(mirror, name) is not None}
+        if mirror.ca_file is not None:
+            given["verify_tls"] = True  # it was named to be checked against, whatever is said of other endpoints
         if mirror.profile is not None or mirror.anonymous:
             given |= {"access_key": None, "secret_key": None, "session_token": None}
         return replace(config, s3=replace(config.s3, **given))

@@ -16,6 +16,7 @@ import pytest
 from modelcache import Config, ModelCache, Refresh
 from modelcache.errors import AccessDenied, BadConfig, NotCached, NotFound, OriginUnreachable
 from modelcache.mirrors import Mirror
+from modelcache.registry import Registry
 from modelcache.sources.claims import ClaimMounts
 from modelcache.sources.huggingface import HubOptions
 from modelcache.sources.retrying import RetryLimits
@@ -26,6 +27,7 @@ from modelcache.testing.servers.certificates import Certificate
 from modelcache.testing.servers.hub import HubServer
 from modelcache.testing.servers.ports import LOOPBACK
 from modelcache.units import MIB
+from modelcache.uri import parse_uri
 
 FILES = {"config.json": b"{}", "model.safetensors": Random(1).randbytes(3 * MIB), "tokenizer/a b.json": b"[]"}
 OTHER = {"config.json": b'{"from": "the hub"}'}
@@ -171,6 +173,17 @@ def test_a_mirror_has_a_ca_of_its_own_and_web_servers_have_mirrors(
         (nginx.directory / name / "m.tar").write_bytes(tar_of([Written("f", b"original")]))
         with pytest.raises(OriginUnreachable, match="certificate"):  # that is no outage
             strict.ensure(original)
+
+
+def test_a_mirror_with_a_ca_is_verified_whatever_is_said_of_other_endpoints(tmp_path: Path, certificate: Certificate) -> None:
+    settings = [{"from": "hf://", "to": "s3://b", "endpoint": "https://in.house", "ca_file": str(certificate.ca), "anonymous": True}]
+    config = Config.load({"HOME": str(tmp_path), "S3_VERIFY_SSL": "0", "MODELCACHE_MIRRORS": json.dumps(settings)})
+    registry = Registry(config, on_throttle=lambda origin: None)
+    with registry.source(*parse_uri("hf://o/m")) as mirrored, registry.source(*parse_uri("s3://b/m")) as other:
+        assert mirrored.origin.verified
+        assert mirrored.origin.ca_sha256 is not None
+        assert not other.origin.verified
+    registry.close()
 
 
 def test_a_token_goes_to_no_mirror_that_it_was_not_given_for(hub: HubServer, tmp_path: Path) -> None:
