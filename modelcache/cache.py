@@ -109,7 +109,7 @@ class ModelCache(Upkeeping, Carrying, SingleFiles):
             allow_fuse=self.config.allow_fuse,
         )
         self._store: Upkeep = store
-        self._permission = Permission(store.grants, self.config.trust, self.config.proxies)
+        self._permission = Permission(store.grants, self.config)
         self._engine = FetchEngine(self.config.engine)
         self._allowances = Allowances(self.config.rates)
         self._registry = Registry(self.config, on_throttle=self._engine.throttled, allowances=self._allowances)

@@ -150,16 +150,20 @@ class Ensure:
         cancel.check()
         ref = self._store.ref(self._key)
         resolved = _Resolved(listing, ref, self._admission.known(listing, ref))
-        return self._already_here(resolved, cancel) or self._in_turn(listing, cancel)
+        return self._already_here(resolved, cancel) or self._in_turn(resolved, cancel)
 
-    def _in_turn(self, listing: Listing, cancel: Cancellation) -> Ensured:
+    def _in_turn(self, resolved: _Resolved, cancel: Cancellation) -> Ensured:
         """Bring it, unless another asker does just now: then see afterwards what is still missing. One ingest of it books its room."""
+        listing = resolved.listing
         turn = (self._key, listing.revision)
         if self._engine.turns.ahead(turn) is not None:
             self._admission.prove(listing.files, cancel)  # who has no right waits for nothing
         with self._engine.turns.take(turn, self, cancel, self._follow):
+            newer, waited = self._newer_ref(resolved), self._ahead is not None
             self._ahead = None
-            ref = self._store.ref(self._key)
+            if newer is None and not waited:
+                return self._bring(resolved, cancel)
+            ref = newer or resolved.ref
             resolved = _Resolved(listing, ref, self._admission.known(listing, ref))
             return self._already_here(resolved, cancel) or self._bring(resolved, cancel)
 
@@ -306,7 +310,7 @@ class Ensure:
                 kept = same.stated if same is not None else ()
                 stated = kept or tuple(digest for digest in item.digests if digest.algorithm is Algorithm.SHA256)
                 fetched = same is not None and item.validator != "" and not same.claimed
-                claimed = item.path in resolved.known and not fetched
+                claimed = not fetched and (sha256_of[item.path] in item.digests or (same is not None and same.claimed))
             files.append(RefFile(item.path, item.size_bytes, item.validator, sha256_of[item.path], stated, claimed))
         created_at_s = before.created_at_s if before is not None and before.manifest == manifest.digest else now_s
         return Ref(self._key, listing.revision, listing.immutable, manifest.digest, tuple(files), created_at_s, now_s)

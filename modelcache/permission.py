@@ -20,7 +20,6 @@ from modelcache.manifest import Manifest
 from modelcache.patience import Cancellation
 from modelcache.ranges import ByteRange
 from modelcache.sources.witnessed import WitnessedSource
-from modelcache.transport import Proxies
 from modelcache.uri import StorageUri, UriSecrets
 
 CALLERS_SCHEMES = ("s3", "gs", "hf", "https", "http")
@@ -229,11 +228,11 @@ class Permission:
         denials: counted where callers are turned away.
     """
 
-    def __init__(self, grants: Grants, trust: Trust, proxies: Proxies) -> None:
-        """`proxies`: the store's own; a caller's that differ make another origin of the same endpoint."""
+    def __init__(self, grants: Grants, config: Config) -> None:
+        """`config`: of the store; a caller's proxies and mirrors that differ from its own make another origin of the same endpoint."""
         self._grants = grants
-        self._trust = trust
-        self._proxies = proxies
+        self._trust = config.trust
+        self._detours = (config.proxies, config.mirrors)
         self.denials = Denials()
 
     def admit(self, caller: Caller, asked: tuple[StorageUri, UriSecrets], source: Source, *, again: bool) -> CallersAdmission:
@@ -260,10 +259,12 @@ class Permission:
         return Holder(caller.namespace, caller.service_account, self._grants.mac(credential))
 
     def _origin(self, caller: Caller, origin: Origin) -> Origin:
-        """Behind a proxy of the caller's choice an endpoint is whatever the proxy says it is."""
-        if caller.config.proxies == self._proxies:
+        """Behind a proxy of the caller's choice an endpoint is whatever the proxy says it is, and behind a mirror a name is."""
+        proxies, mirrors = caller.config.proxies, caller.config.mirrors
+        if (proxies, mirrors) == self._detours:
             return origin
-        return replace(origin, endpoint=f"{origin.endpoint}#proxy={self._grants.mac(repr(astuple(caller.config.proxies)).encode())[:16]}")
+        told = repr((astuple(proxies), *map(astuple, mirrors)))
+        return replace(origin, endpoint=f"{origin.endpoint}#by={self._grants.mac(told.encode())[:16]}")
 
 
 def expect_served(uri: StorageUri) -> None:
