@@ -21,7 +21,8 @@ from modelcache.units import GIB, MIB, format_rate
 
 EXTRAS = {
     "s3": ("botocore", "awscrt"),
-    "gcs": ("gcsfs",),
+    "gcs": ("google.auth",),
+    "fsspec": ("fsspec",),
     "hf": ("huggingface_hub",),
     "torch": ("torch", "safetensors"),
     "serve": ("transformers",),
@@ -71,7 +72,7 @@ def check_extras() -> list[Finding]:
     """Looked for, not imported: importing torch takes seconds."""
     found = []
     for extra, modules in EXTRAS.items():
-        missing = [module for module in modules if importlib.util.find_spec(module) is None]
+        missing = [module for module in modules if not _is_installed(module)]
         install = f"pip install 'modelcache[{extra}]'"
         if not missing:
             found.append(fine(f"extra {extra}", f"{', '.join(modules)} installed"))
@@ -82,12 +83,19 @@ def check_extras() -> list[Finding]:
     return found
 
 
+def _is_installed(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:  # not even the package that it would be in
+        return False
+
+
 def check_authorities(config: Config) -> list[Finding]:
     found = []
     if not config.s3.verify_tls:
         hint = "name the CA that vouches for it in `s3.ca_file` (MODELCACHE_S3_CA_FILE), and unset S3_VERIFY_SSL"
         found.append(doubtful("certificates", "S3's certificate is not verified: whoever is on the way can read and answer", hint))
-    for name, path in (("S3", config.s3.ca_file), ("http", config.http.ca_file)):
+    for name, path in (("S3", config.s3.ca_file), ("GCS", config.gs.ca_file), ("http", config.http.ca_file)):
         if path is not None:
             found.append(_check_bundle(name, path))
     paths = ssl.get_default_verify_paths()

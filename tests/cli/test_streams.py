@@ -12,7 +12,10 @@ import pytest
 
 from tests.cli.executable import DEADLINE_S, EXECUTABLE, Executable
 
-FORBIDDEN = ("torch", "transformers", "botocore", "boto3", "awscrt", "s3fs", "fsspec", "gcsfs", "huggingface_hub", "kubernetes", "numpy")
+FORBIDDEN = (
+    "torch", "transformers", "botocore", "boto3", "awscrt", "s3fs", "fsspec", "gcsfs", "google.auth", "huggingface_hub",
+    "kubernetes", "numpy",
+)  # fmt: skip
 HEAVY = ("modelcache.cache", "modelcache.config", "modelcache.store", "modelcache.sources", "modelcache.fetch", "modelcache.transport")
 LOADED = """
 import sys
