@@ -5,14 +5,15 @@ from __future__ import annotations
 import re
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 from types import TracebackType
+from typing import TypeVar
 
-from modelcache.abc.source import Source
+from modelcache.abc.source import Listing, Source
 from modelcache.abc.store import (
     CollectReport,
     Evicted,
@@ -49,6 +50,7 @@ from modelcache.upkeep.repair import OpenSource
 from modelcache.upkeep.upkeeping import Upkeeping
 from modelcache.uri import StorageUri, UriSecrets, parse_uri
 
+T = TypeVar("T")
 HOLD_TRIES = 3
 """A snapshot that is evicted between `ensure` and its hold is brought in again this often in all."""
 
@@ -242,6 +244,16 @@ class ModelCache(Upkeeping, Carrying, SingleFiles):
             return self.ensure(uri, refresh=refresh, priority=Priority.PREWARM, progress=look, cancel=cancel)
 
         return Prewarm(self._store, Asking(ask, bring, jobs, pin_for), progress, cancel or Cancellation()).run(uris)
+
+    def at_origin(self, uri: str, look: Callable[[Listing, Source], T], *, cancel: Cancellation | None = None) -> T:
+        """What `look` makes of a listing of this URI and the source that gave it. Nothing is fetched into the store.
+
+        Raises:
+            What `Source.list` and `look` raise.
+        """
+        asked = parse_uri(uri)
+        with self._places(asked, None, again=True) as places:
+            return in_turn(places, lambda place: look(place.source.list(asked[0], cancel or Cancellation()), place.source))
 
     def check(self, uri: str, snapshot: Digest, caller: Caller) -> None:
         """Whether a caller may be shown a snapshot that an ensure of this URI gave them: looked at again just before they are.

@@ -67,14 +67,38 @@ def stream(
     progress: Callable[[int], None] | None = None,
 ) -> Generator[tuple[str, torch.Tensor], None, None]:
     """As `load`, one tensor after the other: what the consumer drops is given back while the rest is read."""
-    try:
-        from modelcache.loader.loading import Wishes, stream_tensors
-    except ModuleNotFoundError as error:
-        raise BadConfig(f"tensors need {error.name}, which is not installed", hint="pip install 'modelcache[torch]'") from None
+    expect_torch()
+    from modelcache.loader.loading import Wishes, stream_tensors
+
     wishes = Wishes(device, dtype)
     with ExitStack() as held:
         checkpoint = open_checkpoint(source, cache=cache, held=held, cancel=cancel)
         yield from stream_tensors(checkpoint, checkpoint.select(names), wishes, report=report, cancel=cancel, progress=progress)
+
+
+def timed_load(
+    source: str | os.PathLike[str],
+    *,
+    device: torch.device | str | None = None,
+    cache: ModelCache | None = None,
+    cancel: Cancellation | None = None,
+) -> LoadReport:
+    """Load every tensor, drop them, and say what it took. Raises: as `load`."""
+    expect_torch()
+    from modelcache.loader.loading import LoadReport
+
+    report = LoadReport()
+    for _ in stream(source, device=device, report=report, cache=cache, cancel=cancel):
+        pass
+    return report
+
+
+def expect_torch() -> None:
+    """Raises BadConfig: it is not installed."""
+    try:
+        import modelcache.loader.loading  # noqa: F401
+    except ModuleNotFoundError as error:
+        raise BadConfig(f"tensors need {error.name}, which is not installed", hint="pip install 'modelcache[torch]'") from None
 
 
 def open_checkpoint(

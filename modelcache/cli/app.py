@@ -13,6 +13,7 @@ import typer
 
 from modelcache import __version__
 from modelcache.cli.config import config
+from modelcache.cli.dedupe import dedupe
 from modelcache.cli.df import df
 from modelcache.cli.doctor import doctor
 from modelcache.cli.exit_codes import ExitCode
@@ -20,6 +21,8 @@ from modelcache.cli.export import export
 from modelcache.cli.failures import report
 from modelcache.cli.gc import gc
 from modelcache.cli.import_ import import_
+from modelcache.cli.inspect_ import inspect as inspect_model
+from modelcache.cli.load import load
 from modelcache.cli.ls import ls
 from modelcache.cli.options import FLAG, CommonOptions, spread
 from modelcache.cli.path import path
@@ -41,6 +44,8 @@ COMMANDS: tuple[tuple[Command, str], ...] = (
     (import_, FETCHING),
     (ls, LOOKING),
     (show, LOOKING),
+    (inspect_model, LOOKING),
+    (load, LOOKING),
     (path, LOOKING),
     (df, LOOKING),
     (verify, LOOKING),
@@ -51,6 +56,7 @@ COMMANDS: tuple[tuple[Command, str], ...] = (
     (unpin, KEEPING),
     (rm, KEEPING),
     (gc, KEEPING),
+    (dedupe, KEEPING),
 )
 
 

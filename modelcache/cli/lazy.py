@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from modelcache.cli.output import Output
     from modelcache.cli.progress_view import ProgressView
     from modelcache.config import Config, Settings
+    from modelcache.inspecting import Inspected
+    from modelcache.loader.loading import LoadReport
+    from modelcache.patience import Cancellation
     from modelcache.uri import StorageUri, UriSecrets
 
 
@@ -68,6 +71,20 @@ def many_bars(output: Output, pieces: int) -> ManyView:
     from modelcache.cli.many_screen import ManyBars
 
     return ManyBars(output, pieces)
+
+
+def inspect(cache: ModelCache, name: str, cancel: Cancellation) -> Inspected:
+    """`modelcache.inspecting.inspect`."""
+    from modelcache.inspecting import inspect
+
+    return inspect(cache, name, cancel=cancel)
+
+
+def load(source: str, cache: ModelCache | None, device: str | None, cancel: Cancellation) -> LoadReport:
+    """Load every tensor and drop it; what it took. Raises as `modelcache.load`."""
+    from modelcache.loading import timed_load
+
+    return timed_load(source, device=device, cache=cache, cancel=cancel)
 
 
 def read_list(lines: Iterable[str]) -> Sequence[str]:

@@ -1,0 +1,58 @@
+"""`modelcache load`: what loading a model's tensors takes on this machine."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from modelcache.cli import lazy
+from modelcache.cli.completion import complete_name
+from modelcache.cli.exit_codes import ExitCode
+from modelcache.cli.interrupts import cancelled_by_signals
+from modelcache.cli.options import OriginOptions
+from modelcache.cli.session import Session
+from modelcache.cli.tables import counted
+from modelcache.patience import Cancellation
+from modelcache.units import format_bytes, format_duration, format_rate
+
+if TYPE_CHECKING:
+    from modelcache.loader.loading import LoadReport
+
+Source = Annotated[
+    str,
+    typer.Argument(metavar="SOURCE", help="A URI (fetched first if it isn't here), a file or a directory.", autocompletion=complete_name),
+]
+Device = Annotated[str | None, typer.Option("--device", metavar="DEVICE", help="As torch names it: cuda:0. Default: host memory.")]
+
+
+def load(session: Session, source: Source, origin: OriginOptions, device: Device = None) -> ExitCode:
+    """Load every tensor once, and say how the bytes came and how fast.
+
+    Needs torch. "mapped" bytes were in memory already and were not copied; "direct" ones came from the disk, around the page cache.
+    """
+    cancel = Cancellation()
+    with cancelled_by_signals(cancel, session.output):
+        if "://" in source:
+            with session.open_cache(session.config(origin)) as cache:
+                report = lazy.load(source, cache, device, cancel)
+        else:
+            report = lazy.load(source, None, device, cancel)
+    session.finish(**_document(report))
+    output = session.output
+    output.line(f"tensors   {counted(report.tensors, 'tensor')}, {format_bytes(report.tensor_bytes)}")
+    output.line(f"took      {format_duration(report.seconds)}, {format_rate(report.rate_bytes_per_s)}")
+    for way, size_bytes in sorted(report.read_bytes.items()):
+        output.line(f"{way:<9} {format_bytes(size_bytes)}")
+    return ExitCode.OK
+
+
+def _document(report: LoadReport) -> dict[str, object]:
+    return {
+        "tensors": report.tensors,
+        "tensor_bytes": report.tensor_bytes,
+        "seconds": report.seconds,
+        "waited_s": report.waited_s,
+        "rate_bytes_per_s": report.rate_bytes_per_s,
+        "read_bytes": {str(way): size_bytes for way, size_bytes in sorted(report.read_bytes.items())},
+    }
