@@ -134,8 +134,8 @@ class Way:
         http = HttpOptions(headers={"127.0.0.1": {"Authorization": f"Bearer {BEARER}"}})
         if "@" in self.uri:
             http = HttpOptions()
-        overrides: dict[str, object] = {"root": root, "http": http, "retry": LIMITS, "timeouts": Timeouts(connect_s=5.0, stall_s=0.2)}
-        return Config.load({"HOME": str(root), **self.environ}, **overrides)
+        timeouts = Timeouts(connect_s=5.0, stall_s=0.2)
+        return Config.load({"HOME": str(root), **self.environ}, root=root, http=http, retry=LIMITS, timeouts=timeouts)
 
 
 def by_userinfo(port: int, digest: str) -> Way:
