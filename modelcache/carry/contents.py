@@ -22,8 +22,8 @@ FORMAT = b"modelcache export 1\n"
 MAX_MARKER_BYTES = 1024
 MAX_RECORD_BYTES = 64 * MIB
 """A manifest or ref: one of 300,000 files. What is larger is not read into memory on a stranger's word."""
-MAX_RECORDS_BYTES = 512 * MIB
-"""All manifests and refs of an export."""
+MAX_RECORDS_BYTES = 256 * MIB
+"""All manifests and refs of an export, with a header each: of a million files or so."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, closing
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +14,8 @@ import xxhash
 from modelcache.abc.store import Ref, Snapshot, Store
 from modelcache.carry.contents import MAX_RECORD_BYTES, MAX_RECORDS_BYTES, Blob, Contents
 from modelcache.carry.file import Place, Write, written
-from modelcache.carry.tar import END, header, padding
+from modelcache.carry.holding import held_all
+from modelcache.carry.tar import BLOCK_BYTES, END, header, padding
 from modelcache.chunks import CHUNK_BYTES, ChunkTable
 from modelcache.digest import Digest, sha256
 from modelcache.errors import BadConfig, DamagedBlob
@@ -64,13 +65,17 @@ def export(store: Store, chosen: Sequence[Chosen], place: Place, *, progress: By
         NoSpace, FileFault, Cancelled: and then there is no file of that name, or the one that was there.
     """
     started_s = time.monotonic()
-    with ExitStack() as held:
-        snapshots = {item.manifest: held.enter_context(store.hold(item.manifest, holder=HOLDER)) for item in chosen}
+    with held_all(store, [item.manifest for item in chosen], HOLDER) as (snapshots, renew):
         refs = {ref.key: ref for item in chosen for ref in item.refs}
         contents = Contents.of([store.manifest(digest) for digest in snapshots], tuple(refs.values()))
         _check_records(contents)
         size_bytes = contents.size_bytes
-        with written(place, size_bytes, cancel) as write:
+        with written(place, size_bytes, cancel) as put:
+
+            def write(data: bytes | memoryview) -> None:
+                renew()
+                put(data)
+
             for name, data in contents.records():
                 write(header(name, len(data)) + data + padding(len(data)))
             _Blobs(snapshots, write, contents.blobs_bytes, progress, cancel).put(contents.blobs)
@@ -89,7 +94,7 @@ def export(store: Store, chosen: Sequence[Chosen], place: Place, *, progress: By
 def _check_records(contents: Contents) -> None:
     """No export that an import would refuse."""
     sizes = [len(data) for _, data in contents.records()]
-    if max(sizes) > MAX_RECORD_BYTES or sum(sizes) > MAX_RECORDS_BYTES:
+    if max(sizes) > MAX_RECORD_BYTES or sum(sizes) + BLOCK_BYTES * len(sizes) > MAX_RECORDS_BYTES:
         raise BadConfig("these are too many files for one export", got=f"{sum(sizes)} bytes of records", hint="export fewer models at once")
 
 

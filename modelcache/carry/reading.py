@@ -54,7 +54,7 @@ class ExportReader:
         last = ""
         while (found := self._peek()) is not None and found[0].startswith(("manifests/", "refs/")):
             name, size_bytes = found
-            left -= size_bytes
+            left -= size_bytes + BLOCK_BYTES
             if size_bytes > MAX_RECORD_BYTES or left < 0:
                 raise self._damaged(f"`{name}` is larger than a record may be", got=f"{size_bytes} bytes")
             if name <= last:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import random
+import shutil
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -14,9 +15,11 @@ from pathlib import Path
 import pytest
 
 from modelcache.abc.store import Limits, Ref
+from modelcache.carry import holding
 from modelcache.carry.contents import Contents
 from modelcache.carry.exporting import Chosen, ExportReport, export
 from modelcache.carry.file import Place
+from modelcache.carry.holding import held_all
 from modelcache.carry.importing import ImportReport, import_file
 from modelcache.carry.tar import END, header, padding
 from modelcache.chunks import CHUNK_BYTES
@@ -58,19 +61,30 @@ def tree(root: Path) -> list[tuple[str, int]]:
     return [(str(path.relative_to(root)), path.lstat().st_ino) for path in paths]
 
 
-@pytest.fixture
-def origin(tmp_path: Path) -> LocalStore:
+def two_models(root: Path) -> LocalStore:
     """A store with two models that share a file."""
-    store = store_at(tmp_path / "origin")
+    store = store_at(root)
     fill(store, ONE, uri="s3://models/one")
     fill(store, TWO, uri="s3://models/two")
     return store
 
 
 @pytest.fixture
-def file(origin: LocalStore, tmp_path: Path) -> Path:
-    carried_out(origin, tmp_path / "models.tar")
-    return tmp_path / "models.tar"
+def origin(tmp_path: Path) -> LocalStore:
+    return two_models(tmp_path / "origin")
+
+
+@pytest.fixture(scope="module")
+def exported_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("exported")
+    carried_out(two_models(directory / "origin"), directory / "models.tar")
+    return directory / "models.tar"
+
+
+@pytest.fixture
+def file(exported_once: Path, tmp_path: Path) -> Path:
+    """An export of two models."""
+    return Path(shutil.copy(exported_once, tmp_path))
 
 
 @pytest.fixture
@@ -119,7 +133,7 @@ def test_bytes_that_are_here_are_hashed_in_the_file_all_the_same(target: LocalSt
         carried_in(target, file)
 
 
-def test_a_ref_that_was_confirmed_later_stays(origin: LocalStore, target: LocalStore, file: Path) -> None:
+def test_a_ref_that_was_confirmed_later_stays(target: LocalStore, file: Path) -> None:
     newer = {"config.json": b"newer"}
     fill(target, newer, uri="s3://models/one")
     (mine,) = target.refs("s3://models/one")
@@ -165,7 +179,7 @@ def interesting(data: bytes) -> list[int]:
     )
 
 
-def test_any_altered_byte_is_found_and_nothing_kept(target: LocalStore, origin: LocalStore, tmp_path: Path) -> None:
+def test_any_altered_byte_is_found_and_nothing_kept(target: LocalStore, tmp_path: Path) -> None:
     small = {"a.json": b"{}", "b.bin": content(CHUNK_BYTES + 3, seed=9)}
     store = store_at(tmp_path / "small")
     fill(store, small)
@@ -380,6 +394,29 @@ def test_a_model_is_held_while_it_is_exported(origin: LocalStore) -> None:
     carried_out(origin, Reader())  # type: ignore[arg-type]
 
     assert len(refused) == 2
+    assert origin.leases() == []
+
+
+def test_more_models_than_files_may_be_open_are_held_all_the_same(origin: LocalStore) -> None:
+    for number in range(4):
+        fill(origin, {"name": str(number).encode()}, uri=f"s3://models/{number}")
+    manifests = [info.digest for info in origin.list()]
+    now_s = [0.0]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(holding, "PROCESS_HOLDS", 2)
+        with held_all(origin, manifests, "export", clock=lambda: now_s[0]) as (held, renew):
+            assert list(held) == manifests
+            kinds = sorted(str(lease.kind) for lease in origin.leases())
+            assert kinds == ["lease"] * 4 + ["process"] * 2
+            before = {lease.id: lease.expires_at_s for lease in origin.leases()}
+            renew()
+            assert {lease.id: lease.expires_at_s for lease in origin.leases()} == before
+            now_s[0] = holding.LEASE_S / 2
+            renew()
+            after = {lease.id: lease.expires_at_s for lease in origin.leases()}
+            assert sum(after[lease_id] != expires_at_s for lease_id, expires_at_s in before.items()) == 4
+
     assert origin.leases() == []
 
 
