@@ -14,6 +14,7 @@ from urllib.parse import quote
 
 import fsspec
 import pytest
+from fsspec.implementations.asyn_wrapper import AsyncFileSystemWrapper
 from fsspec.implementations.memory import MemoryFileSystem
 from hypothesis import given
 from hypothesis import strategies as st
@@ -396,3 +397,57 @@ def test_the_locator_and_the_listing_hold_no_secret(shelf: type[Shelf]) -> None:
     source = source_of("shelf://me:hidden@m")
     found = listed(source, "shelf://m")
     assert "hidden" not in json.dumps([file.locator for file in found.files]) + repr(found) + str(found.origin)
+
+
+# -- instances ------------------------------------------------------------------------------------------------------
+
+
+def test_an_instance_serves_one_call_at_a_time_is_kept_and_goes_when_it_failed(shelf: type[Shelf]) -> None:
+    put("/m/f", DATA)
+    source = source_of("shelf://m")
+    shelf.made.clear()
+    [file] = listed(source).files
+    assert read(source, file) == DATA
+    assert read(source, file, ByteRange(5, 9)) == DATA[5:9]
+    assert len(shelf.made) == 1
+    bodies = [source.open(file, ByteRange(0, 10), Cancellation()) for _ in range(3)]
+    assert len(shelf.made) == 3
+    for body in bodies:
+        body.close()
+    shelf.raises = ConnectionResetError()
+    with pytest.raises(OriginUnreachable):
+        read(source, file)
+    shelf.raises = None
+    assert read(source, file) == DATA
+    assert len(shelf.made) == 4  # the two that were idle went with it: their server is likely gone
+
+
+def test_a_filesystem_that_is_asynchronous_inside_is_shared() -> None:
+    made: list[object] = []
+    wrapped: Any = AsyncFileSystemWrapper.wrap_class(MemoryFileSystem)
+
+    class Asynchronous(wrapped):  # type: ignore[misc]
+        def __init__(self, **arguments: Any) -> None:
+            made.append(arguments)
+            super().__init__(**arguments)
+
+        @classmethod
+        def _strip_protocol(cls, path: str) -> str:
+            stripped: str = MemoryFileSystem._strip_protocol(path.removeprefix("shelf://"))
+            return stripped
+
+    fsspec.register_implementation("shelf", Asynchronous, clobber=True)
+    memory = MemoryFileSystem()
+    memory.pipe_file("/async-m/d/f", DATA)
+    source = source_of("shelf://async-m")
+    [file] = listed(source, "shelf://async-m").files
+    assert file.path == "d/f"
+    bodies = [source.open(file, ByteRange(at, at + 10), Cancellation()) for at in range(3)]
+    for at, body in enumerate(bodies):
+        buffer = memoryview(bytearray(10))
+        assert body.readinto(buffer) == 10
+        assert buffer == DATA[at : at + 10]
+        body.close()
+    assert read(source, file) == DATA
+    assert len(made) == 1
+    memory.rm("/async-m", recursive=True)
