@@ -30,6 +30,8 @@ PROGRAMS = {  # program → the Debian package that holds it
     "nginx": "nginx-light",
     "openssl": "openssl",
     "mkfs.ext4": "e2fsprogs",
+    "mkfs.xfs": "xfsprogs",
+    "mkfs.btrfs": "btrfs-progs",
     "mount": "mount",
     "losetup": "mount",
 }

@@ -353,12 +353,14 @@ class Usage:
         content_bytes: of all blobs, each content once, to the byte; `blobs_bytes` are its blocks.
         own_bytes: of it, what a single snapshot needs: the sum of all `SnapshotInfo.own_bytes`.
         shared_bytes: of it, what several snapshots show.
+        doubly_used_bytes: of `blobs_bytes`, blocks that are counted for more than one file (XFS, btrfs): the disk has them once.
     """
 
     content_bytes: int
     own_bytes: int
     shared_bytes: int
     blobs_bytes: int
+    doubly_used_bytes: int
     ingest_bytes: int
     trash_bytes: int
     quarantine_bytes: int

@@ -24,6 +24,27 @@ class ScrubLimits:
     bytes_per_s: float | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class DedupeReport:
+    """What `dedupe` did, in bytes of files.
+
+    Attributes:
+        possible: whether the file system can share blocks between files.
+        looked_chunks: chunks whose marks were compared.
+        shared_bytes: that use others' blocks since now.
+        already_bytes: that did before.
+        held_bytes: equal, but held on both sides: left for another time.
+        differing_bytes: of equal marks whose bytes differ, says the kernel: one side is damaged, and `verify` finds which.
+    """
+
+    possible: bool
+    looked_chunks: int = 0
+    shared_bytes: int = 0
+    already_bytes: int = 0
+    held_bytes: int = 0
+    differing_bytes: int = 0
+
+
 class Upkeep(Store, Protocol):
     """A store that can repair what a disk damaged. Nothing here writes into a published inode."""
 
@@ -41,6 +62,10 @@ class Upkeep(Store, Protocol):
         Raises:
             NotCached, DamagedRecord.
         """
+        ...
+
+    def dedupe(self, cancel: Cancellation, progress: Callable[[DedupeReport], None] | None = None) -> DedupeReport:
+        """Have equal chunks of different blobs use the same blocks, at lowest priority; files and their bytes don't change."""
         ...
 
     def heads(self) -> list[RefHead]:

@@ -28,6 +28,12 @@ def df(session: Session) -> ExitCode:
     return ExitCode.OK
 
 
+def _blocks(usage: Usage) -> str:
+    if usage.doubly_used_bytes == 0:
+        return "blocks of all that"
+    return f"blocks of all that; without block sharing {format_bytes(usage.blobs_bytes)}"
+
+
 def _rows(usage: Usage, infos: list[SnapshotInfo]) -> list[tuple[str, str, str]]:
     apart = format_bytes(sum(info.size_bytes for info in infos))
     limits = usage.limits
@@ -37,7 +43,7 @@ def _rows(usage: Usage, infos: list[SnapshotInfo]) -> list[tuple[str, str, str]]
         ("models", usage.content_bytes, f"{counted(len(infos), 'model')}; apart from each other {apart}"),
         ("  own", usage.own_bytes, "of one model alone; goes with it"),
         ("  shared", usage.shared_bytes, "of several models, stored once"),
-        ("  on disk", usage.blobs_bytes, "blocks of all that"),
+        ("  on disk", usage.blobs_bytes - usage.doubly_used_bytes, _blocks(usage)),
         ("  leased", usage.leased_bytes, "held by running users"),
         ("  pinned", usage.pinned_bytes, "held until unpinned"),
         ("  evictable", usage.evictable_bytes, "goes when room is needed"),

@@ -216,6 +216,7 @@ def of_usage(usage: Usage, infos: Sequence[SnapshotInfo], root: Path) -> dict[st
         "own_bytes": usage.own_bytes,
         "shared_bytes": usage.shared_bytes,
         "blobs_bytes": usage.blobs_bytes,
+        "doubly_used_bytes": usage.doubly_used_bytes,
         "ingest_bytes": usage.ingest_bytes,
         "trash_bytes": usage.trash_bytes,
         "quarantine_bytes": usage.quarantine_bytes,

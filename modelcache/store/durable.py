@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import fcntl
 import os
+import struct
 from collections.abc import Callable
 
 StrPath = str | os.PathLike[str]
@@ -19,6 +21,12 @@ FALLOC_FL_KEEP_SIZE = 1
 """<linux/falloc.h>: book the blocks, leave the file's size."""
 SYNC_FILE_RANGE_WRITE = 2
 """sync_file_range(2): start writing the range's dirty pages, don't wait for them."""
+
+FIDEDUPERANGE = 0xC0189436
+"""ioctl_fideduperange(2)."""
+FILE_DEDUPE_RANGE_DIFFERS = 1
+_DEDUPE = struct.Struct("=QQHHI" + "qQQiI")
+"""struct file_dedupe_range, and one struct file_dedupe_range_info."""
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
@@ -108,6 +116,25 @@ def fallocate(fd: int, size_bytes: int, mode: int = 0) -> bool:
 def start_writeback(fd: int, offset: int, size_bytes: int) -> None:
     """Have the kernel begin to write a range, so that the fsync at the end finds little left. No promise of durability."""
     _checked(lambda: int(_libc.sync_file_range(fd, offset, size_bytes, SYNC_FILE_RANGE_WRITE)), "sync_file_range")
+
+
+def dedupe_range(source_fd: int, source_offset: int, target_fd: int, target_offset: int, size_bytes: int) -> int | None:
+    """Have a range of the target use the blocks of an equal range of the source; the kernel compares first, under both inodes' locks.
+
+    Returns:
+        How many bytes are shared now; None if the ranges differ.
+
+    Raises:
+        OSError: EOPNOTSUPP, EXDEV, EINVAL and the like: this file system, or these two files, can't share.
+    """
+    request = bytearray(_DEDUPE.pack(source_offset, size_bytes, 1, 0, 0, target_fd, target_offset, 0, 0, 0))
+    fcntl.ioctl(source_fd, FIDEDUPERANGE, request, True)
+    *_, done_bytes, status, _ = _DEDUPE.unpack(request)
+    if status == FILE_DEDUPE_RANGE_DIFFERS:
+        return None
+    if status < 0:
+        raise OSError(-status, os.strerror(-status))
+    return int(done_bytes)
 
 
 def fsync(fd: int) -> None:

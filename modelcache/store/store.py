@@ -24,7 +24,7 @@ from modelcache.abc.store import (
     Usage,
     VerifyReport,
 )
-from modelcache.abc.upkeep import ScrubLimits
+from modelcache.abc.upkeep import DedupeReport, ScrubLimits
 from modelcache.digest import Digest
 from modelcache.errors import NotCached
 from modelcache.manifest import Manifest
@@ -43,6 +43,7 @@ from modelcache.store.parts import Parts
 from modelcache.store.removal import Removal
 from modelcache.store.root import LOCK_TIMEOUT_S, open_root
 from modelcache.store.scrub import Scrub
+from modelcache.store.sharing import Sharing
 
 
 class LocalStore:
@@ -78,6 +79,7 @@ class LocalStore:
         self._intake = Intake(self._parts, self._budget, self._making_room)
         self._mending = Mending(self._parts)
         self._scrub = Scrub(self._parts, self._removal, self._mending)
+        self._sharing = Sharing(self._parts)
 
     def __enter__(self) -> LocalStore:
         return self
@@ -236,6 +238,7 @@ class LocalStore:
             content_bytes=sum(fact.size_bytes for fact in inventory.blobs.values()),
             own_bytes=inventory.own_bytes(),
             shared_bytes=inventory.shared_bytes(),
+            doubly_used_bytes=self._sharing.doubly_used_bytes(),
             blobs_bytes=sum(fact.allocated_bytes for fact in inventory.blobs.values()),
             ingest_bytes=self._budget.ingest_bytes(),
             trash_bytes=unshared_bytes(self._root.layout.trash),
@@ -276,6 +279,10 @@ class LocalStore:
     def verified_at_s(self, manifest: Digest) -> float | None:
         shown = {item.sha256 for item in self._parts.snapshots.manifest(manifest).files}
         return self._parts.verified.oldest_s(shown - {EMPTY})
+
+    @guarded
+    def dedupe(self, cancel: Cancellation, progress: Callable[[DedupeReport], None] | None = None) -> DedupeReport:
+        return self._sharing.dedupe(cancel, progress)
 
     @guarded
     def heads(self) -> list[RefHead]:

@@ -31,6 +31,7 @@ CHANGES = (
     "write",
     "fallocate",
     "start_writeback",
+    "dedupe_range",
     "fsync",
     "syncfs",
 )

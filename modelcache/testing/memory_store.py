@@ -200,6 +200,7 @@ class MemoryStore:
                 content_bytes=sum(len(blob.data) for blob in self.shelf.blobs.values()),
                 own_bytes=sum(info.own_bytes for info in infos),
                 shared_bytes=sum(len(self.shelf.blobs[digest].data) for digest, count in showing.items() if count > 1),
+                doubly_used_bytes=0,
                 blobs_bytes=sum(len(blob.data) for blob in self.shelf.blobs.values()),
                 ingest_bytes=self._booked_bytes(),
                 trash_bytes=0,

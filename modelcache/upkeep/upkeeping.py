@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 
 from modelcache.abc.store import SnapshotInfo, VerifyReport
-from modelcache.abc.upkeep import ScrubLimits, Upkeep
+from modelcache.abc.upkeep import ScrubLimits, DedupeReport, Upkeep
 from modelcache.errors import NotCached
 from modelcache.fetch.engine import FetchEngine
 from modelcache.patience import Cancellation
@@ -59,6 +59,11 @@ class Upkeeping(ABC):
     def verified_at_s(self, name: str) -> float | None:
         """When all of a snapshot had last been read back from the disk and found right (Unix time); None: not since it arrived."""
         return self._store.verified_at_s(self.find(name).digest)
+
+    def dedupe(self, *, progress: Callable[[DedupeReport], None] | None = None, cancel: Cancellation | None = None) -> DedupeReport:
+        """Have equal chunks of different blobs use the same blocks of the disk, at lowest priority. No file and no byte changes; what
+        somebody holds keeps the blocks that it has. Where the file system can't, the report says so."""
+        return self._store.dedupe(cancel or Cancellation(), progress)
 
     def repair(
         self,

@@ -45,6 +45,7 @@ def test_the_documents_of_a_model_s_life_have_the_documented_keys(cli: Executabl
         documents[command] = cli("--json", command, *name).document
     documents["df"] = cli("--json", "df").document
     documents["version"] = cli("--json", "--version").document
+    documents["dedupe"] = cli("--json", "dedupe").document
     documents["rm"] = cli("--json", "rm", url).document
     cli("pull", "-q", sibling)
     documents["gc"] = cli("--json", "gc", "--need", "9MiB", MODELCACHE_MAX_BYTES="10MiB").document
