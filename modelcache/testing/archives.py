@@ -6,6 +6,7 @@ import hashlib
 import io
 import os
 import tarfile
+import warnings
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -84,7 +85,8 @@ def zip_of(entries: Sequence[Written], *, method: int = zipfile.ZIP_DEFLATED, le
             info.filename = entry.name
             info.create_system, info.compress_type = 3, method
             info.external_attr = modes.get(entry.kind, 0o100644) << 16
-            archive.writestr(info, entry.target if entry.kind == tarfile.SYMTYPE else entry.data, compresslevel=level)
+            with warnings.catch_warnings(action="ignore", category=UserWarning):  # a name that occurs twice
+                archive.writestr(info, os.fsencode(entry.target) if entry.kind == tarfile.SYMTYPE else entry.data, compresslevel=level)
     return packed.getvalue()
 
 

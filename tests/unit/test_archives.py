@@ -1,0 +1,422 @@
+"""Hostile archives: whatever their headers say, what comes out are safe names with the right bytes, or an error that says why."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import random
+import struct
+import tarfile
+import zipfile
+import zlib
+from collections.abc import Mapping
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from modelcache.abc.source import Listing, Origin, RemoteFile
+from modelcache.errors import BadArchive, Cancelled, DigestMismatch, NotFound, UnsafePath
+from modelcache.fetch.checksums import Verification
+from modelcache.paths import check_tree
+from modelcache.patience import Cancellation
+from modelcache.ranges import ByteRange
+from modelcache.sources.archive import ArchiveLimits, ArchiveSource
+from modelcache.sources.archive.limits import ALWAYS_BYTES
+from modelcache.sources.archive.streams import MOST_MARKS, MarkedGzip
+from modelcache.testing.archives import MemoryArchive, Written, tar_of, zip_of
+from modelcache.testing.memory_source import MemorySource
+from modelcache.testing.source_contract import read
+from modelcache.units import KIB, MIB
+from modelcache.uri import StorageUri
+
+LIMITS = ArchiveLimits()
+ADDRESS = "memory://origin/model.tar"
+
+
+def opened(data: bytes, *, limits: ArchiveLimits = LIMITS, include: tuple[str, ...] = ()) -> tuple[ArchiveSource, tuple[RemoteFile, ...]]:
+    """A source over one archive, and what it lists."""
+    archive = MemoryArchive(data)
+    source = ArchiveSource(MemorySource({"model.tar": data}), lambda listing, cancel: archive, lambda revision: None, limits)
+    found: Listing = source.list(StorageUri("memory", "origin", "model.tar", include=include), Cancellation())
+    assert found.origin == Origin("memory://origin:1")
+    return source, found.files
+
+
+def unpacked(data: bytes, *, limits: ArchiveLimits = LIMITS, include: tuple[str, ...] = ()) -> dict[str, bytes]:
+    """Path → bytes, compared with what the archive states of them."""
+    source, files = opened(data, limits=limits, include=include)
+    found = {}
+    for file in files:
+        content = read(source, file) if file.size_bytes else b""
+        check = Verification(file.size_bytes, file.digests)
+        check.update(memoryview(content))
+        check.result(file.path, file.size_bytes)
+        found[file.path] = content
+    return found
+
+
+def gz(data: bytes) -> bytes:
+    return gzip.compress(data, compresslevel=1, mtime=0)
+
+
+# -- any members ----------------------------------------------------------------------------------------------------------
+
+HOSTILE = st.one_of(
+    st.sampled_from(
+        [
+            "a",
+            "b",
+            "a/b",
+            "./a",
+            "d/./e",
+            "../x",
+            "/x",
+            "a/../../x",
+            "a//b",
+            "a\nb",
+            "x" * 300,
+            "\udcff",
+            ".",
+            "..",
+            "d/",
+            "\u2028",
+            "C:\\x",
+        ]
+    ),
+    st.text("ab/.\\", min_size=1, max_size=8),
+)
+KINDS = st.sampled_from([tarfile.REGTYPE, tarfile.REGTYPE, tarfile.DIRTYPE, tarfile.LNKTYPE, tarfile.SYMTYPE, tarfile.FIFOTYPE])
+ENTRIES = st.lists(
+    st.builds(
+        lambda name, data, kind, target: Written(name, data if kind == tarfile.REGTYPE else b"", kind, target),
+        HOSTILE,
+        st.binary(max_size=40),
+        KINDS,
+        HOSTILE,
+    ),
+    max_size=5,
+)
+
+
+@settings(max_examples=150)
+@given(ENTRIES, st.sampled_from([tarfile.PAX_FORMAT, tarfile.GNU_FORMAT]), st.booleans())
+@example(
+    [Written("a", b"x"), Written("l", kind=tarfile.SYMTYPE, target="a"), Written("h", kind=tarfile.LNKTYPE, target="./a")],
+    tarfile.PAX_FORMAT,
+    False,
+)
+def test_any_members_of_a_tar_are_safe_or_refused(entries: list[Written], form: int, packed: bool) -> None:
+    data = tar_of(entries, form=form)
+    try:
+        found = unpacked(gz(data) if packed else data)
+    except (UnsafePath, NotFound, BadArchive):
+        return
+    expect_safe(found, entries)
+
+
+@settings(max_examples=100)
+@given(ENTRIES, st.sampled_from([zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED]))
+def test_any_members_of_a_zip_are_safe_or_refused(entries: list[Written], method: int) -> None:
+    entries = [entry for entry in entries if entry.kind != tarfile.LNKTYPE and entry.name.isascii() and "\n" not in entry.name]
+    try:
+        found = unpacked(zip_of(entries, method=method))
+    except (UnsafePath, NotFound, BadArchive):
+        return
+    expect_safe(found, entries)
+
+
+def expect_safe(found: Mapping[str, bytes], entries: list[Written]) -> None:
+    """Every name can be kept, and every content is that of a regular member of this archive."""
+    check_tree(found)
+    files = {entry.data for entry in entries if entry.kind == tarfile.REGTYPE}
+    assert set(found.values()) <= files
+    for entry in entries:
+        if entry.kind == tarfile.REGTYPE and entry.name in found:
+            assert found[entry.name] == entry.data
+
+
+# -- any damage -----------------------------------------------------------------------------------------------------------
+
+MEMBERS = [Written("config.json", b"{}"), Written("w.bin", random.Random(1).randbytes(3000) + bytes(3000)), Written("d/empty", b"")]
+EXPECTED = {entry.name: entry.data for entry in MEMBERS}
+GOOD = {
+    "tar": tar_of(MEMBERS),
+    "tgz": gz(tar_of(MEMBERS)),
+    "zip": zip_of(MEMBERS),
+    "stored zip": zip_of(MEMBERS, method=zipfile.ZIP_STORED),
+}
+
+
+@pytest.mark.parametrize("kind", GOOD)
+def test_good_ones_are_read(kind: str) -> None:
+    assert unpacked(GOOD[kind]) == EXPECTED
+    assert unpacked(GOOD[kind], include=("*.json",)) == {"config.json": b"{}"}
+    with pytest.raises(NotFound):
+        unpacked(GOOD[kind], include=("*.onnx",))
+
+
+@pytest.mark.parametrize("kind", GOOD)
+@settings(max_examples=100)
+@given(data=st.data())
+def test_a_cut_is_always_noticed(kind: str, data: st.DataObject) -> None:
+    good = GOOD[kind]
+    needed = len(good) if kind != "tar" else good.rstrip(b"\0").__len__() + 1024
+    cut = data.draw(st.integers(0, min(needed, len(good)) - 1))
+    if kind == "tar" and cut // 512 * 512 >= len(good.rstrip(b"\0")) + 512:
+        cut = len(good.rstrip(b"\0"))
+    with pytest.raises(BadArchive):
+        unpacked(good[:cut])
+
+
+@pytest.mark.parametrize("kind", GOOD)
+@settings(max_examples=100)
+@given(data=st.data())
+def test_a_flipped_bit_gives_an_error_or_safe_names(kind: str, data: st.DataObject) -> None:
+    damaged = bytearray(GOOD[kind])
+    damaged[data.draw(st.integers(0, len(damaged) - 1))] ^= 1 << data.draw(st.integers(0, 7))
+    try:
+        found = unpacked(bytes(damaged))
+    except (BadArchive, UnsafePath, NotFound, DigestMismatch):
+        return
+    check_tree(found)
+    if kind != "tar":  # a tar has no checksum of contents
+        assert set(found.values()) <= set(EXPECTED.values())
+
+
+@settings(max_examples=150)
+@given(
+    st.binary(max_size=2000),
+    st.sampled_from([b"", b"PK", b"PK\x05\x06" + bytes(18), b"\x1f\x8b\x08" + bytes(7), bytes(1024)]),
+    st.booleans(),
+)
+def test_no_bytes_do_harm(noise: bytes, magic: bytes, before: bool) -> None:
+    with pytest.raises((BadArchive, NotFound)):
+        unpacked(magic + noise if before else noise + magic)
+
+
+# -- what each form may hold ----------------------------------------------------------------------------------------------
+
+
+def test_links_become_the_files_that_they_lead_to() -> None:
+    data = tar_of(
+        [
+            Written("snapshots/v1/w.bin", kind=tarfile.SYMTYPE, target="../../blobs/abc"),
+            Written("blobs/abc", b"weights"),
+            Written("again", kind=tarfile.SYMTYPE, target="snapshots/v1/w.bin"),
+            Written("hard", kind=tarfile.LNKTYPE, target="blobs/abc"),
+        ]
+    )
+    assert set(unpacked(data).values()) == {b"weights"}
+    assert len(unpacked(gz(data))) == 4
+    assert unpacked(data, include=("snapshots/*",)) == {"snapshots/v1/w.bin": b"weights"}
+    zipped = zip_of([Written("l", kind=tarfile.SYMTYPE, target="d/f"), Written("d/f", b"x")])
+    assert unpacked(zipped) == {"l": b"x", "d/f": b"x"}
+
+
+@pytest.mark.parametrize(
+    ("entry", "said"),
+    [
+        (Written("l", kind=tarfile.SYMTYPE, target="/etc/passwd"), "no file of this archive"),
+        (Written("l", kind=tarfile.SYMTYPE, target="../../etc/passwd"), "no file of this archive"),
+        (Written("l", kind=tarfile.LNKTYPE, target="../f"), "no file of this archive"),
+        (Written("l", kind=tarfile.SYMTYPE, target="l"), "chain"),
+        (Written("l", kind=tarfile.SYMTYPE, target="d"), "no file of this archive"),
+        (Written("p", kind=tarfile.FIFOTYPE), "device"),
+        (Written("c", kind=tarfile.CHRTYPE), "device"),
+        (Written("f", b"twice"), "twice"),
+        (Written("f/g", b"below a file"), "directory"),
+        (Written("../f", b"up"), "no name"),
+        (Written("/f", b"root"), "absolute"),
+        (Written("d/../../f", b"up"), "no name"),
+    ],
+)
+def test_what_is_no_file_is_refused_unless_left_out(entry: Written, said: str) -> None:
+    data = tar_of([Written("f", b"x"), Written("d/", kind=tarfile.DIRTYPE), Written("d/g", b"y"), entry])
+    with pytest.raises(UnsafePath, match=said) as caught:
+        unpacked(data)
+    assert caught.value.address == ADDRESS
+    assert unpacked(data, include=("d/g",)) == {"d/g": b"y"}
+
+
+def test_members_of_gzip_and_what_follows() -> None:
+    tar = GOOD["tar"]
+    halves = gz(tar[:700]) + gz(tar[700:])
+    assert unpacked(halves) == EXPECTED
+    assert unpacked(halves + bytes(5000)) == EXPECTED
+    with pytest.raises(BadArchive, match="something else"):
+        unpacked(halves + b"junk")
+    wrong = bytearray(halves)
+    wrong[-8] ^= 1
+    with pytest.raises(BadArchive, match="damaged"):
+        unpacked(bytes(wrong))
+
+
+def pax(records: bytes, kind: bytes = b"x") -> bytes:
+    info = tarfile.TarInfo("pax")
+    info.type, info.size = kind, len(records)
+    return info.tobuf(tarfile.USTAR_FORMAT) + records + bytes(-len(records) % 512)
+
+
+@pytest.mark.parametrize(
+    ("head", "said"),
+    [
+        (pax(b"18 GNU.sparse.a=1\n"), "sparse"),
+        (pax(b"9 path=x\n", b"g"), "global"),
+        (pax(b"99 path=x\n"), "can't be read"),
+        (pax(b"path=x\n"), "can't be read"),
+        (pax(b"9 size=x\n"), "no number"),
+        (pax(b"5014 path=" + b"n" * 5003 + b"\n"), "a name of 5003 bytes"),
+        (pax(bytes(2 * MIB), b"L"), "extended header"),
+        (b"\x01" * 512, "header at byte 0"),
+    ],
+)
+def test_headers_that_nobody_needs_are_refused(head: bytes, said: str) -> None:
+    with pytest.raises(BadArchive, match=said):
+        unpacked(head + GOOD["tar"])
+
+
+def test_a_sparse_file_and_an_unknown_kind_are_refused() -> None:
+    for kind in (tarfile.GNUTYPE_SPARSE, b"Z"):
+        with pytest.raises(BadArchive, match="sparse" if kind == tarfile.GNUTYPE_SPARSE else "unknown kind"):
+            unpacked(tar_of([Written("f", kind=kind)]))
+
+
+def test_a_size_of_the_extended_header_counts() -> None:
+    """As for files over 8 GiB: the old header has no room for it."""
+    body = b"z" * 700
+    info = tarfile.TarInfo("big")
+    info.size = 0
+    data = pax(b"12 size=700\n") + info.tobuf(tarfile.USTAR_FORMAT) + body + bytes(-len(body) % 512) + GOOD["tar"]
+    assert unpacked(data)["big"] == body
+
+
+def test_an_encrypted_zip_is_refused() -> None:
+    data = bytearray(GOOD["zip"])
+    for magic, offset in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
+        data[data.index(magic) + offset] |= 1
+    with pytest.raises(BadArchive, match="encrypted"):
+        unpacked(bytes(data))
+
+
+def test_other_packings_of_zip_are_refused() -> None:
+    with pytest.raises(BadArchive, match="method 12"):
+        unpacked(zip_of(MEMBERS, method=zipfile.ZIP_BZIP2))
+
+
+def test_a_zip_of_many_names_for_one_piece_is_refused() -> None:
+    """The bomb of David Fifield (2019): entries that overlap."""
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("aa", bytes(100_000))
+        archive.writestr("ab", b"x")
+    data = bytearray(packed.getvalue())
+    second = data.index(b"PK\x01\x02", data.index(b"PK\x01\x02") + 1)
+    struct.pack_into("<L", data, second + 42, 0)
+    with pytest.raises(BadArchive, match="another name"):
+        unpacked(bytes(data))
+    data[second + 46 : second + 48] = b"aa"
+    with pytest.raises((BadArchive, UnsafePath), match=r"overlap|twice"):
+        unpacked(bytes(data))
+
+
+def test_a_zip_with_64_bit_sizes_and_one_behind_a_program_are_read() -> None:
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w") as archive, archive.open("f", "w", force_zip64=True) as file:
+        file.write(b"x" * 1000)
+    assert unpacked(packed.getvalue()) == {"f": b"x" * 1000}
+    assert unpacked(b"PK is how this program begins" + packed.getvalue()) == {"f": b"x" * 1000}
+
+
+def test_a_member_that_goes_on_or_ends_early_is_refused() -> None:
+    for size, said in ((5_999, "goes on"), (6_001, "before its size")):
+        data = bytearray(GOOD["zip"])
+        at = data.index(b"PK\x01\x02", data.index(b"PK\x01\x02") + 1)
+        struct.pack_into("<L", data, at + 24, size)
+        with pytest.raises(BadArchive, match=said):
+            unpacked(bytes(data))
+
+
+# -- limits ---------------------------------------------------------------------------------------------------------------
+
+
+def test_a_bomb_is_found_before_its_data_is_read() -> None:
+    bomb = tarfile.TarInfo("zeros")
+    bomb.size = 1 << 40
+    head = bomb.tobuf(tarfile.GNU_FORMAT)
+    for data in (gz(head + bytes(MIB)), head + bytes(MIB)):
+        with pytest.raises(BadArchive, match="expands to more than") as caught:
+            unpacked(data)
+        assert caught.value.hint is not None
+        assert "MODELCACHE_ARCHIVE_MAX_RATIO" in caught.value.hint
+
+
+def test_zeros_behind_the_end_of_a_tar_are_no_way_around_the_limit() -> None:
+    limits = ArchiveLimits(max_bytes=2 * MIB)
+    assert unpacked(gz(GOOD["tar"] + bytes(MIB)), limits=limits) == EXPECTED
+    with pytest.raises(BadArchive, match="expands to more than"):
+        unpacked(gz(GOOD["tar"] + bytes(5 * MIB)), limits=limits)
+
+
+def test_a_ratio_counts_above_what_any_archive_may() -> None:
+    limits = ArchiveLimits(max_ratio=2)
+    assert limits.bytes_of(1000) == ALWAYS_BYTES
+    assert limits.bytes_of(ALWAYS_BYTES) == 2 * ALWAYS_BYTES
+    assert ArchiveLimits(max_bytes=5).bytes_of(ALWAYS_BYTES) == 5
+    with pytest.raises(BadArchive, match="expands"):
+        unpacked(zip_of([Written("zeros", bytes(ALWAYS_BYTES + 1))], level=1), limits=limits)
+
+
+def test_too_many_entries_are_refused() -> None:
+    entries = [Written(f"d{number}/", kind=tarfile.DIRTYPE) for number in range(20)] + [Written("f", b"x")]
+    for data in (tar_of(entries), zip_of(entries)):
+        assert unpacked(data, limits=ArchiveLimits(max_entries=21)) == {"f": b"x"}
+        with pytest.raises(BadArchive, match="more than 20 entries"):
+            unpacked(data, limits=ArchiveLimits(max_entries=20))
+
+
+# -- reading --------------------------------------------------------------------------------------------------------------
+
+
+@settings(max_examples=40)
+@given(st.lists(st.integers(0, 300 * KIB), min_size=1, max_size=6), st.randoms(use_true_random=False))
+def test_members_of_a_gzip_are_read_in_any_order(sizes: list[int], chance: random.Random) -> None:
+    content = random.Random(7).randbytes(300 * KIB)
+    files = {f"f{number}": content[:size] for number, size in enumerate(sizes)}
+    source, listed = opened(gz(tar_of([Written(name, data) for name, data in files.items()])))
+    shuffled = list(listed)
+    chance.shuffle(shuffled)
+    assert {file.path: read(source, file) if file.size_bytes else b"" for file in shuffled} == files
+
+
+def test_marks_thin_out_and_every_byte_is_still_found() -> None:
+    plain = random.Random(3).randbytes(3 * MIB)
+    marked = MarkedGzip(MemoryArchive(gz(plain)), address=ADDRESS)
+    marked._distance_bytes = 512
+    stream = marked.first()
+    while stream.read(1000):
+        marked.mark(stream)
+    assert len(marked._marks) <= MOST_MARKS < 3 * MIB // 1000
+    for position in (0, 1, 999, 1000, MIB + 17, 3 * MIB - 1):
+        assert marked.at(position).read(5) == plain[position : position + 5]
+
+
+def test_a_listing_can_be_cancelled() -> None:
+    archive = MemoryArchive(GOOD["tgz"])
+    cancel = Cancellation()
+
+    def bring(listing: Listing, cancel: Cancellation) -> MemoryArchive:
+        cancel.cancel()
+        return archive
+
+    source = ArchiveSource(MemorySource({"model.tar": b"x"}), bring, lambda revision: None, LIMITS)
+    with pytest.raises(Cancelled):
+        source.list(StorageUri("memory", "origin", "model.tar"), cancel)
+
+
+def test_ranges_of_a_stored_member_are_exact() -> None:
+    source, files = opened(GOOD["stored zip"])
+    [file] = [file for file in files if file.path == "w.bin"]
+    assert file.resumable
+    assert read(source, file, ByteRange(2990, 3010)) == EXPECTED["w.bin"][2990:3010]
+    assert zlib.crc32(EXPECTED["w.bin"]) == int(file.digests[0].hex, 16)
