@@ -21,7 +21,7 @@ from modelcache.carry.exporting import Chosen, ExportReport, export
 from modelcache.carry.file import Place
 from modelcache.carry.holding import held_all
 from modelcache.carry.importing import ImportReport, import_file
-from modelcache.carry.tar import END, header, padding
+from modelcache.carry.tar import END, header, padding, read_header
 from modelcache.chunks import CHUNK_BYTES
 from modelcache.digest import Digest
 from modelcache.errors import Cancelled, DamagedBlob, DamagedExport, FileFault, InUse, NoSpace
@@ -168,15 +168,14 @@ def flip(file: Path, at: int) -> None:
 
 
 def interesting(data: bytes) -> list[int]:
-    """Offsets of every header's fields, of records, and some of every blob."""
+    """Offsets of every header's fields, of the first and last byte of every member, and some by chance."""
     chance = random.Random(5)
-    starts = [at for at in range(0, len(data) - 512, 512) if data[at + 257 : at + 262] == b"ustar"]
-    return sorted(
-        {at + field for at in starts for field in (0, 100, 124, 148, 156, 157, 345, 511)}
-        | {at + 512 + chance.randrange(100) for at in starts}
-        | {chance.randrange(len(data)) for _ in range(20)}
-        | {len(data) - 1, len(data) - 1024}
-    )
+    found = {len(data) - 1, len(data) - 1024} | {chance.randrange(len(data)) for _ in range(20)}
+    for at in range(0, len(data) - 512, 512):
+        if data[at + 257 : at + 262] == b"ustar":
+            _, size_bytes = read_header(data[at : at + 512])
+            found |= {at + field for field in (0, 100, 124, 148, 156, 157, 345, 511, 512, 511 + size_bytes)}
+    return sorted(found)
 
 
 def test_any_altered_byte_is_found_and_nothing_kept(target: LocalStore, tmp_path: Path) -> None:
