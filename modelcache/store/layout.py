@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import re
 import secrets
 from pathlib import Path
 
@@ -17,11 +16,12 @@ CLAIM_FILES = 16
 FIXED_MTIME_S = 315_532_800
 """1980-01-01T00:00:00Z, the oldest time that zip archives can hold: blobs carry it, so that equal content gives equal archives."""
 
-_HEX = re.compile(r"[0-9a-f]+")
+_HEX = "0123456789abcdef"
 
 
 def is_hex(name: str, length: int) -> bool:
-    return len(name) == length and _HEX.fullmatch(name) is not None
+    """Without a pattern: that took a sixth of the time of looking at a hundred thousand blobs."""
+    return len(name) == length and not name.strip(_HEX)
 
 
 def half_digest(text: str) -> str:
