@@ -26,6 +26,8 @@ def configured(config: Config, scheme: str | None, options: Mapping[str, Any]) -
     Raises:
         BadConfig: an option that modelcache has no setting for; its value is not shown.
     """
+    if scheme is not None and scheme not in _READERS and scheme not in _WITHOUT_OPTIONS:
+        return _of_filesystem(config, scheme, options)
     left = {name: value for name, value in options.items() if name not in WITHOUT_EFFECT and value is not None}
     if scheme in _READERS:
         name, read = _READERS[scheme]
@@ -38,6 +40,12 @@ def configured(config: Config, scheme: str | None, options: Mapping[str, Any]) -
             hint="give what reads the origin by modelcache's own settings (`modelcache config show`), or leave it out",
         )
     return config
+
+
+def _of_filesystem(config: Config, scheme: str, options: Mapping[str, Any]) -> Config:
+    """What modelcache itself reads through fsspec takes them as they are, in place of the settings' of the same names."""
+    storage = {**config.fsspec.storage, scheme: {**config.fsspec.storage.get(scheme, {}), **options}}
+    return replace(config, fsspec=replace(config.fsspec, storage=storage)) if options else config
 
 
 def _s3(before: Any, left: Options) -> Any:
@@ -105,6 +113,8 @@ def _hf(before: Any, left: Options) -> Any:
     return replace(before, anonymous=False, token=token)
 
 
+_WITHOUT_OPTIONS = frozenset({"file", "http", "https", "modelscope", "oci", "pvc"})
+"""Schemes that modelcache reads itself, with nothing that fsspec's file systems have an option for."""
 _READERS: dict[str | None, tuple[str, Callable[[Any, Options], Any]]] = {"s3": ("s3", _s3), "gs": ("gs", _gs), "hf": ("hf", _hf)}
 """By scheme: the field of `Config`, and what takes the options that it knows out of a dictionary."""
 

@@ -67,6 +67,14 @@ def test_hub_options(config: Config) -> None:
     assert configured(config, "hf", {"token": True}) == config
 
 
+def test_options_of_what_is_read_through_fsspec_go_there(config: Config) -> None:
+    found = configured(config, "abfs", {"account_name": "models", "account_key": SECRET})
+
+    assert found.fsspec.storage == {"abfs": {"account_name": "models", "account_key": SECRET}}
+    assert SECRET not in repr(found)
+    assert configured(config, "abfs", {}) == config
+
+
 @pytest.mark.parametrize(
     ("scheme", "options"),
     [
@@ -77,7 +85,6 @@ def test_hub_options(config: Config) -> None:
         ("s3", {"key": "AK"}),
         ("http", {"client_kwargs": {"headers": {"Authorization": SECRET}}}),
         ("file", {"auto_mkdir": True}),
-        ("abfs", {"account_key": SECRET}),
         (None, {"cache_storage": "/tmp/x"}),
     ],
 )
