@@ -15,16 +15,19 @@ from modelcache.abc.source import Body, Listing, Origin, RemoteFile, Source
 from modelcache.abc.store import Limits, RefKey, Snapshot
 from modelcache.chunks import chunk_range
 from modelcache.digest import Digest
-from modelcache.ensure import Ensure
 from modelcache.errors import BodyCut, NotCached
 from modelcache.fetch.plan import Priority
 from modelcache.patience import Cancellation
+from modelcache.permission import OwnersAdmission
 from modelcache.ranges import ByteRange
+from modelcache.sources.archive import DEFAULT_LIMITS
 from modelcache.sources.local import LocalSource
 from modelcache.store.store import LocalStore
+from modelcache.testing.archives import Written, tar_of
 from modelcache.testing.crash import Board
 from modelcache.testing.fetching import running_engine, small_chunks
 from modelcache.testing.store_filling import content, digest_of
+from modelcache.unpack import Unpacking
 from modelcache.upkeep.repair import Repair, RepairReport
 from modelcache.uri import StorageUri, parse_uri
 
@@ -54,10 +57,12 @@ def models() -> dict[str, Files]:
     """What the origin has: models that share files, at this process's size of chunks."""
     weights = content(2 * chunk_bytes() + 1808, seed=1)
     shared = content(300, seed=2)
+    third = {"model.safetensors": content(2 * chunk_bytes() + 5, seed=4), "tokenizer.json": shared}
     return {
         "first": {"weights/model.safetensors": weights, "tokenizer.json": shared, "empty.txt": b"", "config.json": b'{"model": 1}'},
         "second": {"model.safetensors": weights, "a/b/tokenizer.json": shared, "own.bin": content(chunk_bytes() + 7, seed=3)},
-        "third": {"model.safetensors": content(2 * chunk_bytes() + 5, seed=4), "tokenizer.json": shared},
+        "third": third,
+        "archive": {"model.tar": tar_of([Written(path, data) for path, data in third.items()])},
         "first, later": {"weights/model.safetensors": weights, "tokenizer.json": shared, "config.json": b'{"model": 2}'},
     }
 
@@ -164,7 +169,10 @@ class Bench:
         """`cut`: a path, and the byte before which the origin breaks off."""
         with running_engine(requests=1) as engine, self.store() as store:
             source = MeteredSource(self.board, state=state, cut=cut)
-            return Ensure(store, engine, source, self.uri(name), priority=Priority.WAITING, route=None).run(Cancellation()).snapshot
+            uri = self.uri(name)
+            admission = OwnersAdmission(store, source, uri)
+            ensure = Unpacking(store, engine, admission, uri, priority=Priority.WAITING, route=None, limits=DEFAULT_LIMITS)
+            return ensure.run(Cancellation()).snapshot
 
     def digest(self, store: LocalStore, name: str) -> Digest:
         ref = store.ref(RefKey(str(self.uri(name)), str(LocalSource().origin)))

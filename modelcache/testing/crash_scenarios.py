@@ -6,7 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
-from modelcache.abc.store import Limits
+from modelcache.abc.grants import Grant, Holder
+from modelcache.abc.store import Limits, RefKey
 from modelcache.errors import BodyCut, DigestMismatch, InUse, NotCached
 from modelcache.patience import Cancellation
 from modelcache.testing.crash import flip_bit
@@ -89,6 +90,19 @@ def lease(bench: Bench) -> None:
         raise AssertionError("a held snapshot was evicted")
 
 
+def prove(bench: Bench) -> None:
+    """A caller's proof, remembered, revoked and given again."""
+    store = bench.store()
+    holder, key = Holder("team", "default", store.grants.mac(b"a credential")), RefKey("s3://bucket/model", "https://s3.example:443")
+    now_s = store.grants.now_s()
+    grant = Grant(holder, key, "1", manifest_of(bench.models["first"]).digest, (), now_s, now_s + 3600)
+    store.grants.put(grant)
+    assert store.grants.of_holder(holder, key.uri) == [grant]
+    assert store.grants.revoke(holder, key) == 1
+    assert store.grants.of_namespace("team") == []
+    store.grants.put(grant)
+
+
 def hold_what_is_gone(bench: Bench) -> None:
     store = bench.store()
     digest = manifest_of(bench.models["first, later"]).digest
@@ -159,9 +173,14 @@ def scenarios() -> dict[str, Scenario]:
             shown={"first": "first", "third": "third"},
             wasted_bytes=2 * sum(map(len, models()["third"].values())),
         ),
+        "archive": Scenario(
+            prepare=[offer("archive"), make],
+            steps=[ensure("archive"), ensure("archive")],
+            shown={"archive": "third"},
+        ),
         "hold": Scenario(
             prepare=both,
-            steps=[pin, lease, evict("second"), unpin, collect],
+            steps=[pin, lease, prove, evict("second"), unpin, collect],
             shown={"first": "first"},
         ),
         "evict": Scenario(
