@@ -75,13 +75,15 @@ def places(environ: Environ) -> list[Path]:
 
 
 def find_file(environ: Environ, named: Path | None) -> Path | None:
-    """The file that counts, alone: the one that is named (`named`, then `MODELCACHE_CONFIG`), else the first that is there and that
-    this user may read."""
+    """The file that counts, alone: the one that is named (`named`, then `MODELCACHE_CONFIG`), else the user's if it is there, else the
+    machine's if this user may read it."""
     if named is None and environ.get(VARIABLE):
         named = Path(environ[VARIABLE])
     if named is not None:
         return named
-    return next((path for path in places(environ) if os.access(path, os.R_OK)), None)
+    *users, machines = places(environ)
+    found = next((path for path in users if os.path.exists(path)), machines)
+    return found if found != machines or os.access(machines, os.R_OK) else None
 
 
 def _content(path: Path) -> tuple[str, int]:

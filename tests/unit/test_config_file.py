@@ -144,6 +144,9 @@ def test_one_file_counts_the_named_one_then_the_users_then_the_machines(tmp_path
     assert find_file(home | {"MODELCACHE_CONFIG": str(named)}, None) == named
     assert find_file(home | {"MODELCACHE_CONFIG": "/low"}, named) == named
     assert Config.load(home | {"MODELCACHE_CONFIG": os.devnull}) == Config.load(home)
+    monkeypatch.setattr(os, "access", lambda *_: False)  # root may read everything, so the answer is given here
+    assert find_file(home, None) == users  # and opening it says what is wrong
+    assert find_file({}, None) is None
 
 
 # -- tables and lists ---------------------------------------------------------------------------------------------------
