@@ -30,9 +30,11 @@ def _claim(name: str) -> None:
 
 @dataclass(frozen=True)
 class _Claims(MapOf):
-    """As a text: `CLAIM=/PATH,…`."""
+    """As a text: `CLAIM=/PATH,…`, or JSON."""
 
     def of_text(self, text: str) -> Any:
+        if text.startswith("{"):
+            return super().of_text(text)
         pairs = [pair.partition("=") for pair in text.split(",")]
         if not all(claim and path for claim, _, path in pairs):
             raise BadConfig("not `CLAIM=/PATH`, divided by commas", got=text)
