@@ -141,6 +141,19 @@ def test_a_missing_package_is_named() -> None:
         source_of("nothing://serves/this")
 
 
+def test_a_package_that_is_missed_only_when_connecting_is_named(shelf: type[Shelf], monkeypatch: pytest.MonkeyPatch) -> None:
+    """As pyarrow by `hdfs`, whose class can be imported without."""
+
+    def missing(self: Shelf, **_: Any) -> None:
+        raise ModuleNotFoundError("No module named 'pyarrow'")
+
+    monkeypatch.setattr(Shelf, "__init__", missing)
+    with pytest.raises(UnknownScheme, match="the package that serves `shelf://` is not installed") as caught:
+        listed(source_of("shelf://m"))
+    assert not caught.value.retryable
+    assert caught.value.hint is not None
+
+
 # -- arguments ------------------------------------------------------------------------------------------------------
 
 

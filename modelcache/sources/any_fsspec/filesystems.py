@@ -51,8 +51,12 @@ class Home:
     endpoint: str
 
     def make(self) -> Filesystem:
-        """A new instance; may connect."""
-        return self.kind(**self.arguments, skip_instance_cache=True)
+        """A new instance; may connect. Raises UnknownScheme: a package that it only now imports is not installed."""
+        try:
+            return self.kind(**self.arguments, skip_instance_cache=True)
+        except ImportError:
+            missing = _missing_package(self.scheme, self.endpoint.partition("?")[0])
+        raise missing
 
     def path(self, uri: StorageUri) -> str:
         """What the filesystem calls the place that a URI names; a query (`?versionid=`) is a part of names where there are any."""
@@ -81,18 +85,24 @@ def _class(scheme: str, address: str) -> Filesystem:
     if scheme in REFUSED:
         raise UnknownScheme(f"`{scheme}://` is not served: {REFUSED[scheme]}", address=address, got=scheme)
     try:
-        from fsspec.registry import get_filesystem_class, known_implementations
+        from fsspec.registry import get_filesystem_class
     except ImportError:
         raise UnknownScheme(f"`{scheme}://` needs fsspec", address=address, got=scheme, hint="pip install 'modelcache[fsspec]'") from None
     try:
         return get_filesystem_class(scheme)
     except ImportError:
-        hint = known_implementations.get(scheme, {}).get("err") or "install the package that its fsspec filesystem needs"
-        missing = UnknownScheme(f"the package that serves `{scheme}://` is not installed", address=address, got=scheme, hint=hint)
+        missing = _missing_package(scheme, address)
     except ValueError:
         hint = "a package that brings an fsspec filesystem for it would make it known"
         missing = UnknownScheme(f"no source serves `{scheme}://`, and fsspec knows none", address=address, got=scheme, hint=hint)
     raise missing
+
+
+def _missing_package(scheme: str, address: str) -> UnknownScheme:
+    from fsspec.registry import known_implementations
+
+    hint = known_implementations.get(scheme, {}).get("err") or "install the package that its fsspec filesystem needs"
+    return UnknownScheme(f"the package that serves `{scheme}://` is not installed", address=address, got=scheme, hint=hint)
 
 
 def _arguments_of_uri(kind: Filesystem, uri: StorageUri, secrets: UriSecrets) -> dict[str, Any]:
