@@ -139,8 +139,7 @@ class LocalIngest:
             if free or anyway:
                 file.claim(alone=not free)
                 got.append(file)
-        if got:
-            self._look_again(got)
+        self._look_again([file for file in got if not file.alone])
         return list(got)
 
     def _is_free(self, file: LocalIncoming) -> bool:
@@ -150,7 +149,8 @@ class LocalIngest:
 
     def _look_again(self, files: Sequence[LocalIncoming]) -> None:
         """Who had the claim before may have published: then the file is here."""
-        self._neighbours.look({file.wanted.identity for file in files})
+        if files:
+            self._neighbours.look({file.wanted.identity for file in files})
         known = {file: file.wanted.sha256 or next(self._neighbours.published(file.wanted), None) for file in files}
         hopeful = [(file, digest) for file, digest in known.items() if digest is not None]
         for first in range(0, len(hopeful), HOLD_BATCH):

@@ -190,6 +190,7 @@ class MemoryIngest:
         self.shelf = shelf
         self.key = key
         self._earlier = earlier
+        self.published_elsewhere: dict[str, Digest] = {}
         self._id = secrets.token_hex(8)
         self.changed = threading.Condition()
         self.ended = False
@@ -225,7 +226,7 @@ class MemoryIngest:
         others = [ingest for ingest in (*self.shelf.open_ingests.values(), *self.shelf.kept.values()) if ingest is not self]
         named = [file for ingest in others for file in ingest.files if wanted.identity and file.wanted.identity == wanted.identity]
         same = [file for file in named if file.size_bytes == wanted.size_bytes]
-        digests = [wanted.sha256, *(file.sha256 for file in same)]
+        digests = [wanted.sha256, self.published_elsewhere.get(wanted.identity), *(file.sha256 for file in same)]
         known = next((digest for digest in digests if digest is not None and digest in self.shelf.blobs), None)
         here = [file.marked_bytes for file in same if file.booked]
         holder = self.shelf.claims.get(wanted.identity)
@@ -240,7 +241,7 @@ class MemoryIngest:
                 free = file.size_bytes == 0 or identity == "" or self.shelf.claims.setdefault(identity, self) is self
                 if free or anyway:
                     file.claim()
-                    known = self._sight(file.wanted).sha256 if file.size_bytes else None
+                    known = self._sight(file.wanted).sha256 if file.size_bytes and free else None
                     if known is not None:
                         file.link(known)
                     got.append(file)
@@ -279,6 +280,9 @@ class MemoryIngest:
         if ours != {(item.path, item.size_bytes, item.sha256) for item in manifest.files}:
             raise ValueError("the manifest does not name exactly the completed files of this ingest")
         snapshot = self.shelf.add_snapshot(manifest, ref)
+        became = {file.wanted.identity: file.sha256 for file in self._files if file.wanted.identity and file.sha256 is not None}
+        for other in self.shelf.open_ingests.values():
+            other.published_elsewhere.update(became)
         self._end()
         self.let_go()
         return snapshot
