@@ -17,14 +17,17 @@ if TYPE_CHECKING:
     from modelcache.fetch.plan import Priority as Priority
     from modelcache.fetch.progress import Progress as Progress
     from modelcache.loading import load as load
+    from modelcache.loading import load_into as load_into
     from modelcache.loading import open_checkpoint as open_checkpoint
     from modelcache.loading import release_memory as release_memory
     from modelcache.loading import stream as stream
     from modelcache.patience import Cancellation as Cancellation
+    from modelcache.permission import Caller as Caller
 
 __version__ = "0.1.0"
 
 _HOMES = {
+    "Caller": "modelcache.permission",
     "Cancellation": "modelcache.patience",
     "Config": "modelcache.config",
     "ModelCache": "modelcache.cache",
@@ -34,6 +37,7 @@ _HOMES = {
     "Refresh": "modelcache.cache",
     "Snapshot": "modelcache.abc.store",
     "load": "modelcache.loading",
+    "load_into": "modelcache.loading",
     "open_checkpoint": "modelcache.loading",
     "release_memory": "modelcache.loading",
     "stream": "modelcache.loading",
