@@ -21,6 +21,7 @@ class ErrorCode(StrEnum):
     BAD_CONFIG = "bad-config"
     FILE_FAULT = "file-fault"
     NO_SUCH_TENSOR = "no-such-tensor"
+    MODULE_MISMATCH = "module-mismatch"
     NOT_FOUND = "not-found"
     NOT_CACHED = "not-cached"
     ACCESS_DENIED = "access-denied"
@@ -161,6 +162,13 @@ class NoSuchTensor(BadInput):
 
     code = ErrorCode.NO_SUCH_TENSOR
     default_hint = "`modelcache inspect` lists the names"
+
+
+class ModuleMismatch(BadInput):
+    """The parameters of a module and the tensors of a checkpoint differ in names or shapes; the message names some."""
+
+    code = ErrorCode.MODULE_MISMATCH
+    default_hint = "build the module for this checkpoint, or allow names to differ (strict=False)"
 
 
 # -- the caller checks the name -------------------------------------------------------------------------------------

@@ -17,6 +17,7 @@ from modelcache.patience import Cancellation
 if TYPE_CHECKING:
     import torch
 
+    from modelcache.loader.into import Fit
     from modelcache.loader.loading import LoadReport
 
 
@@ -37,8 +38,8 @@ def load(
     time. Tensors may be written; no file is. The files must not shrink while mapped tensors are used (snapshots never do).
 
     Args:
-        source: a storage URI (it is fetched first if it isn't here, and held while it is read), a safetensors file, or a directory of
-            shards with or without an index.
+        source: a storage URI (it is fetched first if it isn't here, and held while it is read), a safetensors file, a directory of
+            shards with or without an index, or the index itself.
         device: None: host memory.
         names: of tensors, or shell patterns; None: all.
         dtype: that floating-point tensors are cast to, on their device.
@@ -101,6 +102,49 @@ def expect_torch() -> None:
         raise BadConfig(f"tensors need {error.name}, which is not installed", hint="pip install 'modelcache[torch]'") from None
 
 
+def load_into(
+    module: torch.nn.Module,
+    source: str | os.PathLike[str],
+    *,
+    prefix: str = "",
+    strict: bool = True,
+    assign: bool = False,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | None = None,
+    report: LoadReport | None = None,
+    cache: ModelCache | None = None,
+    cancel: Cancellation | None = None,
+) -> Fit:
+    """Fill the parameters and persistent buffers of a module by name. Nothing is changed unless all names and shapes fit.
+
+    Those on the meta device get the checkpoint's tensors themselves (mapped, where `load` maps); the others its values, in their own
+    dtype and on their own device. What is tied stays tied.
+
+    Args:
+        prefix: of those names in the checkpoint that are meant: `text_model.` for a module that is the text model alone.
+        strict: names that only one side has are an error, and so are buffers on the meta device that no checkpoint holds (which are
+            not persistent). False: the caller looks at what is returned.
+        assign: all get the tensors themselves; an optimizer that was made before still has the old ones.
+        device, dtype: of the tensors, as `load` takes them.
+
+    Raises:
+        ModuleMismatch: names or shapes differ. What `load` raises; then some are filled and others not.
+    """
+    _expect_torch()
+    from modelcache.loader.into import expect_whole, fill, fit
+    from modelcache.loader.loading import Wishes, stream_tensors
+
+    with ExitStack() as held:
+        checkpoint = open_checkpoint(source, cache=cache, held=held, cancel=cancel)
+        found = fit(module, checkpoint, prefix)
+        if strict:
+            expect_whole(found, str(checkpoint.root))
+        names = [name for name in checkpoint.place if name in found.slots]
+        tensors = stream_tensors(checkpoint, names, Wishes(device, dtype), report=report, cancel=cancel)
+        fill(found, tensors, assign=assign, address=str(checkpoint.root))
+    return found
+
+
 def open_checkpoint(
     source: str | os.PathLike[str], *, cache: ModelCache | None = None, held: ExitStack | None = None, cancel: Cancellation | None = None
 ) -> Checkpoint:
@@ -126,3 +170,10 @@ def release_memory() -> int:
     from modelcache.loader.loading import memory
 
     return memory.release()
+
+
+def _expect_torch() -> None:
+    try:
+        import torch  # noqa: F401
+    except ModuleNotFoundError as error:
+        raise BadConfig(f"tensors need {error.name}, which is not installed", hint="pip install 'modelcache[torch]'") from None

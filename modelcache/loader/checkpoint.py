@@ -63,7 +63,7 @@ class Checkpoint:
 
 
 def open_checkpoint(path: Path) -> Checkpoint:
-    """Read the headers of a safetensors file, or of the shards in a directory.
+    """Read the headers of a safetensors file, of the shards that an index file names, or of those in a directory.
 
     In a directory an index (`*.safetensors.index.json`) names the shards, and must agree with them; without one they are all its
     `*.safetensors` files.
@@ -73,8 +73,10 @@ def open_checkpoint(path: Path) -> Checkpoint:
         BadCheckpoint: an index or header that makes no sense, a tensor that two shards have.
         OSError: a file can't be read.
     """
-    if path.is_dir():
-        index = _index(path)
+    is_index = path.name.endswith(INDEX_SUFFIX) and path.is_file()
+    if path.is_dir() or is_index:
+        index = _index_in(path) if is_index else _index(path)
+        path = path.parent if is_index else path
         names = sorted(set(index.values())) if index is not None else sorted(each.name for each in path.glob(f"*{SUFFIX}"))
         if not names:
             raise NotFound("there are no safetensors files", address=str(path))
@@ -132,7 +134,11 @@ def _index(root: Path) -> Mapping[str, str] | None:
     if len(found) > 1:
         shown = ", ".join(each.name for each in found)
         raise BadCheckpoint("the directory has several checkpoints", address=str(root), got=shown, hint="name one file of them")
-    [path] = found
+    return _index_in(found[0])
+
+
+def _index_in(path: Path) -> Mapping[str, str]:
+    """As one index file has it. Raises BadCheckpoint."""
     if path.stat().st_size > MAX_INDEX_BYTES:
         raise BadCheckpoint("the index is too large", address=str(path), expected=str(MAX_INDEX_BYTES), got=str(path.stat().st_size))
     try:

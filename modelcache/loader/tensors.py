@@ -45,7 +45,7 @@ def tensor_in(memory: Memory, offset: int, entry: TensorEntry, address: str) -> 
     Raises:
         BadCheckpoint: torch has no such dtype, or packs two elements into a byte where a row has an odd number.
     """
-    dtype, shape = _torch_form(entry, address)
+    dtype, shape = torch_form(entry, address)
     if entry.span.size_bytes == 0:
         return torch.empty(shape, dtype=dtype)
     count = entry.span.size_bytes // dtype.itemsize
@@ -57,11 +57,12 @@ def tensor_in(memory: Memory, offset: int, entry: TensorEntry, address: str) -> 
 
 def empty_tensor(entry: TensorEntry, address: str) -> torch.Tensor:
     """A tensor of no bytes. Raises BadCheckpoint as `tensor_in`."""
-    dtype, shape = _torch_form(entry, address)
+    dtype, shape = torch_form(entry, address)
     return torch.empty(shape, dtype=dtype)
 
 
-def _torch_form(entry: TensorEntry, address: str) -> tuple[torch.dtype, tuple[int, ...]]:
+def torch_form(entry: TensorEntry, address: str) -> tuple[torch.dtype, tuple[int, ...]]:
+    """The dtype and shape of the tensor that an entry becomes. Raises BadCheckpoint as `tensor_in`."""
     dtype = TORCH_DTYPES.get(entry.dtype)
     if dtype is None:
         raise BadCheckpoint(f"torch has no dtype for tensor `{entry.name}`", address=address, got=entry.dtype.label)

@@ -1,0 +1,211 @@
+"""Models of transformers out of the cache: `from_pretrained("s3://models/llama")`. Comes with `modelcache[serve]`.
+
+transformers builds the model, renames, converts and ties weights, and fills what no checkpoint holds; it gets the tensors from the loader
+instead of reading the files itself. `docs/loading.md` says what is left to transformers whole.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+
+from modelcache.cache import ModelCache
+from modelcache.errors import BadCheckpoint, BadConfig, ModuleMismatch, NotFound
+from modelcache.loading import load
+
+CONFIG = "config.json"
+WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
+"""What transformers looks for, in its order (`SAFE_WEIGHTS_NAME`, `SAFE_WEIGHTS_INDEX_NAME`): other files beside them are not read."""
+IN_THE_URI = frozenset({"cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token"})
+"""Arguments about where a model comes from: the URI says that, and the cache's settings."""
+OURS = frozenset({"output_loading_info", "state_dict", "torch_dtype"})
+ITS_OWN = frozenset(
+    {
+        "adapter_kwargs", "device_map", "device_mesh", "disable_mmap", "distributed_config", "gguf_file", "key_mapping", "max_memory",
+        "offload_buffers", "offload_folder", "quantization_config", "tp_plan", "tp_size", "use_safetensors", "variant", "weights_only",
+    }
+)  # fmt: skip
+"""Arguments about how files are read or where parts go: transformers reads the files itself then."""
+SHOWN = 5
+
+
+def from_pretrained(
+    source: str | os.PathLike[str],
+    *,
+    cache: ModelCache | None = None,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | str | None = "auto",
+    auto_class: Any = None,
+    strict: bool = True,
+    **kwargs: Any,
+) -> Any:
+    """A model in eval mode with its weights and its generation config, as transformers' own `from_pretrained` of the files makes it.
+
+    On a CPU, parameters that are in the page cache are mapped and not copied, unless `dtype` makes transformers cast them.
+
+    Args:
+        source: a storage URI (fetched first if it isn't here, held until the model is loaded) or a directory.
+        cache: for URIs; None: the one that the environment describes.
+        device: that the loaded model is moved to; None: host memory.
+        dtype: as transformers takes it; `auto`: the configuration's, else the checkpoint's.
+        auto_class: `transformers.AutoModel…` or a class of models; None: the one that `config.json` names (`architectures`).
+        strict: parameters that the checkpoint has no values for are an error. False: transformers makes some up and warns.
+        kwargs: what else transformers' `from_pretrained` takes, apart from where the model comes from.
+
+    Raises:
+        NotFound: there is no `config.json`.
+        BadConfig: an argument that the URI, or this function, has instead.
+        BadCheckpoint: what is there is no model that transformers has a class for.
+        ModuleMismatch: parameters are missing.
+        What `modelcache.load` raises, and what transformers does (`RuntimeError`: shapes that differ).
+    """
+    _check(kwargs)
+    with _directory(source, cache) as path:
+        asked = _Asked(path, dtype, kwargs)
+        weights = asked.weights()
+        if weights is None:
+            model, info = asked.by_itself(_class(asked, auto_class), device)
+        else:
+            model, info = asked.with_tensors_of(weights, auto_class)
+            if device is not None:
+                model = model.to(device)
+    if strict and info["missing_keys"]:
+        raise _missing(sorted(info["missing_keys"]), path)
+    return model
+
+
+def tokenizer(source: str | os.PathLike[str], *, cache: ModelCache | None = None, **kwargs: Any) -> Any:
+    """The model's tokenizer (`transformers.AutoTokenizer`).
+
+    Raises:
+        BadConfig: an argument that the URI has instead. What `ModelCache.ensure` raises, and what transformers does.
+    """
+    _check(kwargs)
+    with _directory(source, cache) as path:
+        return transformers.AutoTokenizer.from_pretrained(path, local_files_only=True, **kwargs)
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """A directory, and how its model is wanted."""
+
+    path: Path
+    dtype: torch.dtype | str | None
+    kwargs: Mapping[str, Any] = field(repr=False)
+
+    def config(self) -> tuple[Any, dict[str, Any]]:
+        """The model's configuration, and the arguments that were none of its fields."""
+        rest = dict(self.kwargs)
+        given = rest.pop("config", None)
+        if isinstance(given, transformers.PreTrainedConfig):
+            return given, rest
+        if not (self.path / CONFIG).is_file():
+            raise NotFound(f"there is no `{CONFIG}`", address=str(self.path), hint="transformers needs one: check the spelling")
+        remote = rest.pop("trust_remote_code", None)
+        found, rest = transformers.AutoConfig.from_pretrained(
+            given or self.path, return_unused_kwargs=True, trust_remote_code=remote, local_files_only=True, **rest
+        )
+        return found, rest if remote is None else {**rest, "trust_remote_code": remote}
+
+    def weights(self) -> Path | None:
+        """What the loader reads; None: transformers reads by itself, because the files or the arguments want what the loader doesn't do."""
+        config, _ = self.config()
+        by_itself = (
+            not ITS_OWN.isdisjoint(self.kwargs),
+            getattr(config, "quantization_config", None) is not None,
+            getattr(config, "transformers_weights", None) is not None,
+            bool(getattr(type(config), "extra_files", ())),
+            bool(getattr(config, "auto_map", None)) and bool(self.kwargs.get("trust_remote_code")),
+            (self.path / "adapter_config.json").is_file(),
+        )
+        if any(by_itself):
+            return None
+        return next((self.path / name for name in WEIGHTS if (self.path / name).is_file()), None)
+
+    def by_itself(self, kind: Any, device: torch.device | str | None) -> tuple[Any, dict[str, Any]]:
+        """transformers' own way, from the verified files."""
+        place = {} if device is None else {"device_map": device}
+        pair = kind.from_pretrained(self.path, dtype=self.dtype, local_files_only=True, output_loading_info=True, **place, **self.kwargs)
+        return pair[0], pair[1]
+
+    def with_tensors_of(self, weights: Path, auto_class: Any) -> tuple[Any, dict[str, Any]]:
+        """transformers' way from tensors in memory, which it takes from nowhere else, and for a class that is none of the auto classes."""
+        config, rest = self.config()
+        kind = _class(self, auto_class)
+        if not issubclass(kind, transformers.PreTrainedModel):
+            with torch.device("meta"):
+                kind, config = _concrete(kind, config, rest)
+        model, info = kind.from_pretrained(
+            None, config=config, state_dict=load(weights), dtype=self.dtype, output_loading_info=True, **rest
+        )
+        model.config.name_or_path = model.name_or_path = str(self.path)
+        if model.can_generate() and self.kwargs.get("generation_config") is None:
+            model.generation_config = _generation_config(self.path)
+        return model, info
+
+
+def _concrete(auto_class: Any, config: Any, rest: Mapping[str, Any]) -> tuple[Any, Any]:
+    """The class that an auto class has for a configuration, and the (part of the) configuration that it takes."""
+    choice = {name: rest[name] for name in ("attn_implementation", "trust_remote_code") if name in rest}
+    empty = auto_class.from_config(config, **choice)
+    return type(empty), empty.config
+
+
+def _generation_config(path: Path) -> Any:
+    try:
+        return transformers.GenerationConfig.from_pretrained(path, local_files_only=True)
+    except OSError:  # there is none: older models have its fields in config.json
+        return transformers.GenerationConfig.from_pretrained(path, config_file_name=CONFIG, local_files_only=True, _from_model_config=True)
+
+
+def _class(asked: _Asked, auto_class: Any) -> Any:
+    if auto_class is not None:
+        return auto_class
+    config, _ = asked.config()
+    names = getattr(config, "architectures", None) or ["AutoModel"]
+    for auto_name, place in (getattr(config, "auto_map", None) or {}).items():
+        if asked.kwargs.get("trust_remote_code") and auto_name.startswith("AutoModel") and str(place).endswith(f".{names[0]}"):
+            return getattr(transformers, auto_name)
+    found = getattr(transformers, str(names[0]), None)
+    if found is None:
+        raise BadCheckpoint(
+            f"transformers {transformers.__version__} has no class of models `{names[0]}`",
+            address=str(asked.path),
+            hint="name a class (auto_class=…), install a newer transformers, or allow the model's own code (trust_remote_code=True)",
+        )
+    return found
+
+
+@contextmanager
+def _directory(source: str | os.PathLike[str], cache: ModelCache | None) -> Iterator[Path]:
+    """The files of a URI, held for the block, or those of a directory."""
+    text = os.fspath(source)
+    if "://" not in text:
+        yield Path(text)
+        return
+    with ExitStack() as stack:
+        used = cache or stack.enter_context(ModelCache())
+        yield stack.enter_context(used.open(text)).path
+
+
+def _check(kwargs: Mapping[str, Any]) -> None:
+    for name in kwargs:
+        if name in IN_THE_URI:
+            raise BadConfig(f"where the model comes from is said by the URI, and not by `{name}`", got=name, hint="see docs/uris.md")
+        if name in OURS:
+            raise BadConfig(f"`{name}` is no argument of modelcache's from_pretrained", got=name)
+
+
+def _missing(names: list[str], path: Path) -> ModuleMismatch:
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    shown = ", ".join(f"`{name}`" for name in names[:SHOWN])
+    return ModuleMismatch(
+        f"the checkpoint has no values for {shown}{more}", address=str(path), hint="strict=False has transformers make some up"
+    )
