@@ -80,7 +80,7 @@ class Unpacking:
 
 
 class MembersAdmission:
-    """An admission whose source lists members of archives: one of an archive that was brought is proved by having brought it."""
+    """An admission whose source lists members of archives: they are proved by their archive, which was brought, or read a byte of."""
 
     def __init__(self, admission: Admission, source: ArchiveSource) -> None:
         self._admission = admission
@@ -111,8 +111,8 @@ class MembersAdmission:
         return self._admission.known(listing, ref)
 
     def prove(self, files: Iterable[RemoteFile], cancel: Cancellation) -> None:
-        """Raises also SourceChanged: the archive of a member is not at hand, so nothing proves it."""
-        self._admission.prove([file for file in files if not self._source.has_brought(file)], cancel)
+        """Raises also SourceChanged: the archive of a member is another one."""
+        self._admission.prove([file for file in files if not self._source.vouches_for(file)], cancel)
 
     def proved(self, revision: str, manifest: Manifest) -> None:
         self._admission.proved(revision, manifest)
@@ -153,13 +153,13 @@ class _Shelf:
             self._fetched_bytes += gathering.look().bytes_fetched
         return self._ingest.files[0]
 
-    def remembered(self, revision: str) -> tuple[RemoteFile, ...] | None:
-        """The files of this revision, if all are here, and may be handed out without asking."""
+    def remembered(self, revision: str, listing: Listing, cancel: Cancellation) -> tuple[RemoteFile, ...] | None:
+        """The files of this revision, if all are here. Who may not have them without a proof reads a byte of the archive."""
         ref = self._store.ref(self._admission.key)
-        if ref is None or ref.revision != revision or not self._admission.sees(revision, ref.manifest):
+        if ref is None or ref.revision != revision or self._store.snapshot(ref.manifest) is None:
             return None
-        if self._store.snapshot(ref.manifest) is None:
-            return None
+        if not self._admission.sees(revision, ref.manifest):
+            self._admission.of(listing.uri).prove(listing.files, cancel)
         return tuple(RemoteFile(file.path, file.size_bytes, file.path, file.validator, file.stated) for file in ref.files)
 
     def hurry(self, priority: Priority) -> None:

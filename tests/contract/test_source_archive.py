@@ -31,7 +31,7 @@ class Packed:
 
     def __init__(self, root: Path, ending: str) -> None:
         files = LocalSource()
-        self.source: Source = ArchiveSource(files, bring_from(files), lambda revision: None, DEFAULT_LIMITS)
+        self.source: Source = ArchiveSource(files, bring_from(files), lambda revision, listing, cancel: None, DEFAULT_LIMITS)
         self._root = root
         self._ending = ending
         self._files: dict[str, bytes] = {}

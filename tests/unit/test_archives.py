@@ -37,7 +37,9 @@ ADDRESS = "memory://origin/model.tar"
 def opened(data: bytes, *, limits: ArchiveLimits = LIMITS, include: tuple[str, ...] = ()) -> tuple[ArchiveSource, tuple[RemoteFile, ...]]:
     """A source over one archive, and what it lists."""
     archive = MemoryArchive(data)
-    source = ArchiveSource(MemorySource({"model.tar": data}), lambda listing, cancel: archive, lambda revision: None, limits)
+    source = ArchiveSource(
+        MemorySource({"model.tar": data}), lambda listing, cancel: archive, lambda revision, listing, cancel: None, limits
+    )
     found: Listing = source.list(StorageUri("memory", "origin", "model.tar", include=include), Cancellation())
     assert found.origin == Origin("memory://origin:1")
     return source, found.files
@@ -409,7 +411,7 @@ def test_a_listing_can_be_cancelled() -> None:
         cancel.cancel()
         return archive
 
-    source = ArchiveSource(MemorySource({"model.tar": b"x"}), bring, lambda revision: None, LIMITS)
+    source = ArchiveSource(MemorySource({"model.tar": b"x"}), bring, lambda revision, listing, cancel: None, LIMITS)
     with pytest.raises(Cancelled):
         source.list(StorageUri("memory", "origin", "model.tar"), cancel)
 

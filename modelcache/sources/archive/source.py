@@ -68,14 +68,15 @@ class ArchiveSource:
         self,
         source: Source,
         bring: Callable[[Listing, Cancellation], Archive],
-        remembered: Callable[[str], tuple[RemoteFile, ...] | None],
+        remembered: Callable[[str, Listing, Cancellation], tuple[RemoteFile, ...] | None],
         limits: ArchiveLimits,
     ) -> None:
         """
         Args:
             bring: has the one file of a listing at hand, complete and compared with all that is stated of it. It stays until the
                 next call of `bring` or the end of this source's use.
-            remembered: the files that this URI was resolved to before, if it was at this revision and all of them are here.
+            remembered: the files that this URI was resolved to before, if it was at this revision, all of them are here and whoever asks
+                may have the archive of this listing.
         """
         self._source = source
         self._bring = bring
@@ -83,6 +84,7 @@ class ArchiveSource:
         self._limits = limits
         self._lock = threading.Lock()
         self._open: _Open | None = None
+        self._remembers: str | None = None
         self._forgetful = False
 
     @property
@@ -101,7 +103,8 @@ class ArchiveSource:
             return found if found.uri == uri else self._source.list(uri, cancel)
         revision = f"unpacked-{fingerprint(found.files).removeprefix('listing-')}"
         named = bool(found.files[0].validator)
-        files = self._remembered(revision) if named and not self._forgetful else None
+        files = self._remembered(revision, replace(found, uri=plain(uri)), cancel) if named and not self._forgetful else None
+        self._remembers = files[0].validator if files else None
         if files is None:
             files = self._listed(uri, found, revision if named else "", cancel)
         return Listing(replace(uri, digest=None), found.origin, revision, found.immutable, files)
@@ -117,13 +120,13 @@ class ArchiveSource:
         """As `Source.close`."""
         self._source.close()
 
-    def has_brought(self, file: RemoteFile) -> bool:
-        """Whether this is a member of an archive at hand; False of what is no member.
+    def vouches_for(self, file: RemoteFile) -> bool:
+        """Whether this is a member of the archive that was brought, or remembered; False of what is no member.
 
         Raises:
             SourceChanged: it is a member of another one.
         """
-        return file.validator.startswith(MEMBER) and self._entry(file) is not None
+        return file.validator.startswith(MEMBER) and (file.validator == self._remembers or self._entry(file) is not None)
 
     # -- inside -----------------------------------------------------------------------------------------------------
 
