@@ -118,7 +118,8 @@ def _bare(config: Config, uri: StorageUri, secrets: UriSecrets) -> Source:
         return HubSource(_hub_options(config.hf, uri, secrets), config.timeouts, proxies=config.proxies)
     if uri.scheme not in NOT_FSSPECS:
         return FsspecSource(uri, secrets, config.fsspec, config.timeouts)
-    raise UnknownScheme(f"no source serves `{uri.scheme}://`", address=str(uri), got=uri.scheme, hint=f"known here: {', '.join(SCHEMES)}, and what fsspec has a filesystem for")
+    hint = f"known here: {', '.join(SCHEMES)}, and what fsspec has a filesystem for"
+    raise UnknownScheme(f"no source serves `{uri.scheme}://`", address=str(uri), got=uri.scheme, hint=hint)
 
 
 def _mirrors_config(config: Config, mirror: Mirror) -> Config:

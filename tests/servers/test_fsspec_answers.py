@@ -40,7 +40,7 @@ from modelcache.patience import Cancellation
 from modelcache.ranges import ByteRange
 from modelcache.registry import NOT_FSSPECS
 from modelcache.sources.any_fsspec import FsspecOptions, FsspecSource
-from modelcache.sources.any_fsspec.filesystems import REFUSED
+from modelcache.sources.any_fsspec.filesystems import REFUSED, home_of
 from modelcache.sources.any_fsspec.refusals import Asked, error_of
 from modelcache.sources.any_fsspec.versions import SETTLED_S, stated
 from modelcache.testing.source_contract import read
@@ -170,6 +170,25 @@ def test_the_uris_user_and_the_settings_become_arguments_and_are_never_told(shel
     said = repr([source, source._home, options]) + str(source.origin) + caplog.text
     assert not [secret for secret in ("s3cr3t", "p@ss/word", "p%40ss") if secret in said]
     source.close()
+
+
+PATHS = [
+    ("ftp://host/m/x", "/m/x", {"host": "host"}),
+    ("ftp://me:p%40ss@host:2121", "/", {"host": "host", "port": 2121, "username": "me", "password": "p@ss"}),
+    ("memory://m/a b?", "/m/a b", {}),
+    ("webhdfs://nn:9870/m", "/m", {"host": "nn", "port": 9870}),
+    ("hdfs://me@nn:8020/m", "/m", {"host": "nn", "port": 8020, "user": "me"}),
+    ("hdfs://nn", "/", {"host": "nn"}),
+    ("github://org:repo@main/dir/f", "dir/f", {"org": "org", "repo": "repo", "sha": "main"}),
+    ("github://org:repo@main", "", {"org": "org", "repo": "repo", "sha": "main"}),
+]
+
+
+@pytest.mark.parametrize(("text", "path", "arguments"), PATHS)
+def test_a_uri_is_what_its_filesystem_understands(text: str, path: str, arguments: dict[str, Any]) -> None:
+    uri, secrets = parse_uri(text)
+    home = home_of(uri, secrets, FsspecOptions())
+    assert (home.path(uri), dict(home.arguments)) == (path, arguments)
 
 
 def test_other_accounts_and_users_are_other_origins_and_other_secrets_are_not(shelf: type[Shelf]) -> None:

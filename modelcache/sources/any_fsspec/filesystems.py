@@ -39,7 +39,8 @@ class Home:
     """Where a source's filesystem is and how it is made.
 
     Attributes:
-        root: what the filesystem calls the place that the URI's authority names, without a slash at its end.
+        root: what the filesystem calls the place that the URI's authority names.
+        prefix: what it puts before the paths of that place: `bucket/`, `/`, or nothing.
         arguments: of the class; secrets among them.
         endpoint: for `Origin`: scheme, authority, and a digest of the arguments that say where and as whom.
     """
@@ -47,6 +48,7 @@ class Home:
     scheme: str
     kind: Filesystem = field(repr=False)
     root: str
+    prefix: str
     arguments: Mapping[str, Any] = field(repr=False)
     endpoint: str
 
@@ -60,7 +62,7 @@ class Home:
 
     def path(self, uri: StorageUri) -> str:
         """What the filesystem calls the place that a URI names; a query (`?versionid=`) is a part of names where there are any."""
-        path = f"{self.root}/{uri.path}" if uri.path else self.root
+        path = f"{self.prefix}{uri.path}" if uri.path else self.root or self.prefix
         return f"{path}?{uri.query}" if uri.query else path
 
 
@@ -78,7 +80,8 @@ def home_of(uri: StorageUri, secrets: UriSecrets, options: FsspecOptions) -> Hom
     configured = dict(options.storage.get(uri.scheme, {}))
     of_uri = _arguments_of_uri(kind, uri, secrets)
     root: str = kind._strip_protocol(bare)
-    return Home(uri.scheme, kind, root.rstrip("/"), configured | of_uri, bare + _told_apart(configured, secrets))
+    prefix: str = kind._strip_protocol(f"{bare}/x").removesuffix("x")
+    return Home(uri.scheme, kind, root, prefix, configured | of_uri, bare + _told_apart(configured, secrets))
 
 
 def _class(scheme: str, address: str) -> Filesystem:

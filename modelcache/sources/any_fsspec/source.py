@@ -108,7 +108,7 @@ class FsspecSource:
 
     def asked(self, file: RemoteFile) -> Asked:
         authority = self._home.endpoint.partition("?")[0]
-        relative = Name.of(file).path.removeprefix(self._home.root).lstrip("/")
+        relative = Name.of(file).path.removeprefix(self._home.prefix)
         return Asked(self._home.scheme, f"{authority}/{relative}", listed=True)
 
     # -- inside -----------------------------------------------------------------------------------------------------
@@ -216,7 +216,7 @@ class FsspecBody:
 
 def _relative(name: str, path: str, uri: StorageUri) -> str:
     """Where a file goes in the snapshot, from the filesystem's names of it and of what was asked for."""
-    file, place = name.lstrip("/"), path.lstrip("/")
+    file, place = name.lstrip("/"), path.strip("/")
     if file == place:
         return (uri.path or uri.authority).rpartition("/")[2]
     if place and not file.startswith(f"{place}/"):
