@@ -254,10 +254,21 @@ def read_plan(path: Path) -> tuple[RefKey, list[IngestFile]] | None:
         return None
 
 
+def _is_of(path: Path, key: RefKey) -> bool:
+    """Whether the plan here may be of this ref, by its last bytes alone: that of an import names very many files, and is looked at often."""
+    end = records.encode({"uri": key.uri, "origin": key.origin})[1:]
+    try:
+        with (path / PLAN).open("rb") as plan:
+            plan.seek(max(0, plan.seek(0, os.SEEK_END) - len(end)))
+            return plan.read() == end
+    except OSError:
+        return False  # none, or one that the disk doesn't give back: nothing to go on with
+
+
 def _ended(root: Root, key: RefKey) -> tuple[Path, int, list[IngestFile]] | None:
     """An ended ingest of this ref, locked for us, and its plan."""
     for path in ingest_directories(root):
-        plan = read_plan(path)
+        plan = read_plan(path) if _is_of(path, key) else None
         if plan is not None and plan[0] == key:
             lock_fd = try_own(path)
             if lock_fd is not None:
