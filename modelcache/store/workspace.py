@@ -255,7 +255,7 @@ def read_plan(path: Path) -> tuple[RefKey, list[IngestFile]] | None:
 
 
 def _is_of(path: Path, key: RefKey) -> bool:
-    """Whether the plan here may be of this ref, by its last bytes alone: that of an import names very many files, and is looked at often."""
+    """Whether the plan here may be of this ref, by its last bytes alone: an import's names very many files, and is looked at often."""
     end = records.encode({"uri": key.uri, "origin": key.origin})[1:]
     try:
         with (path / PLAN).open("rb") as plan:
