@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import stat
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from modelcache.abc.grants import Grant, Holder
+from modelcache.abc.grants import Grant, Grants, Holder
 from modelcache.abc.store import RefKey
 from modelcache.digest import sha256
 from modelcache.errors import DamagedRecord, StoreReadOnly
@@ -18,6 +19,7 @@ from modelcache.patience import Cancellation
 from modelcache.store import durable
 from modelcache.store.store import LocalStore
 from modelcache.testing.audit import Moment, audit
+from modelcache.testing.memory_grants import MemoryGrants
 from modelcache.testing.store_fixtures import NO_LIMITS, Clock
 
 NOW_S = 1_700_000_000.0
@@ -37,11 +39,20 @@ def store(tmp_path: Path, clock: Clock) -> LocalStore:
     return LocalStore(tmp_path / "root", NO_LIMITS, clock=clock)
 
 
+@pytest.fixture(params=["disk", "memory"])
+def grants(request: pytest.FixtureRequest, clock: Clock) -> Grants:
+    """Those of a store on disk, and those that tests of what stands above use."""
+    if request.param == "memory":
+        return MemoryGrants(clock)
+    found: LocalStore = request.getfixturevalue("store")
+    return found.grants
+
+
 def kept(store: LocalStore) -> list[Path]:
     return sorted((store.root / "grants").iterdir())
 
 
-def test_grants_are_read_back_by_holder_and_by_namespace(store: LocalStore) -> None:
+def test_grants_are_read_back_by_holder_and_by_namespace(grants: Grants) -> None:
     newer = replace(GRANT, revision="commit-2", created_at_s=NOW_S - 1)
     others = [
         replace(GRANT, holder=replace(HOLDER, namespace="team-b")),
@@ -51,26 +62,53 @@ def test_grants_are_read_back_by_holder_and_by_namespace(store: LocalStore) -> N
         replace(GRANT, key=replace(KEY, origin="https://evil.example:443")),
     ]
     for grant in (newer, GRANT, *others):
-        store.grants.put(grant)
-    *same_age, last = store.grants.of_holder(HOLDER, KEY.uri)
+        grants.put(grant)
+    *same_age, last = grants.of_holder(HOLDER, KEY.uri)
     assert (set(same_age), last) == ({GRANT, others[4]}, newer)
-    assert set(store.grants.of_namespace("team-a")) == {GRANT, newer, *others[1:]}
-    assert store.grants.of_namespace("team") == []
-    assert audit(store.root, Moment.SETTLED) == []
+    assert set(grants.of_namespace("team-a")) == {GRANT, newer, *others[1:]}
+    assert list(grants.of_namespace("team")) == []
 
 
-def test_revoking_ends_every_version_of_the_ref_for_this_holder_alone(store: LocalStore) -> None:
+def test_revoking_ends_every_version_of_the_ref_for_this_holder_alone(grants: Grants) -> None:
     other = replace(GRANT, holder=replace(HOLDER, service_account="other"))
     elsewhere = replace(GRANT, key=replace(KEY, origin="https://else.example:443"))
     for grant in (GRANT, replace(GRANT, revision="commit-2"), other, elsewhere):
-        store.grants.put(grant)
-    assert store.grants.revoke(HOLDER, KEY) == 2
-    assert store.grants.revoke(HOLDER, KEY) == 0
-    assert set(store.grants.of_namespace("team-a")) == {other, elsewhere}
+        grants.put(grant)
+    assert grants.revoke(HOLDER, KEY) == 2
+    assert grants.revoke(HOLDER, KEY) == 0
+    assert set(grants.of_namespace("team-a")) == {other, elsewhere}
+
+
+def test_a_later_proof_of_the_same_takes_the_place_of_the_earlier(grants: Grants, clock: Clock) -> None:
+    grants.put(GRANT)
+    clock.pass_(DAY_S - 1)
+    later = replace(GRANT, created_at_s=clock(), expires_at_s=clock() + DAY_S)
+    grants.put(later)
+    assert grants.now_s() == clock()
+    assert list(grants.of_namespace("team-a")) == [later]
+    clock.pass_(DAY_S - 1)
+    assert list(grants.of_holder(HOLDER, KEY.uri)) == [later]
+    clock.pass_(1)
+    assert list(grants.of_holder(HOLDER, KEY.uri)) == []
+
+
+def test_one_of_the_future_is_none_and_none_for_good(grants: Grants, clock: Clock) -> None:
+    grants.put(GRANT)
+    clock.pass_(-1)
+    assert list(grants.of_holder(HOLDER, KEY.uri)) == []
+    clock.pass_(1)
+    assert list(grants.of_holder(HOLDER, KEY.uri)) == []
+
+
+def test_credentials_are_told_apart_and_not_kept(grants: Grants) -> None:
+    assert grants.mac(b"secret") == grants.mac(b"secret")
+    assert len({grants.mac(one) for one in (b"", b"secret", b"secret2")}) == 3
+    assert re.fullmatch(r"[0-9a-f]{64}", grants.mac(b""))
 
 
 def test_a_grant_ends_with_its_time_and_is_swept(store: LocalStore, clock: Clock) -> None:
     store.grants.put(GRANT)
+    assert audit(store.root, Moment.SETTLED) == []
     clock.pass_(DAY_S - 1)
     assert store.grants.of_holder(HOLDER, KEY.uri) == [GRANT]
     store.collect()
