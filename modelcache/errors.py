@@ -310,14 +310,14 @@ class DamagedBlob(IntegrityError):
     """A kept blob no longer has the digest that names it."""
 
     code = ErrorCode.DAMAGED_BLOB
-    default_hint = "`modelcache verify` takes it out of service; `modelcache pull URI` fetches it again"
+    default_hint = "`modelcache verify --repair` takes it out of service and fetches its damaged chunks again"
 
 
 class DamagedRecord(IntegrityError):
     """A manifest, ref, lease or chunk table of the store can't be read as what it should be."""
 
     code = ErrorCode.DAMAGED_RECORD
-    default_hint = "`modelcache verify` names what is damaged; `modelcache pull URI` writes it anew"
+    default_hint = "`modelcache verify --repair` names what is damaged and writes anew what it can; `modelcache pull URI` does the rest"
 
 
 class DamagedExport(IntegrityError):

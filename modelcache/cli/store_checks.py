@@ -150,7 +150,7 @@ def _check_content(cache: ModelCache) -> list[Finding]:
     found = [fine("store", f"{counted(len(infos), 'model')} in {format_bytes(usage.blobs_bytes)}")]
     quarantine = Layout(cache.config.root).quarantine
     if usage.quarantine_bytes:
-        hint = f"pull the models again, then remove what is in {quarantine}"
+        hint = f"`modelcache verify --repair` brings the models back; then remove what is in {quarantine}"
         found.append(doubtful("leftovers", f"{format_bytes(usage.quarantine_bytes)} of damaged blobs in quarantine", hint))
     if usage.trash_bytes:
         found.append(doubtful("leftovers", f"{format_bytes(usage.trash_bytes)} in the trash", "`modelcache gc` removes it"))

@@ -218,11 +218,13 @@ class Repair:
         key = RefKey(f"repair {ref.key.uri}", ref.key.origin)
         files = [IngestFile(digest.hex, item.size_bytes, str(digest), digest) for digest, item in remote.items()]
         self._salvage(key, files)
-        with self._engine.planning():
-            ingest = self._store.ingest(key, files)
-            held.callback(_end, ingest)
-            fetch = self._start(ref, source, remote, ingest)
-        fetch.wait(self._cancel)
+        with ExitStack() as bringing:
+            with self._engine.planning():
+                ingest = self._store.ingest(key, files)
+                bringing.callback(_end, ingest)  # At once if it fails: others may bring these bytes, and the next ref is asked for them.
+                fetch = self._start(ref, source, remote, ingest)
+            fetch.wait(self._cancel)
+            held.push(bringing.pop_all())
         done = fetch.look()
         self._kept_bytes += done.bytes_reused
         self._fetched_bytes += done.bytes_fetched

@@ -93,8 +93,7 @@ def of_ref(root: Path) -> tuple[Path, int]:
 FETCHED: dict[Callable[[Path], tuple[Path, int]], int] = {of_blob: CHUNK_BYTES, of_table: 0, of_manifest: 0, of_ref: 0}
 
 
-@pytest.mark.parametrize("place", FETCHED, ids=lambda place: place.__name__)
-@pytest.mark.parametrize("is_held", [False, True])
+@pytest.mark.parametrize(("place", "is_held"), [*((place, False) for place in FETCHED), (of_blob, True)])
 def test_a_flipped_bit_is_found_and_put_right(pulled: Pulled, place: Callable[[Path], tuple[Path, int]], is_held: bool) -> None:
     path, at = place(pulled.root)
     sound = path.read_bytes()
