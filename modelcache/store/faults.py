@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Concatenate, ParamSpec, Protocol, TypeVar
 
-from modelcache.errors import ModelCacheError, NoSpace, StoreFault, StoreReadOnly
+from modelcache.errors import ModelCacheError, NoSpace, StoreFault, StoreLocation, StoreReadOnly
 from modelcache.units import format_bytes
 
 P = ParamSpec("P")
@@ -27,7 +27,7 @@ S = TypeVar("S", bound=_Addressed)
 
 
 def translated(error: OSError, address: str, *, needed_bytes: int = 0) -> ModelCacheError:
-    """ENOSPC and EDQUOT → NoSpace, EROFS, EACCES and EPERM → StoreReadOnly, anything else → StoreFault."""
+    """ENOSPC and EDQUOT → NoSpace, EXDEV → StoreLocation, EROFS, EACCES and EPERM → StoreReadOnly, anything else → StoreFault."""
     place = os.fsdecode(error.filename) if isinstance(error.filename, (str, bytes)) else address
     if error.errno in FULL:
         available = _available_bytes(address)
@@ -39,9 +39,20 @@ def translated(error: OSError, address: str, *, needed_bytes: int = 0) -> ModelC
             held_bytes=0,
             address=address,
         )
+    if error.errno == errno.EXDEV:
+        return elsewhere(place)
     if error.errno in REFUSED:
         return StoreReadOnly(f"the store can't be written ({error.strerror})", address=place)
     return StoreFault(f"the store's disk failed ({error.strerror or error})", address=place)
+
+
+def elsewhere(place: str) -> StoreLocation:
+    """A part of the store is a mount of its own (of another file system, or of the same one once more)."""
+    return StoreLocation(
+        "a part of the store is a mount of its own, and files can't be linked or renamed across mounts",
+        address=place,
+        hint="mount one file system for the whole store, or name another root with --root or MODELCACHE_ROOT",
+    )
 
 
 @contextmanager

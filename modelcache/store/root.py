@@ -13,6 +13,7 @@ from pathlib import Path
 
 from modelcache.errors import StoreFormat, StoreLocation, StoreOwner
 from modelcache.store import durable
+from modelcache.store.faults import elsewhere
 from modelcache.store.filesystem import check_place
 from modelcache.store.layout import FORMAT_VERSION, TEMP_PREFIX, Layout
 from modelcache.store.lock import StoreLock
@@ -71,6 +72,7 @@ def open_root(
     store_id = _recognised(layout)
     read_only = not os.access(root, os.W_OK)
     if not read_only:
+        _check_whole(layout)
         _complete(layout)
     return Root(layout, store_id, read_only, StoreLock(layout, timeout_s=lock_timeout_s, room_timeout_s=ROOM_TIMEOUT_S), clock)
 
@@ -162,6 +164,14 @@ def _recognised(layout: Layout) -> str:
     if int(match["owner"]) != os.geteuid():
         raise StoreOwner("the store belongs to another user id", address=address, expected=match["owner"], got=str(os.geteuid()))
     return match["store"]
+
+
+def _check_whole(layout: Layout) -> None:
+    """Raises StoreLocation if a directory of the store is on another file system: neither links nor renames lead there."""
+    device = os.stat(layout.root).st_dev
+    for directory in layout.directories:
+        if directory.is_dir() and os.stat(directory).st_dev != device:
+            raise elsewhere(str(directory))
 
 
 def _complete(layout: Layout) -> None:

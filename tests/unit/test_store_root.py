@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import os
 import stat
 import subprocess
@@ -20,12 +21,14 @@ from modelcache.errors import (
     StoreReadOnly,
 )
 from modelcache.patience import Cancellation
-from modelcache.store import filesystem
+from modelcache.store import durable, filesystem
 from modelcache.store.faults import translated
 from modelcache.store.layout import TEMP_PREFIX
 from modelcache.store.store import LocalStore
+from modelcache.testing.small_filesystem import Kind, small_filesystem
 from modelcache.testing.store_filling import fill, ref_of, wanted
 from modelcache.testing.store_fixtures import MODEL, NO_LIMITS, model
+from modelcache.units import MIB
 
 
 def tree(root: Path) -> dict[str, bytes]:
@@ -258,3 +261,27 @@ def test_errors_of_the_disk_are_ours(tmp_path: Path) -> None:
             assert error.available_bytes > 0
         else:
             assert error.address == "/some/file"
+
+
+@pytest.mark.root
+def test_a_part_that_is_a_mount_of_its_own_is_refused(tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    LocalStore(root, NO_LIMITS)
+    with small_filesystem(tmp_path / "other", size_bytes=MIB, kind=Kind.TMPFS) as other:
+        (root / "snapshots").rmdir()
+        (root / "snapshots").symlink_to(other)
+        with pytest.raises(StoreLocation, match="a mount of its own"):
+            LocalStore(root, NO_LIMITS)
+
+
+def test_a_link_across_mounts_is_told_as_that(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same file system mounted once more below the root: nothing tells it apart but that links fail."""
+    store = LocalStore(tmp_path / "root", NO_LIMITS)
+
+    def refuse(source: Path, target: Path) -> None:
+        raise OSError(errno.EXDEV, os.strerror(errno.EXDEV), str(source), None, str(target))
+
+    monkeypatch.setattr(durable, "link", refuse)
+    with pytest.raises(StoreLocation, match="across mounts"):
+        fill(store, MODEL)
+    assert list((tmp_path / "root" / "blobs" / "sha256").glob("*/*")) == []
