@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import os
 import secrets
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,15 +22,20 @@ from modelcache.store.root import Root
 
 KEY_BYTES = 32
 """As many as the hash has (RFC 2104 §3)."""
+Signature = tuple[int, int, int]
 _PURPOSE = b"modelcache grant 1\n"
 
 
 class LocalGrants:
-    """`Grants` of a `LocalStore`: one file per grant, its name beginning with a digest of the namespace."""
+    """`Grants` of a `LocalStore`: one file per grant, its name beginning with a digest of the namespace.
+
+    Parsed grants are kept in memory and believed while their file's inode, size and mtime stay the same.
+    """
 
     def __init__(self, root: Root) -> None:
         self._root = root
         self._layout = root.layout
+        self._parsed: dict[str, tuple[Signature, Grant | None]] = {}
 
     @property
     def address(self) -> str:
@@ -143,11 +149,31 @@ class LocalGrants:
         return [self._layout.grant(name) for name in sorted(names) if name.startswith(start)]
 
     def _readable(self, start: str) -> Iterator[tuple[Path, Grant]]:
-        for path in self._paths(start):
-            try:
-                yield path, self._parse(path)
-            except (FileNotFoundError, DamagedRecord):
-                continue
+        paths = self._paths(start)
+        here = {path.name for path in paths}
+        for name in list(self._parsed):  # others may add to it meanwhile
+            if name.startswith(start) and name not in here:
+                self._parsed.pop(name, None)
+        for path in paths:
+            grant = self._read(path)
+            if grant is not None:
+                yield path, grant
+
+    def _read(self, path: Path) -> Grant | None:
+        """None if it is gone or can't be read."""
+        try:
+            found = os.stat(path)
+            signature = (found.st_ino, found.st_size, found.st_mtime_ns)
+            known = self._parsed.get(path.name)
+            if known is not None and known[0] == signature:
+                return known[1]
+            grant: Grant | None = self._parse(path)
+        except FileNotFoundError:
+            return None
+        except DamagedRecord:
+            grant = None
+        self._parsed[path.name] = (signature, grant)
+        return grant
 
     def _parse(self, path: Path) -> Grant:
         grant = decode_grant(records.read(path), str(path))

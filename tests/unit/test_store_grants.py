@@ -191,3 +191,25 @@ def test_where_nothing_can_be_written_there_are_no_grants(store: LocalStore, mon
         store.grants.mac(b"secret")
     with pytest.raises(StoreReadOnly):
         store.grants.put(GRANT)
+
+
+def test_another_process_s_grants_and_revocations_are_seen(store: LocalStore, clock: Clock) -> None:
+    other = LocalStore(store.root, NO_LIMITS, clock=clock)
+    for _ in range(3):
+        other.grants.put(GRANT)
+        assert store.grants.of_holder(HOLDER, KEY.uri) == [GRANT]
+        assert store.grants.revoke(HOLDER, KEY) == 1
+        assert other.grants.of_holder(HOLDER, KEY.uri) == []
+
+
+def test_many_threads_look_while_others_prove_and_revoke(store: LocalStore) -> None:
+    def prove(number: int) -> None:
+        key = replace(KEY, uri=f"s3://models/{number}")
+        for _ in range(5):
+            store.grants.put(replace(GRANT, key=key))
+            assert [grant.key for grant in store.grants.of_holder(HOLDER, key.uri)] == [key]
+            assert store.grants.revoke(HOLDER, key) == 1
+            assert store.grants.of_holder(HOLDER, key.uri) == []
+
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(prove, range(8)))
