@@ -68,12 +68,12 @@ def from_pretrained(
     """
     _check(kwargs)
     with _directory(source, cache) as path:
-        asked = _Asked(path, dtype, kwargs)
+        asked = _Asked(path, dtype, kwargs, *_config(path, kwargs))
         weights = asked.weights()
         if weights is None:
-            model, info = asked.by_itself(_class(asked, auto_class), device)
+            model, info = asked.by_itself(asked.kind(auto_class), device)
         else:
-            model, info = asked.with_tensors_of(weights, auto_class)
+            model, info = asked.with_tensors_of(weights, asked.kind(auto_class))
             if device is not None:
                 model = model.to(device)
     if strict and info["missing_keys"]:
@@ -94,40 +94,48 @@ def tokenizer(source: str | os.PathLike[str], *, cache: ModelCache | None = None
 
 @dataclass(frozen=True, slots=True)
 class _Asked:
-    """A directory, and how its model is wanted."""
+    """A directory, and how its model is wanted.
+
+    Attributes:
+        rest: of `kwargs`, what is none of the configuration's fields.
+    """
 
     path: Path
     dtype: torch.dtype | str | None
     kwargs: Mapping[str, Any] = field(repr=False)
-
-    def config(self) -> tuple[Any, dict[str, Any]]:
-        """The model's configuration, and the arguments that were none of its fields."""
-        rest = dict(self.kwargs)
-        given = rest.pop("config", None)
-        if isinstance(given, transformers.PreTrainedConfig):
-            return given, rest
-        if not (self.path / CONFIG).is_file():
-            raise NotFound(f"there is no `{CONFIG}`", address=str(self.path), hint="transformers needs one: check the spelling")
-        remote = rest.pop("trust_remote_code", None)
-        found, rest = transformers.AutoConfig.from_pretrained(
-            given or self.path, return_unused_kwargs=True, trust_remote_code=remote, local_files_only=True, **rest
-        )
-        return found, rest if remote is None else {**rest, "trust_remote_code": remote}
+    config: Any = field(repr=False)
+    rest: Mapping[str, Any] = field(repr=False)
 
     def weights(self) -> Path | None:
         """What the loader reads; None: transformers reads by itself, because the files or the arguments want what the loader doesn't do."""
-        config, _ = self.config()
         by_itself = (
             not ITS_OWN.isdisjoint(self.kwargs),
-            getattr(config, "quantization_config", None) is not None,
-            getattr(config, "transformers_weights", None) is not None,
-            bool(getattr(type(config), "extra_files", ())),
-            bool(getattr(config, "auto_map", None)) and bool(self.kwargs.get("trust_remote_code")),
+            getattr(self.config, "quantization_config", None) is not None,
+            getattr(self.config, "transformers_weights", None) is not None,
+            bool(getattr(type(self.config), "extra_files", ())),
+            self._brings_code(),
             (self.path / "adapter_config.json").is_file(),
         )
         if any(by_itself):
             return None
         return next((self.path / name for name in WEIGHTS if (self.path / name).is_file()), None)
+
+    def kind(self, given: Any) -> Any:
+        """The class to call: the given one, else that of the configuration. Raises BadCheckpoint: transformers has none."""
+        if given is not None:
+            return given
+        name = next(iter(getattr(self.config, "architectures", None) or []), "AutoModel")
+        for auto_name, place in (getattr(self.config, "auto_map", None) or {}).items():
+            if self._brings_code() and auto_name.startswith("AutoModel") and str(place).endswith(f".{name}"):
+                return getattr(transformers, auto_name)
+        found = getattr(transformers, name, None)
+        if found is None:
+            raise BadCheckpoint(
+                f"transformers {transformers.__version__} has no class of models `{name}`",
+                address=str(self.path),
+                hint="name a class (auto_class=…), install a newer transformers, or allow the model's own code (trust_remote_code=True)",
+            )
+        return found
 
     def by_itself(self, kind: Any, device: torch.device | str | None) -> tuple[Any, dict[str, Any]]:
         """transformers' own way, from the verified files."""
@@ -135,26 +143,41 @@ class _Asked:
         pair = kind.from_pretrained(self.path, dtype=self.dtype, local_files_only=True, output_loading_info=True, **place, **self.kwargs)
         return pair[0], pair[1]
 
-    def with_tensors_of(self, weights: Path, auto_class: Any) -> tuple[Any, dict[str, Any]]:
-        """transformers' way from tensors in memory, which it takes from nowhere else, and for a class that is none of the auto classes."""
-        config, rest = self.config()
-        kind = _class(self, auto_class)
+    def with_tensors_of(self, weights: Path, kind: Any) -> tuple[Any, dict[str, Any]]:
+        """transformers' way with tensors in memory: it takes them without a directory, and for a class that is none of the auto classes."""
+        config = self.config
         if not issubclass(kind, transformers.PreTrainedModel):
-            with torch.device("meta"):
-                kind, config = _concrete(kind, config, rest)
+            kind, config = _concrete(kind, config, self.rest)
         model, info = kind.from_pretrained(
-            None, config=config, state_dict=load(weights), dtype=self.dtype, output_loading_info=True, **rest
+            None, config=config, state_dict=load(weights), dtype=self.dtype, output_loading_info=True, **self.rest
         )
         model.config.name_or_path = model.name_or_path = str(self.path)
         if model.can_generate() and self.kwargs.get("generation_config") is None:
             model.generation_config = _generation_config(self.path)
         return model, info
 
+    def _brings_code(self) -> bool:
+        return bool(getattr(self.config, "auto_map", None)) and bool(self.kwargs.get("trust_remote_code"))
+
+
+def _config(path: Path, kwargs: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """The model's configuration, and the arguments that are none of its fields."""
+    rest = dict(kwargs)
+    given = rest.pop("config", None)
+    if isinstance(given, transformers.PreTrainedConfig):
+        return given, rest
+    if not (path / CONFIG).is_file():
+        raise NotFound(f"there is no `{CONFIG}`", address=str(path), hint="transformers needs one: name the directory of a model")
+    code = {"trust_remote_code": rest.pop("trust_remote_code")} if "trust_remote_code" in rest else {}
+    config, rest = transformers.AutoConfig.from_pretrained(given or path, return_unused_kwargs=True, local_files_only=True, **code, **rest)
+    return config, {**rest, **code}
+
 
 def _concrete(auto_class: Any, config: Any, rest: Mapping[str, Any]) -> tuple[Any, Any]:
     """The class that an auto class has for a configuration, and the (part of the) configuration that it takes."""
     choice = {name: rest[name] for name in ("attn_implementation", "trust_remote_code") if name in rest}
-    empty = auto_class.from_config(config, **choice)
+    with torch.device("meta"):
+        empty = auto_class.from_config(config, **choice)
     return type(empty), empty.config
 
 
@@ -163,24 +186,6 @@ def _generation_config(path: Path) -> Any:
         return transformers.GenerationConfig.from_pretrained(path, local_files_only=True)
     except OSError:  # there is none: older models have its fields in config.json
         return transformers.GenerationConfig.from_pretrained(path, config_file_name=CONFIG, local_files_only=True, _from_model_config=True)
-
-
-def _class(asked: _Asked, auto_class: Any) -> Any:
-    if auto_class is not None:
-        return auto_class
-    config, _ = asked.config()
-    names = getattr(config, "architectures", None) or ["AutoModel"]
-    for auto_name, place in (getattr(config, "auto_map", None) or {}).items():
-        if asked.kwargs.get("trust_remote_code") and auto_name.startswith("AutoModel") and str(place).endswith(f".{names[0]}"):
-            return getattr(transformers, auto_name)
-    found = getattr(transformers, str(names[0]), None)
-    if found is None:
-        raise BadCheckpoint(
-            f"transformers {transformers.__version__} has no class of models `{names[0]}`",
-            address=str(asked.path),
-            hint="name a class (auto_class=…), install a newer transformers, or allow the model's own code (trust_remote_code=True)",
-        )
-    return found
 
 
 @contextmanager

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import tokenizers
 import torch
 import transformers
+from safetensors.torch import load_file, save_file
 
 import modelcache.integrations.transformers as ours
 from modelcache import ModelCache
+from modelcache.errors import BadCheckpoint, BadConfig, ModuleMismatch, NotFound
+from modelcache.loader import reader
+from modelcache.testing.servers import Nginx
 
 TOKENS = torch.tensor([[3, 1, 4, 1, 5, 9, 2, 6]])
 
@@ -65,14 +73,14 @@ def same(mine: Any, theirs: Any) -> bool:
     )
 
 
-def mapped_files(tensor: torch.Tensor) -> str:
-    """What this process has mapped at the place of a tensor; empty: memory of its own."""
+def mapped_file(tensor: torch.Tensor) -> str:
+    """The file that this process has mapped where a tensor lies; empty: memory of its own."""
     for line in Path("/proc/self/maps").read_text().splitlines():
-        span, *_, name = (line + " ").split(maxsplit=5) if line.count(" ") >= 5 else (line.split()[0], "")
+        span, _, _, _, _, *name = line.split(maxsplit=5)
         start, stop = (int(part, 16) for part in span.split("-"))
         if start <= tensor.data_ptr() < stop:
-            return name.strip()
-    raise AssertionError("a tensor lies in no memory of this process")
+            return "".join(name)
+    raise AssertionError("the tensor lies in no memory of this process")
 
 
 @pytest.mark.parametrize("kind", ["tied", "untied", "sharded"])
@@ -86,15 +94,131 @@ def test_a_model_of_a_uri_is_what_transformers_makes_of_the_files(saved: Path, c
     assert Path(mine.name_or_path).is_relative_to(cache.ensure(f"file://{saved / kind}").path)
 
 
-def test_parameters_are_the_snapshots_pages_and_not_copies(saved: Path, cache: ModelCache) -> None:
-    path = cache.ensure(f"file://{saved / 'sharded'}").path
-    for file in path.glob("*.safetensors"):
-        file.read_bytes()
-    model = ours.from_pretrained(f"file://{saved / 'sharded'}", cache=cache)
-    files = {mapped_files(tensor) for tensor in model.parameters()}
-    assert {Path(name).parent for name in files} == {path}
-    weight = model.lm_head.weight
+def test_parameters_are_the_snapshots_pages_and_not_copies(saved: Path, cache: ModelCache, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reader, "resident_share", lambda fd, span: 1.0)  # whatever this kernel tells
+    uri = f"file://{saved / 'sharded'}"
+    model = ours.from_pretrained(uri, cache=cache)
+    path = cache.ensure(uri).path
+    assert {Path(mapped_file(tensor)).parent for tensor in model.parameters()} == {path}
+
     before = {file: file.read_bytes() for file in path.glob("*.safetensors")}
     with torch.no_grad():
-        weight.add_(1)
+        model.lm_head.weight.zero_()
     assert {file: file.read_bytes() for file in before} == before
+
+    expected = model(TOKENS).logits
+    cache.evict(uri)  # nobody holds it any more; who has mapped it keeps the pages
+    assert not path.exists()
+    assert torch.equal(model(TOKENS).logits, expected)
+
+
+def test_an_archive_on_a_web_server(saved: Path, cache: ModelCache, nginx: Nginx) -> None:
+    with tarfile.open(nginx.directory / "llama.tar", "w") as archive:
+        archive.add(saved / "sharded", arcname=".")
+    mine = ours.from_pretrained(f"{nginx.endpoint}/llama.tar", cache=cache)
+    assert same(mine, transformers.AutoModelForCausalLM.from_pretrained(saved / "sharded"))
+
+
+def test_dtype_and_other_arguments_are_those_of_transformers(saved: Path) -> None:
+    options: dict[str, Any] = {"dtype": torch.float16, "attn_implementation": "eager", "rms_norm_eps": 0.1}
+    mine = ours.from_pretrained(saved / "untied", device="cpu", **options)
+    assert same(mine, transformers.AutoModelForCausalLM.from_pretrained(saved / "untied", **options))
+    assert mine.dtype is torch.float16
+    assert mine.config._attn_implementation == "eager"
+    assert mine.config.rms_norm_eps == 0.1
+    given = transformers.AutoConfig.from_pretrained(saved / "untied", rms_norm_eps=0.2)
+    assert ours.from_pretrained(saved / "untied", config=given).config.rms_norm_eps == 0.2
+
+
+def test_weights_that_transformers_renames_and_merges(tmp_path: Path) -> None:
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 64}
+    config = transformers.MixtralConfig(num_hidden_layers=2, num_local_experts=3, **sizes)
+    transformers.MixtralForCausalLM(config).save_pretrained(tmp_path)
+    named = set(load_file(tmp_path / "model.safetensors"))
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert not named >= set(theirs.state_dict())  # else nothing is merged
+    assert same(ours.from_pretrained(tmp_path), theirs)
+
+
+def test_a_model_inside_of_a_larger_one_and_a_head_that_it_does_not_have(saved: Path) -> None:
+    body = ours.from_pretrained(saved / "untied", auto_class=transformers.AutoModel)
+    theirs = transformers.AutoModel.from_pretrained(saved / "untied")
+    assert type(body) is transformers.LlamaModel
+    assert torch.equal(body(TOKENS).last_hidden_state, theirs(TOKENS).last_hidden_state)
+
+    with pytest.raises(ModuleMismatch, match=r"no values for `score\.weight`"):
+        ours.from_pretrained(saved / "untied", auto_class=transformers.AutoModelForSequenceClassification)
+    model = ours.from_pretrained(saved / "untied", auto_class=transformers.AutoModelForSequenceClassification, strict=False)
+    assert torch.isfinite(model.score.weight).all()
+
+
+def test_only_the_files_that_transformers_reads_are_read(saved: Path, tmp_path: Path) -> None:
+    for kind in ("tied", "sharded"):
+        path = Path(shutil.copytree(saved / kind, tmp_path / kind))
+        save_file({"tok_embeddings.weight": torch.zeros(3)}, path / "consolidated.safetensors")
+        index = {"weight_map": {"tok_embeddings.weight": "consolidated.safetensors"}}
+        (path / "consolidated.safetensors.index.json").write_text(json.dumps(index))
+        assert same(ours.from_pretrained(path), transformers.AutoModelForCausalLM.from_pretrained(saved / kind))
+
+
+def test_a_generation_config_that_is_only_in_config_json(saved: Path, tmp_path: Path) -> None:
+    path = Path(shutil.copytree(saved / "untied", tmp_path / "model"))
+    (path / "generation_config.json").unlink()
+    config = json.loads((path / "config.json").read_text()) | {"eos_token_id": 7, "num_beams": 3}
+    (path / "config.json").write_text(json.dumps(config))
+    mine = ours.from_pretrained(path)
+    assert same(mine, transformers.AutoModelForCausalLM.from_pretrained(path))
+    assert mine.generation_config.eos_token_id == 7
+
+
+def test_what_transformers_reads_by_itself(saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def unused(*args: object) -> None:
+        raise AssertionError("the loader was asked")
+
+    monkeypatch.setattr(ours, "load", unused)
+    path = Path(shutil.copytree(saved / "untied", tmp_path / "pickled"))
+    torch.save(load_file(path / "model.safetensors"), path / "pytorch_model.bin")
+    (path / "model.safetensors").unlink()
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(saved / "untied")
+    assert same(ours.from_pretrained(path), theirs)
+    assert same(ours.from_pretrained(saved / "untied", use_safetensors=True), theirs)
+
+    path = Path(shutil.copytree(saved / "untied", tmp_path / "quantized"))
+    config = json.loads((path / "config.json").read_text()) | {"quantization_config": {"quant_method": "gptq", "bits": 4}}
+    (path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ImportError, match=r"(?i)gptq"):  # what it says of every quantization that isn't installed
+        ours.from_pretrained(path)
+
+
+@pytest.mark.parametrize(
+    ("config", "arguments", "error"),
+    [
+        ({"architectures": ["NoSuchForCausalLM"]}, {}, BadCheckpoint),
+        ({}, {"revision": "main"}, BadConfig),
+        ({}, {"state_dict": {}}, BadConfig),
+        (None, {}, NotFound),
+    ],
+    ids=["unknown class", "revision", "state_dict", "no config"],
+)
+def test_what_is_refused(saved: Path, tmp_path: Path, config: Any, arguments: dict[str, Any], error: type[Exception]) -> None:
+    path = Path(shutil.copytree(saved / "untied", tmp_path / "model"))
+    if config is None:
+        (path / "config.json").unlink()
+    else:
+        (path / "config.json").write_text(json.dumps(json.loads((path / "config.json").read_text()) | config))
+    with pytest.raises(error):
+        ours.from_pretrained(path, **arguments)
+
+
+def test_a_tensor_of_another_shape_is_an_error(saved: Path) -> None:
+    with pytest.raises(RuntimeError, match="mismatched"):
+        ours.from_pretrained(saved / "untied", intermediate_size=80)
+
+
+def test_a_tokenizer(tmp_path: Path, cache: ModelCache) -> None:
+    words = tokenizers.Tokenizer(tokenizers.models.WordLevel({"a": 0, "b": 1, "?": 2}, unk_token="?"))
+    words.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    (tmp_path / "model").mkdir()
+    transformers.PreTrainedTokenizerFast(tokenizer_object=words).save_pretrained(tmp_path / "model")
+    found = ours.tokenizer(f"file://{tmp_path / 'model'}", cache=cache)
+    assert found("b a x")["input_ids"] == [1, 0, 2]
