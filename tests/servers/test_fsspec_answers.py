@@ -16,8 +16,6 @@ import fsspec
 import pytest
 from fsspec.implementations.asyn_wrapper import AsyncFileSystemWrapper
 from fsspec.implementations.memory import MemoryFileSystem
-from hypothesis import given
-from hypothesis import strategies as st
 
 from modelcache.abc.source import Listing
 from modelcache.errors import (
@@ -38,16 +36,12 @@ from modelcache.errors import (
 )
 from modelcache.patience import Cancellation
 from modelcache.ranges import ByteRange
-from modelcache.registry import NOT_FSSPECS
 from modelcache.sources.any_fsspec import FsspecOptions, FsspecSource
-from modelcache.sources.any_fsspec.filesystems import REFUSED, home_of
 from modelcache.sources.any_fsspec.refusals import Asked, error_of
-from modelcache.sources.any_fsspec.versions import SETTLED_S, stated
 from modelcache.testing.source_contract import read
 from modelcache.transport import Timeouts
-from modelcache.uri import StorageUri, UriSecrets, parse_uri
+from modelcache.uri import parse_uri
 
-NOW_S = 1_700_000_000.0
 DATA = bytes(range(256)) * 40_000
 """More than two blocks."""
 
@@ -114,31 +108,7 @@ def put(path: str, data: bytes) -> None:
     Shelf(shelf=True).pipe_file(path, data)
 
 
-# -- which schemes --------------------------------------------------------------------------------------------------
-
-
-def test_every_scheme_that_would_hide_where_bytes_come_from_is_refused_by_name() -> None:
-    for scheme, why in REFUSED.items():
-        with pytest.raises(UnknownScheme) as caught:
-            FsspecSource(StorageUri(scheme, "x", "y"), UriSecrets(), FsspecOptions(), Timeouts())
-        assert why in str(caught.value)
-
-
-def test_every_scheme_that_fsspec_knows_is_decided_about() -> None:
-    """A new release may bring another layer: then it is to be refused, or listed here as a place."""
-    places = (
-        "abfs adl az box dbfs dropbox dvc ftp gdrive gist git github hdfs lakefs memory ocilake oss root sftp smb ssh tos tosfs wandb "
-        "webdav webhdfs"
-    )
-    assert set(fsspec.available_protocols()) - set(REFUSED) - NOT_FSSPECS - {"shelf", "jfs"} == set(places.split())
-
-
-def test_a_missing_package_is_named() -> None:
-    with pytest.raises(UnknownScheme, match="the package that serves `abfs://` is not installed") as caught:
-        source_of("abfs://container@account.dfs.core.windows.net/m")
-    assert caught.value.hint == "Install adlfs to access Azure Datalake Gen2 and Azure Blob Storage"
-    with pytest.raises(UnknownScheme, match="fsspec knows none"):
-        source_of("nothing://serves/this")
+# -- arguments and packages -----------------------------------------------------------------------------------------
 
 
 def test_a_package_that_is_missed_only_when_connecting_is_named(shelf: type[Shelf], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -154,9 +124,6 @@ def test_a_package_that_is_missed_only_when_connecting_is_named(shelf: type[Shel
     assert caught.value.hint is not None
 
 
-# -- arguments ------------------------------------------------------------------------------------------------------
-
-
 def test_the_uris_user_and_the_settings_become_arguments_and_are_never_told(shelf: type[Shelf], caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG)
     put("/m/f", DATA)
@@ -170,25 +137,6 @@ def test_the_uris_user_and_the_settings_become_arguments_and_are_never_told(shel
     said = repr([source, source._home, options]) + str(source.origin) + caplog.text
     assert not [secret for secret in ("s3cr3t", "p@ss/word", "p%40ss") if secret in said]
     source.close()
-
-
-PATHS = [
-    ("ftp://host/m/x", "/m/x", {"host": "host"}),
-    ("ftp://me:p%40ss@host:2121", "/", {"host": "host", "port": 2121, "username": "me", "password": "p@ss"}),
-    ("memory://m/a b?", "/m/a b", {}),
-    ("webhdfs://nn:9870/m", "/m", {"host": "nn", "port": 9870}),
-    ("hdfs://me@nn:8020/m", "/m", {"host": "nn", "port": 8020, "user": "me"}),
-    ("hdfs://nn", "/", {"host": "nn"}),
-    ("github://org:repo@main/dir/f", "dir/f", {"org": "org", "repo": "repo", "sha": "main"}),
-    ("github://org:repo@main", "", {"org": "org", "repo": "repo", "sha": "main"}),
-]
-
-
-@pytest.mark.parametrize(("text", "path", "arguments"), PATHS)
-def test_a_uri_is_what_its_filesystem_understands(text: str, path: str, arguments: dict[str, Any]) -> None:
-    uri, secrets = parse_uri(text)
-    home = home_of(uri, secrets, FsspecOptions())
-    assert (home.path(uri), dict(home.arguments)) == (path, arguments)
 
 
 def test_other_accounts_and_users_are_other_origins_and_other_secrets_are_not(shelf: type[Shelf]) -> None:
@@ -273,48 +221,6 @@ def test_absence_before_a_listing_is_no_change() -> None:
 
 
 # -- what filesystems state -----------------------------------------------------------------------------------------
-
-AT = datetime(2023, 11, 14, 22, 13, 20, tzinfo=UTC)  # NOW_S
-STATED: list[tuple[dict[str, Any], bool]] = [
-    ({"ETag": '"abc"'}, True),
-    ({"etag": "0x8DC"}, True),
-    ({"ETag": 'W/"abc"'}, False),
-    ({"version_id": "null"}, False),
-    ({"versionId": "1"}, True),
-    ({"generation": 12}, True),
-    ({"sha": "0f" * 20}, True),
-    ({"content_md5": bytearray(b"\x01\x02")}, True),
-    ({"mtime": NOW_S - SETTLED_S}, True),
-    ({"mtime": NOW_S - SETTLED_S + 1}, False),
-    ({"mtime": NOW_S - 0.5}, True),
-    ({"modify": "20231114221200"}, True),
-    ({"modify": "20231114221320"}, False),
-    ({"modify": "20231114221320.250"}, True),
-    ({"modify": "Nov 14 22:13"}, False),
-    ({"modificationTime": int(NOW_S * 1000) - 250}, True),
-    ({"modificationTime": int(NOW_S * 1000)}, False),
-    ({"last_modified": AT.replace(year=2022)}, True),
-    ({"LastModified": "2022-11-14T22:13:20+00:00"}, True),
-    ({"last_modified": AT.replace(tzinfo=None, hour=12)}, False),
-    ({"created": AT.replace(year=2022)}, False),
-    ({}, False),
-]
-
-
-@pytest.mark.parametrize(("facts", "named"), STATED, ids=lambda value: str(value))
-def test_only_what_names_one_version_is_a_validator(facts: dict[str, Any], named: bool) -> None:
-    found = stated({"size": 5} | facts, None, NOW_S, address="x")
-    assert bool(found.name) is named
-    assert found.seen.endswith("5")
-
-
-@given(first=st.datetimes(), second=st.datetimes())
-def test_two_times_or_sizes_are_never_one_version(first: datetime, second: datetime) -> None:
-    def seen(at: datetime, size_bytes: int) -> str:
-        return stated({"size": size_bytes, "mtime": at.replace(tzinfo=UTC)}, None, NOW_S, address="x").seen
-
-    assert (seen(first, 1) == seen(second, 1)) == (first == second)
-    assert seen(first, 1) != seen(first, 2)
 
 
 @pytest.mark.parametrize("size", [None, -1, "5", True])
