@@ -20,11 +20,12 @@ from modelcache.carry.file import ReadInto
 from modelcache.carry.tar import BLOCK_BYTES, END, header, is_extended, padding, read_header
 from modelcache.chunks import ChunkTable
 from modelcache.digest import Digest
-from modelcache.errors import DamagedExport, DamagedRecord
+from modelcache.errors import DamagedExport, DamagedRecord, InvalidUri
 from modelcache.fetch.buffers import Buffer
 from modelcache.manifest import Manifest
 from modelcache.store.blobs import EMPTY
 from modelcache.store.refs import decode_ref, encode_ref
+from modelcache.uri import parse_uri
 
 MAX_TRAILING_BYTES = 10_240
 """Zeros behind the end, as tools that copy in tape records add."""
@@ -148,6 +149,8 @@ class ExportReader:
             raise self._damaged(f"`{name}`: {error.message}") from error
         if encode_ref(ref) != data or ref_name(ref) != name:
             raise self._damaged(f"`{name}` is not in canonical form, or not under its own name")
+        if not _is_canonical(ref.key.uri):
+            raise self._damaged(f"`{name}` is of something that is no storage URI")
         return ref
 
     def _check(self, contents: Contents) -> None:
@@ -225,3 +228,12 @@ class ExportReader:
     def _damaged(self, why: str, expected: str | None = None, got: str | None = None) -> DamagedExport:
         message = f"the export can't be believed at byte {self.read_bytes}: {why}"
         return DamagedExport(message, address=self._address, expected=expected, got=got)
+
+
+def _is_canonical(uri: str) -> bool:
+    """Whether a ref of this store could have this URI; one with a secret in it could not."""
+    try:
+        parsed, secrets = parse_uri(uri)
+    except InvalidUri:
+        return False
+    return str(parsed) == uri and not secrets

@@ -271,6 +271,8 @@ HOSTILE: dict[str, Callable[[], bytes]] = {
     "a control character": lambda: packed(*hostile_manifest("a\nb")),
     "two sizes of one content": lambda: packed(*contradictory()),
     "a ref to another model": lambda: packed(*foreign_ref()),
+    "a name that is no URI": lambda: packed(*members_of(ONE, (ref_of(ONE, uri="no uri"),))),
+    "a URI with a secret": lambda: packed(*members_of(ONE, (ref_of(ONE, uri="s3://key:secret@models/one"),))),
     "a symbolic link": symbolic_link,
     "a member that doesn't belong": lambda: packed(*honest(), ("etc/passwd", b"x")),
     "a blob twice": lambda: packed(*honest(), honest()[-1]),
