@@ -8,7 +8,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, replace
-from enum import StrEnum
 from pathlib import Path
 from types import TracebackType
 from typing import TypeVar
@@ -39,7 +38,8 @@ from modelcache.manifest import Manifest
 from modelcache.patience import Cancellation
 from modelcache.permission import Admission, Caller, Denials, OwnersAdmission, Permission, expect_served
 from modelcache.places import first_hit, in_turn
-from modelcache.prewarm import DEFAULT_JOBS, Asking, Lookup, ManyProgress, Prewarm, PrewarmReport
+from modelcache.prewarm import Lookup, Prewarming
+from modelcache.refresh import Refresh as Refresh
 from modelcache.registry import Registry
 from modelcache.single_files import SingleFiles
 from modelcache.sources.archive import is_archive_name
@@ -74,17 +74,7 @@ class Asked:
 _HEX = re.compile(r"(?:sha256:)?([0-9a-f]{8,64})")
 
 
-class Refresh(StrEnum):
-    """When a ref that is here is resolved at its origin again."""
-
-    AUTO = "auto"
-    """When it is older than `Config.refresh_s`; never if its URI names an exact version."""
-    ALWAYS = "always"
-    NEVER = "never"
-    """Offline: what is here, or `NotCached`."""
-
-
-class ModelCache(Upkeeping, Carrying, SingleFiles):
+class ModelCache(Upkeeping, Prewarming, Carrying, SingleFiles):
     """A store and what fills it. A context manager; safe for many threads.
 
     `ensure` is the whole of it: whatever state the store is in, it returns a complete, verified, read-only directory or raises
@@ -208,42 +198,17 @@ class ModelCache(Upkeeping, Carrying, SingleFiles):
                 raise NotCached(f"`{parse_uri(uri)[0]}` was evicted each time before it could be held", hint="make room: `modelcache df`")
             yield snapshot
 
-    def prewarm(
-        self,
-        uris: Sequence[str],
-        *,
-        jobs: int = DEFAULT_JOBS,
-        refresh: Refresh = Refresh.AUTO,
-        pin_for: str | None = None,
-        progress: ManyProgress | None = None,
-        cancel: Cancellation | None = None,
-    ) -> PrewarmReport:
-        """Have these models here before anybody waits for them: those who wait go first. One that fails doesn't stop the others, and
-        the same call goes on where it was broken off.
+    def _look_up(self, uri: str, refresh: Refresh, cancel: Cancellation) -> Lookup | None:
+        asked = parse_uri(uri)
+        with self._places(asked, None, again=False) as places:
+            if refresh is Refresh.NEVER or first_hit(places, lambda place: self._hit(place, refresh)) is not None:
+                return None
+            if asked[0].unpack and is_archive_name(asked[0].path):
+                return None  # what an archive takes is known when it is here
+            return in_turn(places, lambda place: (place.source.list(asked[0], cancel), self._store.ref(place.key)))
 
-        Args:
-            jobs: models in progress at a time.
-            pin_for: in whose name each is pinned once it is here.
-            cancel: those that are not here yet get `Cancelled` for their outcome.
-
-        Raises:
-            NoSpace: all that is missing doesn't fit; nothing was fetched.
-            BadConfig, StoreError.
-        """
-
-        def ask(uri: str, cancel: Cancellation) -> Lookup | None:
-            asked = parse_uri(uri)
-            with self._places(asked, None, again=False) as places:
-                if refresh is Refresh.NEVER or first_hit(places, lambda place: self._hit(place, refresh)) is not None:
-                    return None
-                if asked[0].unpack and is_archive_name(asked[0].path):
-                    return None  # what an archive takes is known when it is here
-                return in_turn(places, lambda place: (place.source.list(asked[0], cancel), self._store.ref(place.key)))
-
-        def bring(uri: str, look: ProgressCallback, cancel: Cancellation) -> Snapshot:
-            return self.ensure(uri, refresh=refresh, priority=Priority.PREWARM, progress=look, cancel=cancel)
-
-        return Prewarm(self._store, Asking(ask, bring, jobs, pin_for), progress, cancel or Cancellation()).run(uris)
+    def _bring_ahead(self, uri: str, refresh: Refresh, look: ProgressCallback, cancel: Cancellation) -> Snapshot:
+        return self.ensure(uri, refresh=refresh, priority=Priority.PREWARM, progress=look, cancel=cancel)
 
     def at_origin(self, uri: str, look: Callable[[Listing, Source], T], *, cancel: Cancellation | None = None) -> T:
         """What `look` makes of a listing of this URI and the source that gave it. Nothing is fetched into the store.

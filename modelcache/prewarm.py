@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -13,6 +14,7 @@ from modelcache.digest import Algorithm, Digest
 from modelcache.errors import BadConfig, Cancelled, ModelCacheError, NoSpace, NotCached, Unavailable
 from modelcache.fetch.progress import Progress
 from modelcache.patience import Cancellation
+from modelcache.refresh import Refresh
 from modelcache.units import format_bytes
 from modelcache.uri import parse_uri, redact_url
 
@@ -27,7 +29,8 @@ ManyProgress = Callable[[int, Progress], None]
 Lookup = tuple[Listing, Ref | None]
 Ask = Callable[[str, Cancellation], Lookup | None]
 """What the origin has under a URI just now and what it was before; None: it is here and needs no asking."""
-Bring = Callable[[str, Callable[[Progress], None], Cancellation], Snapshot]
+Look = Callable[[Progress], None]
+Bring = Callable[[str, Look, Cancellation], Snapshot]
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +83,50 @@ class Asking:
     bring: Bring
     jobs: int
     pin_for: str | None
+
+
+class Prewarming(ABC):
+    """The part of `ModelCache` that has many models here ahead of time."""
+
+    _store: Store
+
+    @abstractmethod
+    def _look_up(self, uri: str, refresh: Refresh, cancel: Cancellation) -> Lookup | None:
+        """`Ask`."""
+
+    @abstractmethod
+    def _bring_ahead(self, uri: str, refresh: Refresh, look: Look, cancel: Cancellation) -> Snapshot:
+        """`Bring`."""
+
+    def prewarm(
+        self,
+        uris: Sequence[str],
+        *,
+        jobs: int = DEFAULT_JOBS,
+        refresh: Refresh = Refresh.AUTO,
+        pin_for: str | None = None,
+        progress: ManyProgress | None = None,
+        cancel: Cancellation | None = None,
+    ) -> PrewarmReport:
+        """Have these models here before anybody waits for them: those who wait go first. One that fails doesn't stop the others, and
+        the same call goes on where it was broken off.
+
+        Args:
+            jobs: models in progress at a time.
+            pin_for: in whose name each is pinned once it is here.
+            cancel: those that are not here yet get `Cancelled` for their outcome.
+
+        Raises:
+            NoSpace: all that is missing doesn't fit; nothing was fetched.
+            BadConfig, StoreError.
+        """
+        asking = Asking(
+            ask=lambda uri, cancel: self._look_up(uri, refresh, cancel),
+            bring=lambda uri, look, cancel: self._bring_ahead(uri, refresh, look, cancel),
+            jobs=jobs,
+            pin_for=pin_for,
+        )
+        return Prewarm(self._store, asking, progress, cancel or Cancellation()).run(uris)
 
 
 class Prewarm:
