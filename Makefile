@@ -57,6 +57,7 @@ bench: $(MADE)/dev  ## measure against other clients: half an hour; BENCH_ARGS=-
 	$(RUN) -m bench.hit
 	$(RUN) -m bench.dedupe
 	$(RUN) -m bench.store
+	$(RUN) -m bench.load
 	$(RUN) -m bench.cli_start
 
 clean:  ## remove all that make made here

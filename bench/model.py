@@ -6,6 +6,7 @@ import json
 import random
 import shutil
 from pathlib import Path
+from typing import Any
 
 from modelcache.units import MIB
 
@@ -70,3 +71,55 @@ def _header(data_bytes: int) -> bytes:
     room = HEADER_BYTES - 8
     assert len(text) <= room, f"the header of {data_bytes} bytes of tensors takes {len(text)} bytes, and {room} are there"
     return room.to_bytes(8, "little") + text.ljust(room)
+
+
+def make_llama(directory: Path, size_bytes: int, shards: int, *, pickled: bool) -> None:
+    """Write a checkpoint with a Llama's tensors in bf16, about `size_bytes` in `shards` safetensors files of equal size, unless it is
+    there; `pickled`: the same tensors by `torch.save` beside each."""
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    paths = [directory / f"model-{number:05d}-of-{shards:05d}.safetensors" for number in range(1, shards + 1)]
+    if not all(path.is_file() for path in paths):
+        directory.mkdir(parents=True, exist_ok=True)
+        source = torch.Generator().manual_seed(size_bytes)
+        for number, path in enumerate(paths):
+            new = path.with_suffix(".new")
+            save_file(_shard(number, size_bytes // shards, source), new)
+            new.rename(path)
+    for path in paths if pickled else []:
+        if not path.with_suffix(".pt").is_file():
+            new = path.with_suffix(".new")
+            torch.save(load_file(path), new)
+            new.rename(path.with_suffix(".pt"))
+
+
+def _shard(number: int, size_bytes: int, source: Any) -> dict[str, Any]:
+    """Layers of a Llama (hidden size 4096, 8 key-value heads of 128) until the size is reached; smaller ones for small sizes."""
+    import torch
+
+    hidden = 4096 if size_bytes >= 256 * MIB else 256
+    wide = hidden * 11 // 4
+    shapes = {
+        "self_attn.q_proj": (hidden, hidden),
+        "self_attn.k_proj": (hidden // 4, hidden),
+        "self_attn.v_proj": (hidden // 4, hidden),
+        "self_attn.o_proj": (hidden, hidden),
+        "mlp.gate_proj": (wide, hidden),
+        "mlp.up_proj": (wide, hidden),
+        "mlp.down_proj": (hidden, wide),
+        "input_layernorm": (hidden,),
+        "post_attention_layernorm": (hidden,),
+    }
+    found: dict[str, Any] = {}
+    left, layer = size_bytes, 0
+    while left > 0:
+        for name, shape in shapes.items():
+            rows = min(shape[0], max(1, left // 2 // (shape[1] if len(shape) == 2 else 1)))
+            tensor = torch.randint(-(2**15), 2**15, (rows, *shape[1:]), dtype=torch.int16, generator=source).view(torch.bfloat16)
+            found[f"model.layers.{number}.{layer}.{name}.weight"] = tensor
+            left -= tensor.nbytes
+            if left <= 0:
+                break
+        layer += 1
+    return found

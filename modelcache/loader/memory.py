@@ -17,10 +17,13 @@ class HostMemory:
     """Lends pieces of page-aligned memory; keeps those that came back, up to a bound. Thread-safe.
 
     A piece comes back by itself when the last tensor in it is gone.
+
+    Attributes:
+        idle_limit_bytes: of what is kept and not lent; beyond it a piece that comes back goes to the machine.
     """
 
     def __init__(self, idle_limit_bytes: int) -> None:
-        self._limit_bytes = idle_limit_bytes
+        self.idle_limit_bytes = idle_limit_bytes
         self._lock = threading.RLock()  # what comes back may do so in the middle of a lend, by garbage collection
         self._idle: list[mmap.mmap] = []
         self._owner_pid = os.getpid()
@@ -61,7 +64,7 @@ class HostMemory:
         if owner_pid != os.getpid():
             return  # a fork's copy of what the parent still has
         with self._lock:
-            if sum(map(len, self._idle)) + len(piece) <= self._limit_bytes:
+            if sum(map(len, self._idle)) + len(piece) <= self.idle_limit_bytes:
                 self._idle.append(piece)
 
 

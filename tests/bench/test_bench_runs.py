@@ -84,6 +84,26 @@ def test_store(tmp_path: Path) -> None:
     assert not (tmp_path / "bench-scratch").exists()
 
 
+def test_load(tmp_path: Path) -> None:
+    out = tmp_path / "load.jsonl"
+    chosen = ["ours", "safetensors", "ceiling-direct-reused"]
+    printed = run(
+        "bench.load", "--contenders", ",".join(chosen), "--size", "8MiB", "--rounds", "1", "--cache", str(tmp_path), "--out", str(out)
+    )
+    lines = lines_of(out)
+    assert {(line["state"], line["contender"]) for line in lines} == {
+        (state, name) for state in ("cold", "half", "warm") for name in chosen
+    }
+    for line in lines:
+        assert line["size_bytes"] >= 8 * MIB
+        assert all(line[key] > 0 for key in ("wall_s", "cpu_s", "rate_gib_per_s", "peak_rss_share"))
+        if line["state"] == "warm":
+            assert line["resident_before"] > 0.99
+        expect_machine(line["machine"])
+    assert all(sum(line["ways"].values()) >= 8 * MIB for line in lines if line["contender"] == "ours")
+    assert "cold: CPU s/GiB into fresh memory" in printed
+
+
 def test_medians_and_verdicts() -> None:
     def line(contender: str, kind: str, rate: float, cpu: float) -> dict[str, Any]:
         return {

@@ -1,0 +1,176 @@
+"""How fast does a checkpoint become tensors in host memory? Ours against what people use, for every state of the page cache.
+
+python -m bench.load                       4 GiB in 4 shards, three rounds
+python -m bench.load --size 256MiB --rounds 1 --contenders ours,safetensors,ceiling-direct
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import os
+import random
+import subprocess
+import sys
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from bench import machine
+from bench.contenders import DRIVERS, install
+from bench.drivers.loads import LOADERS
+from bench.memory import warm_free_pages
+from bench.model import make_llama
+from modelcache.units import GIB, parse_bytes
+
+STATES = ("cold", "half", "warm")
+SHARDS = 4
+TIMEOUT_S = 900
+PEERS = ("safetensors", "safetensors-clone", "runai", "runai-direct", "runai-buffered", "fastsafetensors", "torch-load", "torch-load-mmap")
+HEADINGS = ("state", "contender", "GiB/s", "CPU s/GiB", "peak ÷ model", "import s", "runs")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    options = _parser().parse_args(arguments)
+    chosen = options.contenders.split(",") if options.contenders else list(LOADERS)
+    if unknown := [name for name in chosen if name not in LOADERS]:
+        raise SystemExit(f"no contender `{unknown[0]}`; there are {', '.join(LOADERS)}")
+    options.cache.mkdir(parents=True, exist_ok=True)
+    if any(name.startswith(("runai", "fast")) for name in chosen):
+        install(options.cache, ["load"])
+    out: Path = options.out or Path(__file__).parent / "results" / f"load-{datetime.datetime.now(datetime.UTC):%Y-%m-%d-%H%M}.jsonl"
+    out.parent.mkdir(parents=True, exist_ok=True)
+    model = options.cache / f"llama-{options.size}"
+    make_llama(model, options.size, SHARDS, pickled=any(name.startswith("torch") for name in chosen))
+    lines = []
+    for line in measure(chosen, model, options):
+        lines.append(line)
+        with out.open("a") as file:
+            file.write(json.dumps(line) + "\n")
+    rows = medians(lines)
+    print(markdown(rows))
+    print("\n".join(verdicts(rows)))
+    print(out)
+
+
+def measure(chosen: Sequence[str], model: Path, options: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """Every run, one line each, in an order that is shuffled anew in every round."""
+    shuffle = random.Random(options.seed)
+    where = machine.facts(options.cache)
+    size_bytes = sum(path.stat().st_size for path in model.glob("*.safetensors"))
+    digests: set[str] = set()
+    for number in range(1, options.rounds + 1):
+        for state, name in shuffle.sample([(state, name) for state in STATES for name in chosen], len(STATES) * len(chosen)):
+            warm_free_pages(options.cache / "hole", size_bytes + size_bytes // 4)
+            took = run(name, state, model, options.cache)
+            digests |= {took.pop("digest")} - {None}
+            if len(digests) > 1:
+                raise SystemExit(f"error: {name} loaded other tensors")
+            gib = size_bytes / GIB
+            line = {
+                "bench": "load",
+                "at": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+                "state": state,
+                "contender": name,
+                "round": number,
+                "size_bytes": size_bytes,
+                **took,
+                "rate_gib_per_s": gib / took["wall_s"],
+                "cpu_s_per_gib": took["cpu_s"] / gib,
+                "peak_rss_share": took["peak_rss_bytes"] / size_bytes,
+                "load_1min": machine.load(),
+                "machine": where,
+            }
+            sys.stderr.write(f"{number} {state:5} {name:24} {line['rate_gib_per_s']:7.2f} GiB/s {line['cpu_s_per_gib']:.2f} CPU s/GiB\n")
+            yield line
+
+
+def run(name: str, state: str, model: Path, cache: Path) -> dict[str, Any]:
+    """One contender in a process of its own."""
+    version = f"python{sys.version_info[0]}.{sys.version_info[1]}"
+    packages = cache / "venv-load" / "lib" / version / "site-packages"
+    environ = {"PATH": os.environ.get("PATH", os.defpath), "HOME": str(cache), "PYTHONPATH": f"{packages.resolve()}:{Path.cwd()}"}
+    argv = [sys.executable, str(DRIVERS / "loads.py"), name, state, str(model)]
+    done = subprocess.run(argv, env=environ, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
+    if done.returncode != 0:
+        raise SystemExit(f"error: {name} ended with {done.returncode}: {done.stderr[-2000:]}")
+    took: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return took
+
+
+Rows = Mapping[tuple[str, str], Mapping[str, float]]
+
+
+def medians(lines: Sequence[Mapping[str, Any]]) -> Rows:
+    """By state and contender."""
+    runs: defaultdict[tuple[str, str], list[Mapping[str, Any]]] = defaultdict(list)
+    for line in lines:
+        runs[line["state"], line["contender"]].append(line)
+    keys = ("rate_gib_per_s", "cpu_s_per_gib", "peak_rss_share", "import_s")
+    return {key: {name: median(line[name] for line in found) for name in keys} | {"runs": len(found)} for key, found in runs.items()}
+
+
+def markdown(rows: Rows) -> str:
+    lines = [f"| {' | '.join(HEADINGS)} |", "|---" * len(HEADINGS) + "|"]
+    for (state, name), row in sorted(rows.items(), key=lambda item: (STATES.index(item[0][0]), -item[1]["rate_gib_per_s"])):
+        shown = (row["rate_gib_per_s"], row["cpu_s_per_gib"], row["peak_rss_share"], row["import_s"])
+        lines.append(f"| {state} | {name} | {' | '.join(f'{value:.2f}' for value in shown)} | {row['runs']} |")
+    return "\n".join(lines)
+
+
+def verdicts(rows: Rows) -> list[str]:
+    """What is to be reached; nothing about contenders that did not run."""
+    found = []
+
+    def rate(state: str, name: str) -> float | None:
+        row = rows.get((state, name))
+        return None if row is None else row["rate_gib_per_s"]
+
+    def compare(state: str, other: str, mine: float, theirs: float | None, share: float) -> None:
+        if theirs is not None:
+            found.append(_verdict(mine / theirs >= share, f"{state}: {mine / theirs:.2f} × {other} (to reach: {share})"))
+
+    for state in STATES:
+        mine = rate(state, "ours")
+        peers = {name: value for name in PEERS if (value := rate(state, name)) is not None}
+        if mine is None:
+            continue
+        if peers:
+            best = max(peers, key=lambda name: peers[name])
+            compare(state, f"the best contender ({best})", mine, peers[best], 1.3 if state == "half" else 1.0)
+        if state == "cold":
+            compare(state, "direct preadv into fresh memory", mine, rate(state, "ceiling-direct"), 0.95)
+            found.append(_most("cold: CPU s/GiB into fresh memory", rows[state, "ours"]["cpu_s_per_gib"], 0.2))
+            if (reused := rows.get((state, "ours-reused"))) is not None:
+                compare(state, "direct preadv into reused memory", reused["rate_gib_per_s"], rate(state, "ceiling-direct-reused"), 0.95)
+                found.append(_most("cold: CPU s/GiB into reused memory", reused["cpu_s_per_gib"], 0.05))
+        if state == "warm":
+            compare(state, "safetensors, mapped", mine, rate(state, "safetensors"), 0.9)
+        found.append(_most(f"{state}: peak memory ÷ model", rows[state, "ours"]["peak_rss_share"], 1.06))
+    return found
+
+
+def _most(what: str, value: float, limit: float) -> str:
+    return _verdict(value <= limit, f"{what}: {value:.2f} (at most: {limit})")
+
+
+def _verdict(reached: bool, text: str) -> str:
+    return f"{'reached' if reached else 'MISSED '}  {text}"
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m bench.load", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--contenders", help=f"separated by commas, of: {', '.join(LOADERS)}")
+    parser.add_argument("--size", type=parse_bytes, default=4 * GIB, help=f"of the model, in {SHARDS} shards; default: 4GiB")
+    parser.add_argument("--rounds", type=int, default=3, help="default: %(default)s")
+    parser.add_argument("--seed", type=int, help="of the order of contenders; default: random")
+    parser.add_argument("--cache", type=Path, default=Path(".cache/bench"), help="for models and environments: %(default)s")
+    parser.add_argument("--out", type=Path, help="file that the lines are added to; default: bench/results/load-DATE.jsonl")
+    return parser
+
+
+if __name__ == "__main__":
+    main()
