@@ -62,8 +62,9 @@ def measure(chosen: Sequence[str], model: Path, options: argparse.Namespace) -> 
     where = machine.facts(options.cache)
     size_bytes = sum(path.stat().st_size for path in model.glob("*.safetensors"))
     digests: set[str] = set()
+    runs = [(state, name) for state in options.states.split(",") for name in chosen]
     for number in range(1, options.rounds + 1):
-        for state, name in shuffle.sample([(state, name) for state in STATES for name in chosen], len(STATES) * len(chosen)):
+        for state, name in shuffle.sample(runs, len(runs)):
             warm_free_pages(options.cache / "hole", size_bytes + size_bytes // 4)
             took = run(name, state, model, options.cache)
             digests |= {took.pop("digest")} - {None}
@@ -165,6 +166,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m bench.load", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--contenders", help=f"separated by commas, of: {', '.join(LOADERS)}")
     parser.add_argument("--size", type=parse_bytes, default=4 * GIB, help=f"of the model, in {SHARDS} shards; default: 4GiB")
+    parser.add_argument("--states", default=",".join(STATES), help="of the page cache; default: %(default)s")
     parser.add_argument("--rounds", type=int, default=3, help="default: %(default)s")
     parser.add_argument("--seed", type=int, help="of the order of contenders; default: random")
     parser.add_argument("--cache", type=Path, default=Path(".cache/bench"), help="for models and environments: %(default)s")
