@@ -85,7 +85,6 @@ class ArchiveSource:
         self._lock = threading.Lock()
         self._open: _Open | None = None
         self._remembers: str | None = None
-        self._forgetful = False
 
     @property
     def origin(self) -> Origin:
@@ -103,7 +102,7 @@ class ArchiveSource:
             return found if found.uri == uri else self._source.list(uri, cancel)
         revision = f"unpacked-{fingerprint(found.files).removeprefix('listing-')}"
         named = bool(found.files[0].validator)
-        files = self._remembered(revision, replace(found, uri=plain(uri)), cancel) if named and not self._forgetful else None
+        files = self._remembered(revision, replace(found, uri=plain(uri)), cancel) if named else None
         self._remembers = files[0].validator if files else None
         if files is None:
             files = self._listed(uri, found, revision if named else "", cancel)
@@ -135,7 +134,6 @@ class ArchiveSource:
             opened = self._open
         entry = None if opened is None or file.validator != opened.validator else opened.entries.get(file.path)
         if entry is None:
-            self._forgetful = True
             raise SourceChanged("this version of the archive is not at hand", address=file.locator)
         return entry
 
