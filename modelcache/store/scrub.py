@@ -18,6 +18,7 @@ from modelcache.manifest import Manifest
 from modelcache.patience import Cancellation
 from modelcache.store.background import RateLimit, give_way
 from modelcache.store.blobs import EMPTY
+from modelcache.store.faults import unless_read_only
 from modelcache.store.mending import Mending
 from modelcache.store.parts import Parts
 from modelcache.store.reading import Counting, Reading, bad_chunks, read_all, read_file, reason
@@ -109,7 +110,8 @@ class Scrub:
 
     def _save(self, times: dict[str, int]) -> None:
         if times and not self._parts.root.read_only:
-            self._parts.verified.add(times, {digest.hex for _, digest, _ in self._parts.blobs.every()})
+            with unless_read_only():
+                self._parts.verified.add(times, {digest.hex for _, digest, _ in self._parts.blobs.every()})
 
     # -- records and trees ----------------------------------------------------------------------------------------
 

@@ -217,7 +217,7 @@ def test_nginx_leaves_nothing(tmp_path: Path) -> None:
 
 
 @pytest.mark.root
-@pytest.mark.parametrize("kind", list(Kind))
+@pytest.mark.parametrize("kind", [Kind.EXT4, Kind.TMPFS])
 def test_a_small_disk_gets_full_and_goes_away(kind: Kind, tmp_path: Path) -> None:
     with small_filesystem(tmp_path / "disk", size_bytes=32 * MIB, kind=kind) as mount:
         assert mount.is_mount()
