@@ -41,6 +41,7 @@ from modelcache.testing.store_filling import content
 from modelcache.uri import StorageUri
 
 CHILD_DEADLINE_S = 60
+KILLED_AFTER_S = 0.15
 PACE_S = 0.002
 """What a read takes at least, so that fetches last longer than it takes to begin one."""
 STATES: Mapping[str, State] = {"sha256": stating_sha256, "version": stating_nothing}
@@ -137,8 +138,8 @@ class FlightRounds:
         for name in URIS[self._known_by]:  # And now everything, by nobody who dies.
             children.append(self._begin(name))
             problems += self._await(children[-1])
-        killed = sum(child.killed for child in children)
-        self.kills += killed
+        killed = sum(child.killed and child.board.fetched_bytes > 0 for child in children)
+        self.kills += sum(child.killed for child in children)
         problems += self._counted(sum(child.board.fetched_bytes for child in children), killed)
         return problems + self._looked_at() + self._emptied()
 
@@ -163,7 +164,11 @@ class FlightRounds:
             Ensure(store, engine, source, self._bench.uri(child.name), priority=Priority.WAITING, route=None).run(Cancellation())
 
     def _kill(self, child: Child) -> list[str]:
-        time.sleep(self._random.uniform(0.0, 0.15))
+        """SIGKILL at a random instant: as a rule when it has read so much, if it comes to read anything."""
+        instant_s = time.monotonic() + self._random.uniform(0.0, KILLED_AFTER_S)
+        enough_bytes = self._random.choice([0, self._random.randrange(20 * chunk_bytes())])
+        while time.monotonic() < instant_s and not 0 < enough_bytes <= child.board.fetched_bytes:
+            time.sleep(PACE_S)
         os.kill(child.pid, signal.SIGKILL)
         child.killed = True
         code = os.waitstatus_to_exitcode(os.waitpid(child.pid, 0)[1])
@@ -180,7 +185,7 @@ class FlightRounds:
         most = once + killed * chunk_bytes()
         if once <= got_bytes <= most:
             return []
-        return [f"{got_bytes} bytes came, {once} are wanted, and {killed} processes were killed, each with at most one chunk on its way"]
+        return [f"{got_bytes} bytes came, {once} are wanted, and {killed} that read were killed, with one chunk at most on their way"]
 
     def _looked_at(self) -> list[str]:
         problems = []
