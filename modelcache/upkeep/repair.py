@@ -257,7 +257,10 @@ class Repair:
         """Publish again what is whole again: links to blobs that are here; nothing is fetched."""
         restored: list[Digest] = []
         for ref in withdrawn:
-            if ref.manifest in restored or not all(self._store.has_blob(item.sha256) for item in ref.files):
+            head = self._store.head(ref.key)
+            if head is None or head.manifest != ref.manifest or ref.manifest in restored:
+                continue  # Somebody pulled a later version, or removed it, meanwhile.
+            if not all(self._store.has_blob(item.sha256) for item in ref.files):
                 continue
             manifest = Manifest.of(ManifestFile(item.path, item.size_bytes, item.sha256) for item in ref.files)
             wanted = [IngestFile(item.path, item.size_bytes, "", item.sha256) for item in manifest.files]

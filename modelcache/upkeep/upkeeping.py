@@ -1,4 +1,4 @@
-"""What a cache does to keep its store sound: verify and repair."""
+"""What a cache does to keep its store sound and small: verify, scrub, repair, block sharing."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 
 from modelcache.abc.store import SnapshotInfo, VerifyReport
-from modelcache.abc.upkeep import ScrubLimits, DedupeReport, Upkeep
+from modelcache.abc.upkeep import DedupeReport, ScrubLimits, Upkeep
 from modelcache.errors import NotCached
 from modelcache.fetch.engine import FetchEngine
 from modelcache.patience import Cancellation

@@ -331,3 +331,26 @@ def test_what_was_never_here(bench: Bench) -> None:
         bench.store.mend(DIGEST)
     assert list(bench.store.salvage(DIGEST, Cancellation())) == []
     assert os.listdir(bench.store.root / "quarantine") == []
+
+
+def test_a_later_version_that_came_meanwhile_stays(bench: Bench) -> None:
+    source = bench.offer("one", MODEL)
+    bench.pull("one")
+    bench.offer("two", OTHER)
+    bench.pull("two")
+    flip_bit(bench.blob(), 5)
+    later = MODEL | {"config.json": b'{"a": 2}'}
+
+    def replaced() -> None:
+        source.on_list = lambda: None
+        for path, data in later.items():
+            source.put(path, data)
+        bench.pull("one")
+
+    source.on_list = replaced
+    bench.repair()
+    head = bench.store.head(bench.key("one"))
+    assert head is not None
+    snapshot = bench.store.snapshot(head.manifest)
+    assert snapshot is not None
+    assert shown(snapshot) == later
