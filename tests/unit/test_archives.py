@@ -8,7 +8,6 @@ import random
 import struct
 import tarfile
 import zipfile
-import zlib
 from collections.abc import Mapping
 
 import pytest
@@ -16,18 +15,16 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from modelcache.abc.source import Listing, Origin, RemoteFile
-from modelcache.errors import BadArchive, Cancelled, DigestMismatch, NotFound, UnsafePath
+from modelcache.errors import BadArchive, DigestMismatch, NotFound, UnsafePath
 from modelcache.fetch.checksums import Verification
 from modelcache.paths import check_tree
 from modelcache.patience import Cancellation
-from modelcache.ranges import ByteRange
 from modelcache.sources.archive import ArchiveLimits, ArchiveSource
 from modelcache.sources.archive.limits import ALWAYS_BYTES
-from modelcache.sources.archive.streams import MOST_MARKS, MarkedGzip
 from modelcache.testing.archives import MemoryArchive, Written, tar_of, zip_of
 from modelcache.testing.memory_source import MemorySource
 from modelcache.testing.source_contract import read
-from modelcache.units import KIB, MIB
+from modelcache.units import MIB
 from modelcache.uri import StorageUri
 
 LIMITS = ArchiveLimits()
@@ -375,50 +372,3 @@ def test_too_many_entries_are_refused() -> None:
         assert unpacked(data, limits=ArchiveLimits(max_entries=21)) == {"f": b"x"}
         with pytest.raises(BadArchive, match="more than 20 entries"):
             unpacked(data, limits=ArchiveLimits(max_entries=20))
-
-
-# -- reading --------------------------------------------------------------------------------------------------------------
-
-
-@settings(max_examples=40)
-@given(st.lists(st.integers(0, 300 * KIB), min_size=1, max_size=6), st.randoms(use_true_random=False))
-def test_members_of_a_gzip_are_read_in_any_order(sizes: list[int], chance: random.Random) -> None:
-    content = random.Random(7).randbytes(300 * KIB)
-    files = {f"f{number}": content[:size] for number, size in enumerate(sizes)}
-    source, listed = opened(gz(tar_of([Written(name, data) for name, data in files.items()])))
-    shuffled = list(listed)
-    chance.shuffle(shuffled)
-    assert {file.path: read(source, file) if file.size_bytes else b"" for file in shuffled} == files
-
-
-def test_marks_thin_out_and_every_byte_is_still_found() -> None:
-    plain = random.Random(3).randbytes(3 * MIB)
-    marked = MarkedGzip(MemoryArchive(gz(plain)), address=ADDRESS)
-    marked._distance_bytes = 512
-    stream = marked.first()
-    while stream.read(1000):
-        marked.mark(stream)
-    assert len(marked._marks) <= MOST_MARKS < 3 * MIB // 1000
-    for position in (0, 1, 999, 1000, MIB + 17, 3 * MIB - 1):
-        assert marked.at(position).read(5) == plain[position : position + 5]
-
-
-def test_a_listing_can_be_cancelled() -> None:
-    archive = MemoryArchive(GOOD["tgz"])
-    cancel = Cancellation()
-
-    def bring(listing: Listing, cancel: Cancellation) -> MemoryArchive:
-        cancel.cancel()
-        return archive
-
-    source = ArchiveSource(MemorySource({"model.tar": b"x"}), bring, lambda revision, listing, cancel: None, LIMITS)
-    with pytest.raises(Cancelled):
-        source.list(StorageUri("memory", "origin", "model.tar"), cancel)
-
-
-def test_ranges_of_a_stored_member_are_exact() -> None:
-    source, files = opened(GOOD["stored zip"])
-    [file] = [file for file in files if file.path == "w.bin"]
-    assert file.resumable
-    assert read(source, file, ByteRange(2990, 3010)) == EXPECTED["w.bin"][2990:3010]
-    assert zlib.crc32(EXPECTED["w.bin"]) == int(file.digests[0].hex, 16)
