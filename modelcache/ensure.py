@@ -148,24 +148,23 @@ class Ensure:
         except Unavailable as error:
             return self._stale(error)
         cancel.check()
-        ref = self._store.ref(self._key)
-        resolved = _Resolved(listing, ref, self._admission.known(listing, ref))
+        resolved = self._resolved(listing, self._store.ref(self._key))
         return self._already_here(resolved, cancel) or self._in_turn(resolved, cancel)
 
     def _in_turn(self, resolved: _Resolved, cancel: Cancellation) -> Ensured:
         """Bring it, unless another asker does just now: then see afterwards what is still missing. One ingest of it books its room."""
-        listing = resolved.listing
-        turn = (self._key, listing.revision)
+        listing, turn = resolved.listing, (self._key, resolved.listing.revision)
         if self._engine.turns.ahead(turn) is not None:
             self._admission.prove(listing.files, cancel)  # who has no right waits for nothing
         with self._engine.turns.take(turn, self, cancel, self._follow):
-            newer, waited = self._newer_ref(resolved), self._ahead is not None
-            self._ahead = None
+            newer, waited, self._ahead = self._newer_ref(resolved), self._ahead is not None, None
             if newer is None and not waited:
                 return self._bring(resolved, cancel)
-            ref = newer or resolved.ref
-            resolved = _Resolved(listing, ref, self._admission.known(listing, ref))
+            resolved = self._resolved(listing, newer or resolved.ref)
             return self._already_here(resolved, cancel) or self._bring(resolved, cancel)
+
+    def _resolved(self, listing: Listing, ref: Ref | None) -> _Resolved:
+        return _Resolved(listing, ref, self._admission.known(listing, ref))
 
     def _follow(self, ahead: Awaited) -> None:
         self._ahead = ahead
@@ -218,8 +217,7 @@ class Ensure:
         Raises:
             What `Source.open`, `Store.ingest` and the engine raise; what was fetched is kept then.
         """
-        ref = self._store.ref(self._key)
-        return self._gather(_Resolved(listing, ref, self._admission.known(listing, ref)), cancel)[0]
+        return self._gather(self._resolved(listing, self._store.ref(self._key)), cancel)[0]
 
     def _bring(self, resolved: _Resolved, cancel: Cancellation) -> Ensured:
         ingest, fetch = self._gather(resolved, cancel)
@@ -307,8 +305,9 @@ class Ensure:
                 same = earlier.get(item.path)
                 if same is not None and (same.sha256, same.validator) != (sha256_of[item.path], item.validator):
                     same = None
-                kept = same.stated if same is not None else ()
-                stated = kept or tuple(digest for digest in item.digests if digest.algorithm is Algorithm.SHA256)
+                stated = (same.stated if same is not None else ()) or tuple(
+                    digest for digest in item.digests if digest.algorithm is Algorithm.SHA256
+                )
                 fetched = same is not None and item.validator != "" and not same.claimed
                 claimed = not fetched and (sha256_of[item.path] in item.digests or (same is not None and same.claimed))
             files.append(RefFile(item.path, item.size_bytes, item.validator, sha256_of[item.path], stated, claimed))
@@ -352,11 +351,7 @@ def hit(store: Store, ref: RefHead, started_s: float) -> Ensured | None:
 
 
 def last(store: Store, admission: Admission, started_s: float) -> Ensured | None:
-    """The last version that may be handed out without asking the origin; None if nothing is here.
-
-    Raises:
-        AccessUnproved: no version may be.
-    """
+    """The last version that may be handed out without asking the origin; None if nothing is here. Raises AccessUnproved: none may be."""
     for digest in admission.last():
         snapshot = store.snapshot(digest)
         if snapshot is not None:
