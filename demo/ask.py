@@ -1,6 +1,6 @@
-"""Opens a model with transformers and asks it one question: a program that knows nothing of modelcache.
+"""Opens a model of transformers out of the cache and asks it one question.
 
-    python -m demo.ask DIRECTORY QUESTION
+    python -m demo.ask URI QUESTION
 
 Prints one JSON object: the answer, and the seconds of each phase.
 """
@@ -12,15 +12,16 @@ import sys
 import time
 
 
-def main(directory: str, question: str) -> None:
+def main(uri: str, question: str) -> None:
     started_s = time.monotonic()
-    from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils import logging
+
+    from modelcache.integrations import transformers
 
     logging.disable_progress_bar()
     imported_s = time.monotonic()
-    tokenizer = AutoTokenizer.from_pretrained(directory)
-    model = AutoModelForCausalLM.from_pretrained(directory)
+    tokenizer = transformers.tokenizer(uri)
+    model = transformers.from_pretrained(uri)
     loaded_s = time.monotonic()
     turns = [{"role": "user", "content": question}]
     inputs = tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_tensors="pt", return_dict=True)

@@ -53,12 +53,11 @@ def perform(shown: Stage, server: SeaweedFS, model: Path) -> None:
     fetched = pull(shown, URI, "pull")
     expect(fetched >= size_bytes * 0.99, f"{fetched:,} bytes were fetched of {size_bytes:,}")
 
-    shown.step("Ask it: a program that knows nothing of modelcache opens the directory with transformers")
-    directory = shown.run("modelcache", "path", URI).output.strip()
-    told = shown.ask(sys.executable, "-m", "demo.ask", directory, QUESTION, **OFFLINE, PYTHONPATH=str(KEPT.parent))
+    shown.step("Ask it: a program opens it by its name, `modelcache.integrations.transformers.from_pretrained`")
+    told = shown.ask(sys.executable, "-m", "demo.ask", URI, QUESTION, **OFFLINE, PYTHONPATH=str(KEPT.parent))
     shown.say(f"    {QUESTION}")
     shown.good(f"    {told['answer']}")
-    for what, seconds in (("import torch and transformers", "import"), ("open the snapshot", "load"), ("answer", "answer")):
+    for what, seconds in (("import torch and transformers", "import"), ("load the model", "load"), ("answer", "answer")):
         shown.row(Row(what, told["seconds"][seconds]))
     expect(EXPECTED in told["answer"], f"the answer is not {EXPECTED}: {told['answer']}")
 
