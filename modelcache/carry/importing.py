@@ -74,6 +74,8 @@ def import_file(store: Store, place: Place, *, progress: BytesProgress | None, c
         contents = reader.contents()
         ingest = store.ingest(RefKey(IMPORT_URI, contents.digest), [_wanted(blob) for blob in contents.blobs])
         try:
+            brought = [file for file in ingest.files if file.sha256 is None and not file.claimed]
+            ingest.book(ingest.claim(brought, anyway=True))  # the bytes are at hand: whoever fetches some of them is not waited for
             filling = _Filling(ingest, reader, contents, progress, cancel)
             filling.fill(address_of(place))
             reader.end()
