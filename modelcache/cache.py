@@ -28,7 +28,7 @@ from modelcache.abc.store import (
 from modelcache.abc.upkeep import Upkeep
 from modelcache.carry.carrying import Carrying
 from modelcache.config import Config
-from modelcache.digest import Digest
+from modelcache.digest import Digest, sha256
 from modelcache.ensure import Ensured, ProgressCallback, expect_cached, hit, last
 from modelcache.errors import AccessDenied, AmbiguousName, NotCached
 from modelcache.fetch.engine import FetchEngine
@@ -71,6 +71,7 @@ class Asked:
     reads_next: bool
 
 
+FULL_DIGITS = 64
 _HEX = re.compile(r"(?:sha256:)?([0-9a-f]{8,64})")
 
 
@@ -318,11 +319,13 @@ class ModelCache(Upkeeping, Prewarming, Carrying, SingleFiles):
         """
         digits = _HEX.fullmatch(name)
         uri = None if digits else str(parse_uri(name)[0])
-        found = [
-            info
-            for info in self._store.list()
-            if (digits and info.digest.hex.startswith(digits.group(1))) or any(ref.key.uri == uri for ref in info.refs)
-        ]
+        if uri is not None:
+            named = dict.fromkeys(ref.manifest for ref in self._store.refs(uri))
+        elif digits is not None and len(digits.group(1)) == FULL_DIGITS:
+            named = {sha256(digits.group(1)): None}
+        else:
+            named = {info.digest: None for info in self._store.list() if digits and info.digest.hex.startswith(digits.group(1))}
+        found = [info for digest in named if (info := self._store.info(digest)) is not None]
         if not found:
             raise NotCached(f"`{uri or name}` is not cached", address=uri)
         if len(found) > 1:

@@ -350,12 +350,16 @@ class Usage:
     """Where the room went, in bytes; `statvfs` for the file system, allocated blocks for the store's own.
 
     Attributes:
+        snapshots: how many.
+        apart_bytes: sum of their sizes, each as if it shared nothing.
         content_bytes: of all blobs, each content once, to the byte; `blobs_bytes` are its blocks.
         own_bytes: of it, what a single snapshot needs: the sum of all `SnapshotInfo.own_bytes`.
         shared_bytes: of it, what several snapshots show.
         doubly_used_bytes: of `blobs_bytes`, blocks that are counted for more than one file (XFS, btrfs): the disk has them once.
     """
 
+    snapshots: int
+    apart_bytes: int
     content_bytes: int
     own_bytes: int
     shared_bytes: int
@@ -504,6 +508,10 @@ class Store(Protocol):
 
     def list(self) -> list[SnapshotInfo]:
         """Every snapshot, most recently used first."""
+        ...
+
+    def info(self, manifest: Digest) -> SnapshotInfo | None:
+        """What `list` says of one snapshot, without looking at the others' files; None if it is not here."""
         ...
 
     def usage(self) -> Usage: ...

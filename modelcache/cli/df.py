@@ -11,7 +11,7 @@ from modelcache.cli.tables import Column, Table, counted
 from modelcache.units import format_bytes
 
 if TYPE_CHECKING:
-    from modelcache.abc.store import SnapshotInfo, Usage
+    from modelcache.abc.store import Usage
 
 COLUMNS = (Column("what"), Column("bytes", right=True), Column("meaning"))
 
@@ -20,11 +20,11 @@ def df(session: Session) -> ExitCode:
     """Show how much room the store takes, who holds it, and what is left under the limits."""
     session.expect_store()
     with session.open_cache() as cache:
-        usage, infos, root = cache.usage(), cache.list(), cache.config.root
-    session.finish(**documents.of_usage(usage, infos, root))
+        usage, root = cache.usage(), cache.config.root
+    session.finish(**documents.of_usage(usage, root))
     session.output.line(f"store: {root}")
     session.output.line("")
-    session.output.table(Table(COLUMNS, tuple(_rows(usage, infos))))
+    session.output.table(Table(COLUMNS, tuple(_rows(usage))))
     return ExitCode.OK
 
 
@@ -34,13 +34,12 @@ def _blocks(usage: Usage) -> str:
     return f"blocks of all that; without block sharing {format_bytes(usage.blobs_bytes)}"
 
 
-def _rows(usage: Usage, infos: list[SnapshotInfo]) -> list[tuple[str, str, str]]:
-    apart = format_bytes(sum(info.size_bytes for info in infos))
+def _rows(usage: Usage) -> list[tuple[str, str, str]]:
     limits = usage.limits
     cap = "no cap over the store" if limits.max_bytes is None else f"cap over the store: {format_bytes(limits.max_bytes)}"
     shares = f"{limits.high_watermark:.0%} may be used, by anyone; eviction goes down to {limits.low_watermark:.0%}"
     rows = [
-        ("models", usage.content_bytes, f"{counted(len(infos), 'model')}; apart from each other {apart}"),
+        ("models", usage.content_bytes, f"{counted(usage.snapshots, 'model')}; apart from each other {format_bytes(usage.apart_bytes)}"),
         ("  own", usage.own_bytes, "of one model alone; goes with it"),
         ("  shared", usage.shared_bytes, "of several models, stored once"),
         ("  on disk", usage.blobs_bytes - usage.doubly_used_bytes, _blocks(usage)),

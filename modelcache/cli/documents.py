@@ -207,11 +207,11 @@ def of_imported(report: ImportReport) -> dict[str, object]:
     }
 
 
-def of_usage(usage: Usage, infos: Sequence[SnapshotInfo], root: Path) -> dict[str, object]:
+def of_usage(usage: Usage, root: Path) -> dict[str, object]:
     return {
         "root": str(root),
-        "snapshots": len(infos),
-        "apart_bytes": sum(info.size_bytes for info in infos),
+        "snapshots": usage.snapshots,
+        "apart_bytes": usage.apart_bytes,
         "content_bytes": usage.content_bytes,
         "own_bytes": usage.own_bytes,
         "shared_bytes": usage.shared_bytes,

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from modelcache.abc.store import Lease, LeaseKind, RefHead, SnapshotInfo
-from modelcache.digest import Digest
+from modelcache.digest import Digest, sha256
 from modelcache.store.blobs import BlobFact
 from modelcache.store.evict import Candidate, freed_bytes, own, own_bytes
 from modelcache.store.parts import Parts
@@ -31,6 +31,13 @@ class Inventory:
             {digest: parts.snapshots.last_used_at_s(digest) for digest in digests},
             parts.blobs.facts(doomed),
         )
+
+    @classmethod
+    def of(cls, parts: Parts, digest: Digest) -> Inventory:
+        """Of one snapshot and its blobs alone."""
+        summary = parts.snapshots.summary(digest)
+        last_used_at_s = parts.snapshots.last_used_at_s(digest)
+        return cls({digest: summary}, {digest: last_used_at_s}, parts.blobs.facts(only=map(sha256, summary.links)))
 
     def candidates(self, held: Iterable[Digest]) -> list[Candidate]:
         kept = frozenset(held)

@@ -235,6 +235,8 @@ class LocalStore:
         held = {lease.manifest for lease in leases} if not self._parts.leases.damaged() else set(inventory.summaries)
         room = self._budget.room()
         return Usage(
+            snapshots=len(inventory.summaries),
+            apart_bytes=sum(summary.size_bytes for summary in inventory.summaries.values()),
             content_bytes=sum(fact.size_bytes for fact in inventory.blobs.values()),
             own_bytes=inventory.own_bytes(),
             shared_bytes=inventory.shared_bytes(),
@@ -303,3 +305,10 @@ class LocalStore:
     @guarded
     def list(self) -> list[SnapshotInfo]:
         return Inventory.read(self._parts).infos(self._parts, self._parts.refs.every(), self._parts.leases.living())
+
+    @guarded
+    def info(self, manifest: Digest) -> SnapshotInfo | None:
+        refs, leases = self._parts.refs.of_manifest(manifest), self._parts.leases.living()
+        of_it = [lease for lease in leases if lease.manifest == manifest]
+        [info] = Inventory.of(self._parts, manifest).infos(self._parts, refs, of_it)
+        return info if self._parts.snapshots.find(manifest) is not None else None  # looked for last: it may go meanwhile

@@ -197,6 +197,8 @@ class MemoryStore:
             infos = [self._info(digest) for digest in self._manifests]
             showing = Counter(digest for name in self._manifests for digest in self._named({name}))
             return Usage(
+                snapshots=len(infos),
+                apart_bytes=sum(info.size_bytes for info in infos),
                 content_bytes=sum(len(blob.data) for blob in self.shelf.blobs.values()),
                 own_bytes=sum(info.own_bytes for info in infos),
                 shared_bytes=sum(len(self.shelf.blobs[digest].data) for digest, count in showing.items() if count > 1),
@@ -420,3 +422,7 @@ class MemoryStore:
     def list(self) -> list[SnapshotInfo]:
         with self._lock:
             return sorted((self._info(digest) for digest in self._manifests), key=lambda info: -info.last_used_at_s)
+
+    def info(self, manifest: Digest) -> SnapshotInfo | None:
+        with self._lock:
+            return self._info(manifest) if manifest in self._manifests else None

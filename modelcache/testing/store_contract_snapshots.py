@@ -59,6 +59,9 @@ class SnapshotContract:
         assert [info.own_bytes for info in infos] == [5000, 0]
         assert [info.file_count for info in infos] == [4, 3]
         assert [[ref.key.uri for ref in info.refs] for info in infos] == [["s3://b/0"], ["s3://b/1"]]
+        assert [store.info(info.digest) for info in infos] == infos
+        assert store.info(digest_of(b"another")) is None
+        assert (store.usage().snapshots, store.usage().apart_bytes) == (2, sum(info.size_bytes for info in infos))
 
     def test_one_content_under_two_uris_is_one_snapshot(self, store: Store, read: Read) -> None:
         first = fill(store, MODEL, uri="s3://b/1")
