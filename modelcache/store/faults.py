@@ -31,8 +31,9 @@ def translated(error: OSError, address: str, *, needed_bytes: int = 0) -> ModelC
     place = os.fsdecode(error.filename) if isinstance(error.filename, (str, bytes)) else address
     if error.errno in FULL:
         available = _available_bytes(address)
+        what = f"{format_bytes(needed_bytes)} were" if needed_bytes else "a name or record was"
         return NoSpace(
-            f"the disk filled up: {format_bytes(needed_bytes)} were to be written, {format_bytes(available)} are free",
+            f"the disk filled up: {what} to be written, {format_bytes(available)} are free",
             needed_bytes=needed_bytes,
             available_bytes=available,
             evictable_bytes=0,
