@@ -17,7 +17,7 @@ from modelcache.fetch.progress import Progress
 from modelcache.manifest import Manifest
 from modelcache.patience import Cancellation
 from modelcache.permission import Admission
-from modelcache.sources.archive import ArchiveLimits, ArchiveSource
+from modelcache.sources.archive import MEMBER, ArchiveLimits, ArchiveSource
 from modelcache.uri import StorageUri
 
 KEPT_AS_FILES = ("hf", "modelscope")
@@ -158,6 +158,8 @@ class _Shelf:
         ref = self._store.ref(self._admission.key)
         if ref is None or ref.revision != revision or self._store.snapshot(ref.manifest) is None:
             return None
+        if not all(file.validator.startswith(MEMBER) for file in ref.files):
+            return None  # a ref that was rebuilt: it does not say of which archive these are
         if not self._admission.sees(revision, ref.manifest):
             self._admission.of(listing.uri).prove(listing.files, cancel)
         return tuple(RemoteFile(file.path, file.size_bytes, file.path, file.validator, file.stated) for file in ref.files)

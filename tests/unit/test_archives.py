@@ -9,6 +9,7 @@ import struct
 import tarfile
 import zipfile
 from collections.abc import Mapping
+from dataclasses import replace
 
 import pytest
 from hypothesis import example, given, settings
@@ -372,3 +373,16 @@ def test_too_many_entries_are_refused() -> None:
         assert unpacked(data, limits=ArchiveLimits(max_entries=21)) == {"f": b"x"}
         with pytest.raises(BadArchive, match="more than 20 entries"):
             unpacked(data, limits=ArchiveLimits(max_entries=20))
+
+
+def test_each_link_counts_as_much_as_its_file() -> None:
+    """20,000 hard links of 512 bytes each are no way to book any room."""
+    entries = [
+        Written("f", bytes(MIB)),
+        *(Written(f"l{number}", kind=tarfile.LNKTYPE, target="f") for number in range(ALWAYS_BYTES // MIB)),
+    ]
+    for data in (gz(tar_of(entries)), gz(tar_of([replace(entry, kind=entry.kind.replace(b"1", b"2")) for entry in entries]))):
+        with pytest.raises(BadArchive, match="expands to more than"):
+            opened(data)
+        assert len(opened(data, include=("f", "l1", "l2"))[1]) == 3
+    assert len(opened(tar_of(entries[:-1]))[1]) == len(entries) - 1

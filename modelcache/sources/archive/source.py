@@ -85,6 +85,7 @@ class ArchiveSource:
         self._lock = threading.Lock()
         self._open: _Open | None = None
         self._remembers: str | None = None
+        self._given: frozenset[str] = frozenset()
 
     @property
     def origin(self) -> Origin:
@@ -99,19 +100,22 @@ class ArchiveSource:
         """
         found = self._place(uri, cancel)
         if len(found.files) != 1 or not is_archive_name(found.files[0].path):
-            return found if found.uri == uri else self._source.list(uri, cancel)
+            return self._passed_on(found if found.uri == uri else self._source.list(uri, cancel))
         revision = f"unpacked-{fingerprint(found.files).removeprefix('listing-')}"
         named = bool(found.files[0].validator)
         files = self._remembered(revision, replace(found, uri=plain(uri)), cancel) if named else None
-        self._remembers = files[0].validator if files else None
+        if files is not None and not (files and all(file.validator.startswith(MEMBER) for file in files)):
+            files = None  # of a ref that lost its validators: only the archive says whose members these are
+        self._given = frozenset()
+        self._remembers = None if files is None else files[0].validator
         if files is None:
             files = self._listed(uri, found, revision if named else "", cancel)
         return Listing(replace(uri, digest=None), found.origin, revision, found.immutable, files)
 
     def open(self, file: RemoteFile, span: ByteRange, cancel: Cancellation) -> Body:
-        """As `Source.open`."""
+        """As `Source.open`, of a file of the last listing. Raises SourceChanged for others: their locators may mean anything."""
         cancel.check()
-        if not file.validator.startswith(MEMBER):
+        if self._is_passed_on(file):
             return self._source.open(file, span, cancel)
         return MemberBody(self._entry(file), file, span, cancel)
 
@@ -120,14 +124,23 @@ class ArchiveSource:
         self._source.close()
 
     def vouches_for(self, file: RemoteFile) -> bool:
-        """Whether this is a member of the archive that was brought, or remembered; False of what is no member.
+        """Whether this is a member of the archive that was brought, or remembered; False of what the wrapped source listed.
 
         Raises:
-            SourceChanged: it is a member of another one.
+            SourceChanged: it is neither.
         """
-        return file.validator.startswith(MEMBER) and (file.validator == self._remembers or self._entry(file) is not None)
+        return not self._is_passed_on(file) and (file.validator == self._remembers or self._entry(file) is not None)
 
     # -- inside -----------------------------------------------------------------------------------------------------
+
+    def _passed_on(self, listing: Listing) -> Listing:
+        """What the wrapped source listed, and nothing else, may be read from it."""
+        self._remembers = None
+        self._given = frozenset(file.locator for file in listing.files)
+        return listing
+
+    def _is_passed_on(self, file: RemoteFile) -> bool:
+        return file.locator in self._given
 
     def _entry(self, file: RemoteFile) -> Entry:
         with self._lock:
@@ -155,6 +168,7 @@ class ArchiveSource:
             entries = selected_files(_entries(archive, self._limits, cancel, str(uri)), selects, address=str(uri))
             if not entries:
                 raise NotFound("no file in the archive that the patterns select", address=str(uri))
+            self._limits.check_bytes(sum(entry.size_bytes for entry in entries.values()), archive.size_bytes, str(uri))  # links count
             opened = _Open(revision, archive, entries)
             with self._lock:
                 self._open = opened
