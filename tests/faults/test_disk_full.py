@@ -220,7 +220,7 @@ def test_a_disk_that_others_fill_up_stops_a_fetch_that_has_its_room(machine_of: 
         gate.open()
         with pytest.raises(NoSpace) as caught:
             task.result()
-    assert caught.value.available_bytes < machine.block_bytes * 4
+    assert caught.value.available_bytes < CHUNK_BYTES  # what a file system gives back late is by chance
     assert "the disk filled up" in str(caught.value)
     assert audit(machine.store.root, Moment.CRASHED) == []
     fetched = sum(source.books.bytes.values())
