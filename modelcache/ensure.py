@@ -13,6 +13,7 @@ from modelcache.digest import Algorithm, Digest
 from modelcache.errors import (
     AccessDenied,
     AccessUnproved,
+    DamagedBlob,
     DigestMismatch,
     InvalidUri,
     NotCached,
@@ -33,7 +34,7 @@ from modelcache.permission import Admission, OwnersAdmission
 from modelcache.uri import StorageUri
 
 CHANGE_TRIES = 3
-"""An origin that changes under a fetch is listed again this often in all; one that still changes is told to the caller."""
+"""An origin that changes under a fetch, or a blob of it found damaged meanwhile: it is listed again this often in all, then told."""
 
 REDEFINED_HINT = (
     "an earlier fetch of this very version had the expected digest, so either the bytes are damaged on their way, "
@@ -124,7 +125,7 @@ class Ensure:
         """Resolve the URI and bring in what is missing.
 
         Raises:
-            SourceChanged: the origin changed under each of `CHANGE_TRIES` tries.
+            SourceChanged, DamagedBlob: the origin changed, or a blob was found damaged, under each of `CHANGE_TRIES` tries.
             What `Source.list`, `Source.open`, `Store.ingest` and the engine raise.
         """
         self._cancel = cancel
@@ -132,7 +133,7 @@ class Ensure:
             self._phase, self._fetch = Phase.RESOLVING, None
             try:
                 return self._try(cancel)
-            except SourceChanged:
+            except (SourceChanged, DamagedBlob):
                 if tries_left == 0:
                     raise
             except AccessDenied:

@@ -271,6 +271,10 @@ class Ingest(Protocol):
         """Every file is complete: publish the tree as the snapshot of `manifest`, then the ref. Ends the ingest.
 
         Safe against another who publishes the same: the first tree stays, both get it.
+
+        Raises:
+            DamagedBlob: a blob that a file became was found damaged since (`verify`), and is out of service. The ingest has not
+                ended: after `keep`, the next one of the same versions asks for that file alone.
         """
         ...
 

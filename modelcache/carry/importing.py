@@ -16,13 +16,15 @@ from modelcache.carry.file import Place, address_of, opened
 from modelcache.carry.reading import ExportReader
 from modelcache.chunks import CHUNK_BYTES, ChunkTable
 from modelcache.digest import Digest, sha256
-from modelcache.errors import DamagedExport
+from modelcache.errors import DamagedBlob, DamagedExport
 from modelcache.fetch.fetch import FLUSH_FILES
 from modelcache.manifest import Manifest
 from modelcache.patience import Cancellation
 
 IMPORT_URI = "import:"
 """What the ingest of an import is filed under, with the digest of its contents for an origin: no URI of a model."""
+
+GONE_HINT = "a verify took it out of service: import the file again, which writes the blob anew"
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +67,7 @@ def import_file(store: Store, place: Place, *, progress: BytesProgress | None, c
 
     Raises:
         DamagedExport: it is cut off, altered, or no export; nothing of it is kept.
+        DamagedBlob: a blob that was here was found damaged meanwhile; again, and it is written anew.
         NoSpace: it doesn't fit; told before the first blob.
         FileFault, StoreError, Cancelled: nothing of it is kept.
     """
@@ -200,14 +203,23 @@ def _is_confirmed(store: Store, ref: Ref) -> bool:
 
 
 def _link(store: Store, manifest: Manifest, ref: Ref | None) -> Snapshot:
-    """The snapshot, published. Without a ref it is found by its digest alone."""
-    nameless = Ref(RefKey(IMPORT_URI, manifest.digest.hex), "", False, manifest.digest, (), 0.0, 0.0)
-    filed = ref or nameless
+    """The snapshot, published. Without a ref it is found by its digest alone.
+
+    The ingest has a key of its own: under the ref's it would take over what an interrupted pull of the URI has kept, and drop it.
+
+    Raises:
+        DamagedBlob: a blob of it was found damaged meanwhile, and taken out of service.
+    """
+    key = RefKey(IMPORT_URI, manifest.digest.hex)
+    nameless = Ref(key, "", False, manifest.digest, (), 0.0, 0.0)
     wanted = [IngestFile(item.path, item.size_bytes, "", item.sha256) for item in manifest.files]
-    ingest = store.ingest(filed.key, wanted)
+    ingest = store.ingest(key, wanted)
     try:
-        return ingest.publish(manifest, filed)
+        for file in ingest.files:
+            if file.sha256 is None:
+                raise DamagedBlob(f"the blob of `{file.path}` went while it was imported", hint=GONE_HINT)
+        return ingest.publish(manifest, ref or nameless)
     finally:
         ingest.discard()
         if ref is None:
-            store.forget(nameless.key)
+            store.forget(key)

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 
 from modelcache.abc.store import Elsewhere, IncomingFile, IngestFile, Ref, Snapshot
 from modelcache.digest import Digest
-from modelcache.errors import Cancelled
+from modelcache.errors import Cancelled, DamagedBlob
 from modelcache.manifest import Manifest
 from modelcache.store import durable
-from modelcache.store.blobs import Blobs
+from modelcache.store.blobs import EMPTY, Blobs
 from modelcache.store.claims import Claims
 from modelcache.store.descriptors import Descriptors
 from modelcache.store.faults import guarded
@@ -26,6 +26,7 @@ from modelcache.store.workspace import Workspace
 
 HOLD_BATCH = 256
 """Files linked under one hold of the store lock: about 10 ms."""
+WITHDRAWN_HINT = "it is out of service: try again, which brings that file anew and keeps the others"
 
 
 @dataclass(frozen=True)
@@ -220,6 +221,7 @@ class LocalIngest:
             durable.fsync_directory(directory)
         self._blobs.fsync_names(item.sha256 for item in manifest.files)
         with self._root.lock.shared():
+            self._require_blobs()
             snapshot = self._snapshots.publish(manifest, self._workspace.tree)
             self._refs.put(ref)
         self._filling.descriptors.close()
@@ -227,6 +229,17 @@ class LocalIngest:
         self._end()
         self._remove()
         return snapshot
+
+    def _require_blobs(self) -> None:
+        """Raises DamagedBlob if a file is no inode of its blob any more. Under the shared store lock: until it is let go, none goes."""
+        for file in self._files:
+            digest = file.sha256
+            if digest is None or digest == EMPTY:
+                continue
+            found = status(self._workspace.file(file.path))
+            if found is None or not any(blob.st_ino == found.st_ino for _, blob in self._blobs.inodes(digest)):
+                message = f"the blob of `{file.path}` was found damaged while the rest was on its way"
+                raise DamagedBlob(message, address=self.address, expected=str(digest), hint=WITHDRAWN_HINT)
 
     @guarded
     def keep(self) -> None:

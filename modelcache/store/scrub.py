@@ -22,6 +22,7 @@ from modelcache.store.faults import unless_read_only
 from modelcache.store.mending import Mending
 from modelcache.store.parts import Parts
 from modelcache.store.reading import Counting, Reading, bad_chunks, read_all, read_file, reason
+from modelcache.store.records import read
 from modelcache.store.removal import Removal
 from modelcache.store.trash import inode_names
 from modelcache.units import GIB
@@ -162,7 +163,7 @@ class Scrub:
                 manifests[digest] = rebuilt
                 yield Damage(self._layout.manifest(digest), None, f"{error.message}; written anew", (), (), ())
             else:
-                yield self._withdrawn(self._layout.manifest(digest), None, error.message, (), [digest])
+                yield self._withdrawn(self._layout.manifest(digest), error.message, digest)
 
     def _rewritten(self, manifest: Manifest) -> bool:
         with self._parts.root.lock.exclusive():
@@ -184,7 +185,7 @@ class Scrub:
                 wrong[path] = f"it is not a file of {item.size_bytes} bytes"
         if wrong and self._parts.snapshots.find(digest) is not None:
             for path, why in sorted(wrong.items()):
-                yield self._withdrawn(top / path, None, why, (), [digest])
+                yield self._withdrawn(top / path, why, digest)
 
     # -- bytes ----------------------------------------------------------------------------------------------------
 
@@ -222,9 +223,16 @@ class Scrub:
             return
         table, _ = self._table(subject.digest)
         chunks = bad_chunks(table, reading)
-        showing = list(self._showing(subject.digest, subject.inode))
-        quarantine = subject.inode if subject.snapshot is None else 0
-        yield self._withdrawn(subject.path, subject.digest, why, chunks, showing, quarantine=quarantine)
+        if self._parts.root.read_only:
+            yield Damage(subject.path, subject.digest, why, chunks, (), tuple(self._showing(subject.digest, subject.inode)))
+            return
+        with self._parts.root.lock.exclusive():
+            if subject.snapshot is None and subject.path.exists() and os.lstat(subject.path).st_ino == subject.inode:
+                self._parts.blobs.quarantine(subject.path, subject.digest)
+            # Only now: whoever publishes from here on finds that the inode is no blob's, whoever did before is seen.
+            withdrawn, held = self._removal.withdraw_damaged(self._showing(subject.digest, subject.inode))
+        self._parts.trash.empty()
+        yield Damage(subject.path, subject.digest, why, chunks, tuple(withdrawn), tuple(held))
 
     def _mend(self, subject: Subject, reading: Reading) -> Iterator[Damage]:
         """The bytes are right: put right what else is said of them."""
@@ -253,23 +261,24 @@ class Scrub:
     def _showing(self, digest: Digest, inode: int) -> Iterator[Digest]:
         """Snapshots one of whose files is this inode."""
         for name in self._parts.snapshots.every():
-            if digest.hex not in self._parts.snapshots.summary(name).names:
-                continue
-            if inode in inode_names(self._layout.snapshot(name)):
+            if self._may_show(name, digest) and inode in inode_names(self._layout.snapshot(name)):
                 yield name
 
-    def _withdrawn(
-        self, path: Path, digest: Digest | None, why: str, chunks: tuple[int, ...], showing: list[Digest], *, quarantine: int = 0
-    ) -> Damage:
-        """Take a damaged blob (the inode `quarantine`) and the snapshots that show it out of service."""
+    def _may_show(self, name: Digest, digest: Digest) -> bool:
+        """Whether a manifest names this content, or can't be read. Not parsed: the exclusive store lock is held."""
+        try:
+            return digest.hex.encode() in read(self._layout.manifest(name))
+        except (DamagedRecord, FileNotFoundError):
+            return True
+
+    def _withdrawn(self, path: Path, why: str, snapshot: Digest) -> Damage:
+        """Take a snapshot whose manifest or tree is wrong out of service."""
         if self._parts.root.read_only:
-            return Damage(path, digest, why, chunks, (), tuple(showing))
+            return Damage(path, None, why, (), (), (snapshot,))
         with self._parts.root.lock.exclusive():
-            if quarantine and digest is not None and path.exists() and os.lstat(path).st_ino == quarantine:
-                self._parts.blobs.quarantine(path, digest)
-            withdrawn, held = self._removal.withdraw_damaged(showing)
+            withdrawn, held = self._removal.withdraw_damaged([snapshot])
         self._parts.trash.empty()
-        return Damage(path, digest, why, chunks, tuple(withdrawn), tuple(held))
+        return Damage(path, None, why, (), tuple(withdrawn), tuple(held))
 
 
 def _files(top: Path) -> Iterator[Path]:

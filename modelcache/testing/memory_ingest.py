@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from modelcache.abc.store import Elsewhere, IncomingFile, IngestFile, Ref, RefKey, Route, Snapshot
 from modelcache.chunks import ChunkTable, chunk_count, chunk_range
 from modelcache.digest import Digest, sha256
-from modelcache.errors import Cancelled, StoreFault
+from modelcache.errors import Cancelled, DamagedBlob, StoreFault
 from modelcache.manifest import Manifest
 from modelcache.patience import Cancellation, Deadline
 from modelcache.ranges import ByteRange, RangeSet
@@ -49,8 +49,9 @@ class MemoryIncoming:
         self._ingest = ingest
         self.wanted = wanted
         self._sha256: Digest | None = None
-        self._data: bytearray = bytearray(wanted.size_bytes) if earlier is None else earlier._data
-        self._hints: dict[int, bytes] = {} if earlier is None else earlier._hints | earlier._marks
+        begun = earlier if earlier is not None and earlier.sha256 is None else None
+        self._data: bytearray = bytearray(wanted.size_bytes) if begun is None else begun._data
+        self._hints: dict[int, bytes] = {} if begun is None else begun._hints | begun._marks
         self._marks: dict[int, bytes] = {}
         self.room_bytes = 0
         self._claimed = False
@@ -279,6 +280,9 @@ class MemoryIngest:
         ours = {(file.path, file.size_bytes, file.sha256) for file in self._files}
         if ours != {(item.path, item.size_bytes, item.sha256) for item in manifest.files}:
             raise ValueError("the manifest does not name exactly the completed files of this ingest")
+        for file in self._files:
+            if file.sha256 not in self.shelf.blobs:
+                raise DamagedBlob(f"the blob of `{file.path}` was found damaged", expected=str(file.sha256))
         snapshot = self.shelf.add_snapshot(manifest, ref)
         became = {file.wanted.identity: file.sha256 for file in self._files if file.wanted.identity and file.sha256 is not None}
         for other in self.shelf.open_ingests.values():

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from modelcache.abc.store import Store
 from modelcache.chunks import CHUNK_BYTES
 from modelcache.digest import sha256
-from modelcache.errors import Cancelled, NotCached
+from modelcache.errors import Cancelled, DamagedBlob, NotCached
 from modelcache.patience import Cancellation
-from modelcache.testing.store_filling import digest_of, fill, ref_of
+from modelcache.testing.store_filling import complete_all, digest_of, fill, manifest_of, ref_of, wanted
 from modelcache.testing.store_fixtures import MODEL, DamageBlob, Read
 
 WEIGHTS = "weights/model.safetensors"
@@ -61,6 +63,29 @@ class VerifyContract:
         assert (found.withdrawn, found.still_held) == ((), (snapshot.digest,))
         assert store.snapshot(snapshot.digest) == snapshot
         assert not store.has_blob(digest_of(MODEL[WEIGHTS]))
+
+    def test_a_blob_found_damaged_is_not_published_by_who_held_it(self, store: Store, damage: DamageBlob, read: Read) -> None:
+        fill(store, MODEL, uri="s3://b/1")
+        both = {"a/weights": MODEL[WEIGHTS], "new": b"new"}
+        ref = ref_of(both, uri="s3://b/2")
+        ingest = store.ingest(
+            ref.key, [replace(file, sha256=None if file.path == "new" else file.sha256) for file in wanted(both, known=True)]
+        )
+        assert ingest.files[0].sha256 is not None
+        damage(digest_of(MODEL[WEIGHTS]), 5)
+        assert len(store.verify(None, Cancellation()).damages) == 1
+        complete_all(ingest, both)
+        with pytest.raises(DamagedBlob, match="a/weights"):
+            ingest.publish(manifest_of(both), ref)
+        ingest.keep()
+        assert (store.list(), store.ref(ref.key)) == ([], None)
+        again = store.ingest(ref.key, wanted(both))
+        assert [file.sha256 for file in again.files] == [None, digest_of(b"new")]
+        assert again.files[0].hints() == {}
+        complete_all(again, both)
+        snapshot = again.publish(manifest_of(both), ref)
+        assert {path: read(snapshot, path) for path in both} == both
+        assert store.verify(None, Cancellation()).damages == ()
 
     def test_it_can_be_cancelled(self, store: Store) -> None:
         fill(store, MODEL)

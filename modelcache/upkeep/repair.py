@@ -14,7 +14,7 @@ from modelcache.abc.store import Ingest, IngestFile, Ref, RefFile, RefKey, Route
 from modelcache.abc.upkeep import Upkeep
 from modelcache.chunks import chunk_range
 from modelcache.digest import Algorithm, Digest
-from modelcache.errors import Cancelled, DamagedRecord, ModelCacheError, NotCached, NotFound, StoreReadOnly
+from modelcache.errors import Cancelled, DamagedBlob, DamagedRecord, ModelCacheError, NotCached, NotFound, StoreReadOnly
 from modelcache.fetch.engine import FetchEngine
 from modelcache.fetch.fetch import Fetch
 from modelcache.fetch.plan import Priority
@@ -266,8 +266,7 @@ class Repair:
             wanted = [IngestFile(item.path, item.size_bytes, "", item.sha256) for item in manifest.files]
             ingest = self._store.ingest(RefKey(f"repair {ref.key.uri}", ref.key.origin), wanted)
             try:
-                if manifest.digest == ref.manifest and all(file.sha256 is not None for file in ingest.files):
-                    ingest.publish(manifest, ref)
+                if manifest.digest == ref.manifest and _is_published(ingest, manifest, ref):
                     restored.append(ref.manifest)
                 else:
                     advice = f"`modelcache pull {ref.key.uri}`"
@@ -340,6 +339,17 @@ def _renewed(ref: Ref, listing: Listing) -> Ref | None:
         stated = file.stated or tuple(digest for digest in item.digests if digest == file.sha256)
         files.append(replace(file, validator=item.validator, stated=stated))
     return replace(ref, revision=listing.revision, immutable=listing.immutable, files=tuple(files), checked_at_s=time.time())
+
+
+def _is_published(ingest: Ingest, manifest: Manifest, ref: Ref) -> bool:
+    """Publish it if all of it is here, and still sound as far as anybody knows."""
+    if any(file.sha256 is None for file in ingest.files):
+        return False
+    try:
+        ingest.publish(manifest, ref)
+    except DamagedBlob:
+        return False
+    return True
 
 
 def _end(ingest: Ingest) -> None:

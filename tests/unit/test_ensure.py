@@ -252,6 +252,23 @@ def test_an_origin_that_keeps_changing_is_given_up(bench: Bench, source: MemoryS
     assert source.books.listings == CHANGE_TRIES
 
 
+def test_a_blob_found_damaged_while_the_rest_comes_is_brought_anew_alone(bench: Bench) -> None:
+    source = MemorySource(MODEL, state=state_sha256)
+    bench.ensure(source)
+    added = MODEL | {"added": content(CHUNK, 8)}
+    source.put("added", added["added"])
+    source.books.bytes.clear()
+
+    def on_open(file: RemoteFile, span: ByteRange) -> None:
+        if file.path == "added":
+            bench.store.damage(digest_of(MODEL["config.json"]), 0)
+            assert bench.store.verify(None, Cancellation()).damages
+
+    source.on_open = on_open
+    check(bench.store, bench.ensure(source), added)
+    assert source.books.bytes == {"added": CHUNK, "config.json": len(MODEL["config.json"])}
+
+
 def test_an_object_replaced_while_it_is_listed_is_listed_again(bench: Bench, source: MemorySource) -> None:
     errors = [SourceChanged("replaced between the pages of the listing")]
 

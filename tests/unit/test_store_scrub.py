@@ -8,18 +8,20 @@ import re
 import shutil
 import subprocess
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Protocol
 
 import pytest
 
-from modelcache.abc.store import Damage
+from modelcache.abc.store import Damage, Snapshot
 from modelcache.chunks import CHUNK_BYTES
 from modelcache.errors import Cancelled
 from modelcache.patience import Cancellation
 from modelcache.store.direct import DiskReader
+from modelcache.store.lock import StoreLock
 from modelcache.store.store import LocalStore
-from modelcache.testing.store_filling import digest_of, fill, ref_of, table_of
+from modelcache.testing.store_filling import complete_all, digest_of, fill, manifest_of, ref_of, table_of, wanted
 from modelcache.testing.store_fixtures import MODEL, NO_LIMITS, model
 from modelcache.units import MIB
 
@@ -201,3 +203,29 @@ def test_damage_on_the_disk_is_seen_past_a_sound_page_cache(small_disk: SmallDis
     (damage,) = verify(store)
     assert (damage.digest, damage.chunks, damage.withdrawn) == (digest_of(MODEL[WEIGHTS]), (0,), (snapshot.digest,))
     assert store.ref(ref_of(MODEL).key) is not None
+
+
+# -- a publish meanwhile --------------------------------------------------------------------------------------------------
+
+
+def test_a_snapshot_published_right_before_the_quarantine_is_withdrawn_too(store: LocalStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    fill(store, MODEL)
+    both = {"weights": MODEL[WEIGHTS], "new": b"new"}
+    ref = ref_of(both, uri="s3://b/2")
+    ingest = store.ingest(ref.key, wanted(both, known=True))
+    complete_all(ingest, both)
+    path = named(store, "blobs", MODEL[WEIGHTS])
+    path.chmod(0o600)
+    path.write_bytes(bytes(len(MODEL[WEIGHTS])))
+    exclusive = StoreLock.exclusive
+    published: list[Snapshot] = []
+
+    def after_a_publish(lock: StoreLock) -> AbstractContextManager[None]:
+        if not published:
+            published.append(ingest.publish(manifest_of(both), ref))
+        return exclusive(lock)
+
+    monkeypatch.setattr(StoreLock, "exclusive", after_a_publish)
+    [damage] = [item for item in verify(store) if item.digest is not None]
+    assert set(damage.withdrawn) == {manifest_of(MODEL).digest, published[0].digest}
+    assert store.list() == []
