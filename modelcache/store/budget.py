@@ -43,9 +43,10 @@ class Budget:
 
     def room(self) -> Room:
         """The room now. Two that book must not measure at once: the room lock."""
+        promised = self.promised_bytes()  # first: what is written meanwhile counts twice then, and not never
         found = os.statvfs(self._layout.root)
         total = found.f_blocks * found.f_frsize
-        free = found.f_bavail * found.f_frsize - self.promised_bytes()
+        free = found.f_bavail * found.f_frsize - promised
         available = free - (total - int(total * self.limits.high_watermark))
         low = free - (total - int(total * self.limits.low_watermark))
         if self.limits.max_bytes is not None:
