@@ -67,6 +67,17 @@ class Blobs:
                 if gaps == 2:
                     return
 
+    def shows(self, path: str, digest: Digest) -> bool:
+        """Whether the file at `path` is an inode of this content. Plain strings: asked of very many under the store lock."""
+        try:
+            inode = os.lstat(path).st_ino
+        except FileNotFoundError:
+            return False
+        with contextlib.suppress(FileNotFoundError):
+            if os.lstat(f"{self._layout.blobs}/{digest.hex[:2]}/{digest.hex}").st_ino == inode:
+                return True
+        return any(found.st_ino == inode for _, found in self.inodes(digest))
+
     def every(self) -> Iterator[tuple[Path, Digest, os.stat_result]]:
         """Every blob inode of the store; names that are none of ours are left out."""
         return ((Path(path), sha256(digits), found) for path, digits, found in self._rows())

@@ -232,12 +232,10 @@ class LocalIngest:
 
     def _require_blobs(self) -> None:
         """Raises DamagedBlob if a file is no inode of its blob any more. Under the shared store lock: until it is let go, none goes."""
+        tree = str(self._workspace.tree)
         for file in self._files:
             digest = file.sha256
-            if digest is None or digest == EMPTY:
-                continue
-            found = status(self._workspace.file(file.path))
-            if found is None or not any(blob.st_ino == found.st_ino for _, blob in self._blobs.inodes(digest)):
+            if digest is not None and digest != EMPTY and not self._blobs.shows(f"{tree}/{file.path}", digest):
                 message = f"the blob of `{file.path}` was found damaged while the rest was on its way"
                 raise DamagedBlob(message, address=self.address, expected=str(digest), hint=WITHDRAWN_HINT)
 
