@@ -37,10 +37,10 @@ from modelcache.fetch.plan import Priority
 from modelcache.manifest import Manifest
 from modelcache.patience import Cancellation
 from modelcache.permission import Admission, Caller, Denials, OwnersAdmission, Permission, expect_served
-from modelcache.places import first_hit, in_turn
+from modelcache.places import expect_granted, first_hit, in_turn
 from modelcache.prewarm import Lookup, Prewarming
 from modelcache.refresh import Refresh as Refresh
-from modelcache.registry import Registry
+from modelcache.registry import Registry, own_refs
 from modelcache.single_files import SingleFiles
 from modelcache.sources.archive import is_archive_name
 from modelcache.sources.throttled import Allowances
@@ -226,10 +226,10 @@ class ModelCache(Upkeeping, Prewarming, Carrying, SingleFiles):
         Asks no origin.
 
         Raises:
-            AccessUnproved: their grant expired, was revoked, or is on another version.
+            AccessUnproved: their grant expired, was revoked, or is on another version or origin.
         """
-        with self._counted():
-            self._permission.check(caller, parse_uri(uri), snapshot)
+        with self._places(parse_uri(uri), caller, again=False) as places:
+            expect_granted(places, snapshot)
 
     @property
     def denials(self) -> Denials:
@@ -245,7 +245,7 @@ class ModelCache(Upkeeping, Prewarming, Carrying, SingleFiles):
             return
         with self._counted(), ExitStack() as opened:
             expect_served(asked[0])
-            registry = Registry(caller.own_config, on_throttle=self._engine.throttled, allowances=self._allowances)
+            registry = Registry(caller.own_config, self._engine.throttled, self._allowances, expect_served)
             opened.callback(registry.close)
             sources = opened.enter_context(registry.sources(*asked))
             yield [self._permission.admit(caller, asked, source, again=again) for source in sources]
@@ -313,6 +313,8 @@ class ModelCache(Upkeeping, Prewarming, Carrying, SingleFiles):
     def find(self, name: str) -> SnapshotInfo:
         """The snapshot of a URI, a digest (`sha256:…` or hex) or its first 8 or more hex digits. Asks no origin.
 
+        A URI is that of the owner's own places; what is here of it from other origins counts where nothing is from those.
+
         Raises:
             NotCached: nothing here has that name.
             AmbiguousName: several have.
@@ -320,7 +322,7 @@ class ModelCache(Upkeeping, Prewarming, Carrying, SingleFiles):
         digits = _HEX.fullmatch(name)
         uri = None if digits else str(parse_uri(name)[0])
         if uri is not None:
-            named = dict.fromkeys(ref.manifest for ref in self._store.refs(uri))
+            named = dict.fromkeys(ref.manifest for ref in self._refs_of(name))
         elif digits is not None and len(digits.group(1)) == FULL_DIGITS:
             named = {sha256(digits.group(1)): None}
         else:
@@ -332,6 +334,11 @@ class ModelCache(Upkeeping, Prewarming, Carrying, SingleFiles):
             shown = ", ".join(info.digest.hex[:16] for info in found)
             raise AmbiguousName(f"`{uri or name}` names {len(found)} snapshots: {shown}", got=shown)
         return found[0]
+
+    def _refs_of(self, name: str) -> Sequence[Ref]:
+        """What a URI is to the owner."""
+        asked = parse_uri(name)
+        return own_refs(self._store.refs(str(asked[0])), self.config, asked)
 
     def manifest(self, name: str) -> Manifest:
         """Paths, sizes and digests of a snapshot's files."""
@@ -368,7 +375,7 @@ class ModelCache(Upkeeping, Prewarming, Carrying, SingleFiles):
         try:
             info = self.find(name)
         except NotCached:
-            dangling = [] if uri is None else self._store.refs(uri)
+            dangling = [] if uri is None else self._refs_of(name)
             if not dangling:
                 raise
             return self._forget([ref.head for ref in dangling], dry_run)

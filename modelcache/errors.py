@@ -139,10 +139,10 @@ class UnknownScheme(BadInput):
 
 
 class AmbiguousName(BadInput):
-    """A short name that fits several snapshots; the message lists them."""
+    """A short name, or a URI from several origins, that fits several snapshots; the message lists them."""
 
     code = ErrorCode.AMBIGUOUS_NAME
-    default_hint = "give more digits of the digest"
+    default_hint = "name one of them by its digest, or by more digits of it"
 
 
 class BadConfig(BadInput):

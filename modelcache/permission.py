@@ -52,9 +52,7 @@ class Caller:
             s3=replace(s3, profile=None, anonymous=s3.access_key is None),
             gs=replace(gs, credentials_file=None, anonymous=gs.access_token is None),
             hf=replace(hf, token_file=None, anonymous=hf.token is None),
-            mirrors=tuple(
-                replace(mirror, profile=None, credentials_file=None) for mirror in self.config.mirrors if mirror.scheme in CALLERS_SCHEMES
-            ),
+            mirrors=tuple(replace(mirror, profile=None, credentials_file=None) for mirror in self.config.mirrors),
         )
 
 
@@ -245,13 +243,6 @@ class Permission:
         uri, secrets = asked
         witnessed = WitnessedSource(source, self._origin(caller, source.origin))
         return CallersAdmission(self._grants, self._trust, self._holder(caller, secrets), witnessed, uri, again=again)
-
-    def check(self, caller: Caller, asked: tuple[StorageUri, UriSecrets], manifest: Digest) -> None:
-        """Raises AccessUnproved unless the caller holds a grant in force on this snapshot under this URI."""
-        uri, secrets = asked
-        grants = self._grants.of_holder(self._holder(caller, secrets), str(uri))
-        if not any(grant.manifest == manifest for grant in grants):
-            raise AccessUnproved(f"the right to `{uri}` is not proved, or not any more", address=str(uri))
 
     def _holder(self, caller: Caller, secrets: UriSecrets) -> Holder:
         parts = (caller.credential, (secrets.userinfo or "").encode(), secrets.query.encode())

@@ -9,8 +9,9 @@ from dataclasses import replace
 from urllib.parse import unquote
 
 from modelcache.abc.source import Origin, Source
+from modelcache.abc.store import Ref
 from modelcache.config import Config
-from modelcache.errors import BadConfig, InvalidUri, UnknownScheme
+from modelcache.errors import AccessDenied, BadConfig, InvalidUri, ModelCacheError, UnknownScheme
 from modelcache.mirrors import Mirror, Mirrors
 from modelcache.sources.any_fsspec import FsspecSource
 from modelcache.sources.claims import ClaimSource
@@ -35,9 +36,20 @@ ONE_FOR_ALL = frozenset({"file", "s3", "gs", "hf"})
 class Registry:
     """Sources by scheme and endpoint. Thread-safe."""
 
-    def __init__(self, config: Config, on_throttle: Callable[[Origin], None], allowances: Allowances | None = None) -> None:
-        """`allowances`: bytes a second that sources of several registries share; None: those of `config`."""
+    def __init__(
+        self,
+        config: Config,
+        on_throttle: Callable[[Origin], None],
+        allowances: Allowances | None = None,
+        expect: Callable[[StorageUri], None] = lambda place: None,
+    ) -> None:
+        """
+        Args:
+            allowances: bytes a second that sources of several registries share; None: those of `config`.
+            expect: raises AccessDenied for a place at a mirror that is not to be read for who asks here.
+        """
         self._config = config
+        self._expect = expect
         self._on_throttle = on_throttle
         self._allowances = allowances or Allowances(config.rates)
         self._mirrors = Mirrors(config.mirrors)
@@ -58,9 +70,10 @@ class Registry:
         Raises:
             UnknownScheme: nothing here serves the scheme.
             NotFound: the mirror can't have this version, and has no fallback.
+            AccessDenied: the mirror is not to be read for who asks, and has no fallback.
         """
         found = self._mirrors.find(uri)
-        mirrored = [] if found is None else [self._mirror(*found)]
+        mirrored = [] if found is None else self._mirrored(*found)
         if found is not None and not found[0].fallback:
             yield mirrored
         elif secrets:
@@ -72,6 +85,15 @@ class Registry:
         else:
             where = uri.scheme if uri.scheme in ONE_FOR_ALL else f"{uri.scheme}://{uri.authority}"
             yield [*mirrored, self._keep(where, lambda: self._make(self._config, uri, secrets))]
+
+    def _mirrored(self, mirror: Mirror, there: StorageUri) -> Sequence[Source]:
+        try:
+            self._expect(there)
+        except AccessDenied:
+            if not mirror.fallback:
+                raise
+            return []
+        return [self._mirror(mirror, there)]
 
     def _mirror(self, mirror: Mirror, there: StorageUri) -> Source:
         def make() -> Source:
@@ -99,6 +121,29 @@ class Registry:
 
     def _make(self, config: Config, uri: StorageUri, secrets: UriSecrets) -> Source:
         return RetryingSource(self._allowances.bound(_bare(config, uri, secrets)), config.retry, on_throttle=self._on_throttle)
+
+
+def own_refs(refs: Sequence[Ref], config: Config, asked: tuple[StorageUri, UriSecrets]) -> Sequence[Ref]:
+    """Those of a URI's refs whose origin it has by these settings. All of them: where none is, or all have one origin (S3's SDK
+    takes a third of a second to name its endpoint), or the origins can't be told. Nobody is asked."""
+    if len({ref.key.origin for ref in refs}) < 2:
+        return refs
+    own = _origins(config, asked)
+    return [ref for ref in refs if ref.key.origin in own] or refs
+
+
+def _origins(config: Config, asked: tuple[StorageUri, UriSecrets]) -> frozenset[str]:
+    """Empty where they can't be told: a package is missing, or settings can't be used. No credential is looked for: none of them
+    depends on one."""
+    s3 = replace(config.s3, anonymous=True, access_key=None, secret_key=None, session_token=None)
+    registry = Registry(replace(config, s3=s3), on_throttle=lambda origin: None)
+    try:
+        with registry.sources(*asked) as sources:
+            return frozenset(str(source.origin) for source in sources)
+    except ModelCacheError:
+        return frozenset()
+    finally:
+        registry.close()
 
 
 def _bare(config: Config, uri: StorageUri, secrets: UriSecrets) -> Source:

@@ -17,7 +17,7 @@ class Trust:
     Attributes:
         grant_ttl_s: how long a proof counts.
         origins: origins whose stated sha256 may save a fetch once the caller has proved that it can read the object there.
-            Each as `scheme://host:port`; one with a CA of its own is never meant.
+            Each as `scheme://host:port[/path]`; one with a CA of its own is never meant.
         proof_requests: one-byte reads in flight for one proof.
     """
 

@@ -19,7 +19,8 @@ class Origin:
     Two refs with one URI and two origins never share what they resolve to.
 
     Attributes:
-        endpoint: `scheme://host:port` with the port always written, lower case; `file://` for this machine.
+        endpoint: `scheme://host:port` with the port always written, lower case, then the endpoint's own path without a slash at its
+            end: what several tenants share a gateway by; `file://` for this machine.
         ca_sha256: hex sha256 of the custom CA bundle's bytes.
         verified: False: whoever answered there was believed without a certificate.
     """

@@ -7,6 +7,7 @@ import re
 from modelcache.config.kinds import MapOf, Scalar
 from modelcache.config.setting import Environ
 from modelcache.errors import BadConfig, InvalidUri
+from modelcache.sources.http import expect_settable
 from modelcache.transport import Target
 
 KSERVES_SUFFIX = "-headers"
@@ -19,6 +20,7 @@ _VALUE = re.compile(r"[\t\x20-\x7e]*")
 def _header_name(name: str) -> None:
     if not _NAME.fullmatch(name):
         raise BadConfig(f"not a header name: {name[:80]!a}")
+    expect_settable(name)
 
 
 def _header_value(text: str) -> str:

@@ -87,7 +87,7 @@ def _positive(text: str) -> int:
 def _origins(text: str) -> tuple[str, ...]:
     """Endpoints as `Origin` writes them, each once."""
     try:
-        return tuple(dict.fromkeys(Target.parse(one.strip()).endpoint for one in text.split(",") if one.strip()))
+        return tuple(dict.fromkeys(Target.parse(one.strip()).base for one in text.split(",") if one.strip()))
     except InvalidUri as error:
         raise BadConfig(f"an origin in it is none: {error.message}") from None
 

@@ -165,7 +165,8 @@ SETTINGS: tuple[Setting, ...] = (
     setting("http.ca_file", "http.ca_file", PATH, "MODELCACHE_HTTP_CA_FILE", "CA bundle for `https://`", absent="the system's"),
     setting(
         "http.headers", "http.headers", HEADERS, ("MODELCACHE_HTTP_HEADERS", Variable("HOST-headers", kserves_headers)),
-        "sent to a host (or `host:port`) and to no other; KServe's variable is named after the host",
+        "sent to a host (or `host:port`) and to no other, and none that a request has of its own (`Host`, `Range`); KServe's variable is "
+        "named after the host",
         example='[http.headers."models.example.org"]\nAuthorization = "Bearer TOKEN"',
     ),
     setting(

@@ -10,7 +10,7 @@ from pathlib import Path
 from urllib.parse import unquote
 
 from modelcache.abc.source import Body, Listing, Origin, RemoteFile, fingerprint
-from modelcache.errors import InvalidUri, NotFound, ProtocolViolation, UnsafePath
+from modelcache.errors import BadConfig, InvalidUri, NotFound, ProtocolViolation, UnsafePath
 from modelcache.paths import checked_path
 from modelcache.patience import Cancellation
 from modelcache.ranges import ByteRange
@@ -24,6 +24,10 @@ SETTLED_S = 60.0
 written twice within the second that it names. Source: RFC 7232 §2.2.2 (RFC 9110 §8.8.2.2 asks for one second)."""
 
 
+REQUESTS_OWN = frozenset({"host", "content-length", "transfer-encoding", "connection", "range", "if-match"})
+"""Headers, in lower case, that say what a request is about, how it is framed, and which bytes of which version it asks for."""
+
+
 @dataclass(frozen=True, slots=True)
 class HttpOptions:
     """Settings of `http(s)` origins.
@@ -35,6 +39,17 @@ class HttpOptions:
 
     ca_file: Path | None = None
     headers: Mapping[str, Mapping[str, str]] = field(default_factory=dict, repr=False)
+
+    def __post_init__(self) -> None:
+        """Raises BadConfig: a header that is not for settings to set."""
+        for name in (name for headers in self.headers.values() for name in headers):
+            expect_settable(name)
+
+
+def expect_settable(name: str) -> None:
+    """Raises BadConfig: each request has a header of this name of its own."""
+    if name.lower() in REQUESTS_OWN:
+        raise BadConfig(f"the header `{name}` is set for each request by modelcache itself, and can't be named in settings", got=name)
 
 
 class HttpSource:

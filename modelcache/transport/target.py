@@ -70,6 +70,11 @@ class Target:
         return f"{self._bracketed}:{self.port}"
 
     @property
+    def base(self) -> str:
+        """`endpoint` and the path, if there is one, without a slash at its end: what an API's own paths are put behind."""
+        return f"{self.endpoint}{self.resource.partition('?')[0].removesuffix('/')}"
+
+    @property
     def url(self) -> str:
         """The whole URL without userinfo; its query may hold secrets."""
         return f"{self.scheme}://{self.host_header}{self.resource}"

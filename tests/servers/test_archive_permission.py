@@ -63,5 +63,6 @@ def test_a_mirror_gives_a_caller_no_identity_of_the_node(
     with pytest.raises(AccessDenied):
         cache.ensure("hf://o/m", caller=stranger)
     assert contents(cache.ensure("hf://o/m", caller=allowed).path) == {"config.json": b"{}"}
-    assert [mirror.prefix for mirror in allowed.own_config.mirrors] == ["hf://"]
-    assert allowed.own_config.mirrors[0].profile is None
+    with pytest.raises(AccessDenied, match="file://"):
+        cache.ensure("hf://local/m", caller=allowed)
+    assert [mirror.profile for mirror in allowed.own_config.mirrors] == [None, None]

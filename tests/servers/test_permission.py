@@ -15,7 +15,7 @@ import pytest
 
 from modelcache import Config, ModelCache, Progress, Refresh
 from modelcache.abc.store import Snapshot
-from modelcache.errors import AccessDenied, AccessUnproved, DigestMismatch, OriginUnreachable
+from modelcache.errors import AccessDenied, AccessUnproved, AmbiguousName, DigestMismatch, OriginUnreachable
 from modelcache.permission import Caller
 from modelcache.sources.huggingface import HubOptions
 from modelcache.sources.retrying import RetryLimits
@@ -34,9 +34,10 @@ QUICK = RetryLimits(base_s=0.001, attempts=3)
 class Node:
     """A store that several callers share."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, **sources: object) -> None:
+        """`sources`: settings of the owner's own."""
         self.root = root
-        self.config = Config.load(environ={}, root=root, retry=QUICK)
+        self.config = replace(Config.load(environ={}, root=root, retry=QUICK), **sources)  # type: ignore[arg-type]
         self._stack = ExitStack()
         self.cache = self._stack.enter_context(ModelCache(config=self.config))
 
@@ -192,12 +193,12 @@ def test_secrets_in_the_uri_are_a_credential_of_their_own(node: Node, seaweedfs:
 # -- impostors ----------------------------------------------------------------------------------------------------------
 
 
-def bucket_of(server: FaultServer, data: bytes) -> None:
+def bucket_of(server: FaultServer, data: bytes, gateway: str = "") -> None:
     """One object, `m/weights`, in the bucket `bucket`; the ETag is said to be the same whatever the bytes."""
     row = f"<Contents><Key>m%2Fweights</Key><Size>{len(data)}</Size></Contents>"
     listed = f"<ListBucketResult><EncodingType>url</EncodingType><IsTruncated>false</IsTruncated>{row}</ListBucketResult>"
-    server.put("/bucket", listed.encode())
-    server.put("/bucket/m/weights", data, etag='"0123456789abcdef0123456789abcdef"')
+    server.put(f"{gateway}/bucket", listed.encode())
+    server.put(f"{gateway}/bucket/m/weights", data, etag='"0123456789abcdef0123456789abcdef"')
 
 
 @pytest.mark.parametrize("first", ["team-a", "team-b"])
@@ -214,6 +215,52 @@ def test_another_endpoint_with_the_same_names_sizes_and_etags_is_another_origin(
             for refresh in (Refresh.AUTO, Refresh.ALWAYS, Refresh.NEVER):
                 caller = node.on_s3(f"{name}/default", servers[name].endpoint, key)
                 assert content(node.cache.ensure("s3://bucket/m", refresh=refresh, caller=caller)) == {"weights": data[name]}
+
+
+@pytest.mark.parametrize("first", ["team-a", "team-b"])
+def test_endpoints_of_one_host_that_differ_by_their_path_are_other_origins(node: Node, first: str) -> None:
+    key = Identity("any", "AKANY", "secret")
+    data = {"team-a": os.urandom(3_000_000), "team-b": os.urandom(3_000_000)}
+    second = "team-b" if first == "team-a" else "team-a"
+    with FaultServer() as server:
+        callers = {name: node.on_s3(f"{name}/default", f"{server.endpoint}/{name}", key) for name in data}
+        for name in data:
+            bucket_of(server, data[name], f"/{name}")
+        for name in (first, second, first, second):
+            for refresh in (Refresh.AUTO, Refresh.ALWAYS, Refresh.NEVER):
+                snapshot = node.cache.ensure("s3://bucket/m", refresh=refresh, caller=callers[name])
+                assert content(snapshot) == {"weights": data[name]}
+            node.cache.check("s3://bucket/m", snapshot.digest, callers[name])
+            elsewhere = replace(callers[name], config=callers["team-b" if name == "team-a" else "team-a"].config)
+            with pytest.raises(AccessUnproved):  # the same holder, whose URI now is of another place
+                node.cache.check("s3://bucket/m", snapshot.digest, elsewhere)
+
+
+def test_a_uri_is_to_the_owner_what_the_owner_s_own_place_has(tmp_path: Path) -> None:
+    """What callers brought under it from elsewhere is in nobody's way, and counts only where the owner has nothing."""
+    uri, key = "s3://bucket/m", {"region": "us-east-1", "access_key": "AK", "secret_key": "secret"}
+    with FaultServer() as server:
+        node = Node(tmp_path / "root", s3=S3Options(endpoint=f"{server.endpoint}/owner", **key))  # type: ignore[arg-type]
+        found = {}
+        for name in ("team-a", "team-b", "owner"):
+            bucket_of(server, name.encode(), f"/{name}")
+            s3 = S3Options(endpoint=f"{server.endpoint}/{name}", **key)  # type: ignore[arg-type]
+            found[name] = node.cache.ensure(uri, caller=None if name == "owner" else node.caller(f"{name}/x", name, s3=s3))
+            if name == "team-a":
+                assert node.cache.find(uri).digest == found[name].digest
+            if name == "team-b":
+                with pytest.raises(AmbiguousName):
+                    node.cache.find(uri)
+        server.received.clear()
+        assert node.cache.find(uri).digest == found["owner"].digest
+        node.cache.pin(uri)
+        node.cache.unpin(uri)
+        node.cache.evict(uri)
+        assert {info.digest for info in node.cache.list()} == {found["team-a"].digest, found["team-b"].digest}
+        assert server.received == []
+        with ModelCache(config=replace(node.config, s3=S3Options(profile="nobody"))) as cache, pytest.raises(AmbiguousName):
+            cache.find(uri)  # settings that can't be used: it is looked at what is here
+        node.close()
 
 
 def test_a_proxy_of_a_caller_s_changes_nothing_for_others(node: Node) -> None:

@@ -133,6 +133,8 @@ def test_kserves_headers_go_to_their_host_alone() -> None:
         ("no/host-headers", '{"X-Key": "hunter2"}'),
         ("MODELCACHE_HTTP_HEADERS", '{"https://host": {"X-Key": "hunter2"}}'),
         ("MODELCACHE_HTTP_HEADERS", '{"host": "hunter2"}'),
+        *(("MODELCACHE_HTTP_HEADERS", f'{{"host": {{"{header}": "hunter2"}}}}') for header in ("Host", "range", "If-Match", "Connection")),
+        *(("host-headers", f'{{"{header}": "hunter2"}}') for header in ("Content-Length", "Transfer-Encoding")),
     ],
 )
 def test_headers_that_cannot_be_sent_are_told_without_their_values(name: str, text: str) -> None:

@@ -32,8 +32,8 @@ class GcsSource:
 
     @property
     def origin(self) -> Origin:
-        """The endpoint. Raises BadConfig: a CA file that can't be read."""
-        return Origin(Target.parse(self._options.base_url).endpoint, ca_sha256(self._options.ca_file))
+        """The endpoint with its path. Raises BadConfig: a CA file that can't be read."""
+        return Origin(Target.parse(self._options.base_url).base, ca_sha256(self._options.ca_file))
 
     def list(self, uri: StorageUri, cancel: Cancellation) -> Listing:
         """As `Source.list`."""

@@ -37,15 +37,15 @@ class S3Source:
 
     @cached_property
     def origin(self) -> Origin:
-        """The endpoint before a bucket is put into it; where none is set, the SDK is asked for the region's.
+        """The endpoint with its path, before a bucket is put into it; where none is set, the SDK is asked for the region's.
 
         Raises: BadConfig: settings that can't be used, or a CA file that can't be read.
         """
         endpoint = self._options.endpoint or self._sdk.endpoint
         target = Target.parse(endpoint)
         if not self._options.verify_tls and target.scheme == "https":
-            return Origin(target.endpoint, verified=False)
-        return Origin(target.endpoint, ca_sha256(self._options.ca_file))
+            return Origin(target.base, verified=False)
+        return Origin(target.base, ca_sha256(self._options.ca_file))
 
     def list(self, uri: StorageUri, cancel: Cancellation) -> Listing:
         if uri.authority.endswith(DIRECTORY_BUCKET_SUFFIX):
