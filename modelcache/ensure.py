@@ -15,7 +15,6 @@ from modelcache.errors import (
     AccessUnproved,
     DamagedBlob,
     DigestMismatch,
-    InvalidUri,
     NotCached,
     OriginUntrusted,
     SourceChanged,
@@ -31,6 +30,7 @@ from modelcache.fetch.turns import Awaited
 from modelcache.manifest import Manifest, ManifestFile
 from modelcache.patience import Cancellation
 from modelcache.permission import Admission, OwnersAdmission
+from modelcache.stated import expect_stated, pinned
 from modelcache.uri import StorageUri
 
 CHANGE_TRIES = 3
@@ -241,6 +241,7 @@ class Ensure:
                 planning.close()
                 fetch.wait(cancel)
                 self._admission.prove(listing.files, cancel)  # what others brought, or an earlier try
+                expect_stated(listing, ingest.files)
             except DigestMismatch as error:
                 ingest.discard()
                 if error.expected not in {str(digest) for item in listing.files for digest in item.digests}:
@@ -314,33 +315,6 @@ class Ensure:
             files.append(RefFile(item.path, item.size_bytes, item.validator, sha256_of[item.path], stated, claimed))
         created_at_s = before.created_at_s if before is not None and before.manifest == manifest.digest else now_s
         return Ref(self._key, listing.revision, listing.immutable, manifest.digest, tuple(files), created_at_s, now_s)
-
-
-def pinned(listing: Listing, digest: Digest) -> Listing:
-    """The listing of a single file, with this sha256 among what is stated of it.
-
-    Raises:
-        InvalidUri: it is of several files.
-        DigestMismatch: the origin states another one.
-    """
-    uri = listing.uri
-    if len(listing.files) != 1:
-        raise InvalidUri(
-            f"`{uri}` names a digest, which fits a single file, but {len(listing.files)} files are there",
-            got=str(digest),
-        )
-    only = listing.files[0]
-    stated = next((item for item in only.digests if item.algorithm is Algorithm.SHA256), None)
-    if stated is not None and stated != digest:
-        raise DigestMismatch(
-            f"the origin states another digest of `{uri}` than was asked for: expected {digest}, got {stated}",
-            address=str(uri),
-            expected=str(digest),
-            got=str(stated),
-            hint="the object was replaced, or the expected digest is wrong",
-        )
-    digests = tuple(item for item in only.digests if item.algorithm is not Algorithm.SHA256)
-    return replace(listing, files=(replace(only, digests=(*digests, digest)),))
 
 
 def hit(store: Store, ref: RefHead, started_s: float) -> Ensured | None:

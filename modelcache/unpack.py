@@ -9,7 +9,7 @@ from dataclasses import replace
 from modelcache.abc.source import Listing, RemoteFile, Source
 from modelcache.abc.store import IncomingFile, Ingest, Ref, RefKey, Route, Store
 from modelcache.digest import Digest
-from modelcache.ensure import Ensure, Ensured, pinned
+from modelcache.ensure import Ensure, Ensured
 from modelcache.errors import BadArchive, IntegrityError, NoSpace
 from modelcache.fetch.engine import FetchEngine
 from modelcache.fetch.plan import Priority
@@ -18,6 +18,7 @@ from modelcache.manifest import Manifest
 from modelcache.patience import Cancellation
 from modelcache.permission import Admission
 from modelcache.sources.archive import MEMBER, ArchiveLimits, ArchiveSource
+from modelcache.stated import pinned
 from modelcache.uri import StorageUri
 
 KEPT_AS_FILES = ("hf", "modelscope")
