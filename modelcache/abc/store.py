@@ -251,7 +251,8 @@ class Ingest(Protocol):
         """Try to get the claims on these files; those of which this ingest has them now. Of these, some may turn out to be here
         (`sha256` is set); the others are to be booked before anything is written.
 
-        `anyway`: take the others too, for they don't get on. What they have written stays with them.
+        `anyway`: take the others too, for they don't get on, or what they brought is not what is wanted. What they have written
+        stays with them; what they say that the file became is not believed.
         """
         ...
 

@@ -140,7 +140,7 @@ class LocalIngest:
             if free or anyway:
                 file.claim(alone=not free)
                 got.append(file)
-        self._look_again([file for file in got if not file.alone])
+        self._look_again([file for file in got if not file.alone], believe=not anyway)
         return list(got)
 
     def _is_free(self, file: LocalIncoming) -> bool:
@@ -148,11 +148,12 @@ class LocalIngest:
         alone = file.size_bytes == 0 or not file.wanted.identity
         return alone or self._claims.take(file.wanted.identity, self.id)
 
-    def _look_again(self, files: Sequence[LocalIncoming]) -> None:
-        """Who had the claim before may have published: then the file is here."""
+    def _look_again(self, files: Sequence[LocalIncoming], *, believe: bool) -> None:
+        """Who had the claim before may have published: then the file is here. `believe`: also where its digest is only their word."""
         if files:
             self._neighbours.look({file.wanted.identity for file in files})
-        known = {file: file.wanted.sha256 or next(self._neighbours.published(file.wanted), None) for file in files}
+        said = {file: next(self._neighbours.published(file.wanted), None) if believe else None for file in files}
+        known = {file: file.wanted.sha256 or said[file] for file in files}
         hopeful = [(file, digest) for file, digest in known.items() if digest is not None]
         for first in range(0, len(hopeful), HOLD_BATCH):
             with self._root.lock.shared():

@@ -243,7 +243,7 @@ class MemoryIngest:
                 if free or anyway:
                     file.claim()
                     known = self._sight(file.wanted).sha256 if file.size_bytes and free else None
-                    if known is not None:
+                    if known is not None and (not anyway or known == file.wanted.sha256):
                         file.link(known)
                     got.append(file)
         return got

@@ -134,6 +134,20 @@ class ClaimContract:
         for ingest in (fourth, late, other):
             ingest.discard()
 
+    def test_what_another_brought_is_taken_unless_one_insists(self, store: Store) -> None:
+        first, second, third = begin(store, "one"), begin(store, "two"), begin(store, "three")
+        complete_all(first, {f"one/{path}": data for path, data in FILES.items()})
+        first.keep()
+        assert second.claim([second.files[0]]) == [second.files[0]]
+        assert second.files[0].sha256 == digest_of(DATA)
+        second.discard()
+        weights = third.files[0]
+        assert third.claim([weights], anyway=True) == [weights]
+        assert weights.sha256 is None
+        third.book([weights])
+        write_chunks(weights, DATA, [0])
+        third.discard()
+
     def test_without_waiting_any_longer(self, store: Store, read: Read, leftovers: Leftovers) -> None:
         first, second = begin(store, "one"), begin(store, "two")
         write_chunks(first.files[0], DATA, [0])
