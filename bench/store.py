@@ -20,7 +20,8 @@ from typing import Any
 
 from bench import machine
 from bench.measure import clocked
-from modelcache.abc.store import Limits, Route
+from modelcache.abc.ingest import Route
+from modelcache.abc.store import Limits
 from modelcache.store.store import LocalStore
 from modelcache.testing.servers.process import program
 from modelcache.testing.store_filling import digest_of, manifest_of, ref_of, table_of, wanted, write_chunks

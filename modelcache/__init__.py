@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from modelcache.abc.store import Snapshot as Snapshot
+    from modelcache.abc.snapshot import Snapshot as Snapshot
     from modelcache.cache import ModelCache as ModelCache
     from modelcache.cache import Refresh as Refresh
     from modelcache.config import Config as Config
@@ -35,7 +35,7 @@ _HOMES = {
     "Priority": "modelcache.fetch.plan",
     "Progress": "modelcache.fetch.progress",
     "Refresh": "modelcache.cache",
-    "Snapshot": "modelcache.abc.store",
+    "Snapshot": "modelcache.abc.snapshot",
     "load": "modelcache.loading",
     "load_into": "modelcache.loading",
     "open_checkpoint": "modelcache.loading",

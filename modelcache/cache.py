@@ -12,19 +12,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import TypeVar
 
+from modelcache.abc.ingest import Route
+from modelcache.abc.snapshot import Ref, RefHead, RefKey, Snapshot
 from modelcache.abc.source import Listing, Source
-from modelcache.abc.store import (
-    CollectReport,
-    Evicted,
-    Lease,
-    Ref,
-    RefHead,
-    RefKey,
-    Route,
-    Snapshot,
-    SnapshotInfo,
-    Usage,
-)
+from modelcache.abc.store import CollectReport, Evicted, Lease, SnapshotInfo, Usage
 from modelcache.abc.upkeep import Upkeep
 from modelcache.carry.carrying import Carrying
 from modelcache.config import Config

@@ -7,8 +7,10 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 
+from modelcache.abc.ingest import Ingest, IngestFile, Route
+from modelcache.abc.snapshot import Ref, RefFile, RefHead, RefKey, Snapshot
 from modelcache.abc.source import Listing, RemoteFile, Source
-from modelcache.abc.store import Ingest, IngestFile, Ref, RefFile, RefHead, RefKey, Route, Snapshot, Store
+from modelcache.abc.store import Store
 from modelcache.digest import Algorithm, Digest
 from modelcache.errors import (
     AccessDenied,

@@ -11,8 +11,9 @@ from dataclasses import astuple, dataclass, field, replace
 from typing import Protocol
 
 from modelcache.abc.grants import Grant, Grants, Holder, Trust
+from modelcache.abc.snapshot import Ref, RefKey
 from modelcache.abc.source import Listing, Origin, RemoteFile, Source
-from modelcache.abc.store import Ref, RefKey, Store
+from modelcache.abc.store import Store
 from modelcache.config import Config
 from modelcache.digest import Algorithm, Digest
 from modelcache.errors import AccessDenied, AccessUnproved, Cancelled

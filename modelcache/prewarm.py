@@ -8,8 +8,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
+from modelcache.abc.snapshot import Ref, Snapshot
 from modelcache.abc.source import Listing
-from modelcache.abc.store import Ref, Snapshot, Store
+from modelcache.abc.store import Store
 from modelcache.digest import Algorithm, Digest
 from modelcache.errors import BadConfig, Cancelled, ModelCacheError, NoSpace, NotCached, Unavailable
 from modelcache.fetch.progress import Progress

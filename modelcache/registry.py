@@ -8,8 +8,8 @@ from contextlib import contextmanager
 from dataclasses import replace
 from urllib.parse import unquote
 
+from modelcache.abc.snapshot import Ref
 from modelcache.abc.source import Origin, Source
-from modelcache.abc.store import Ref
 from modelcache.config import Config
 from modelcache.errors import AccessDenied, BadConfig, InvalidUri, ModelCacheError, UnknownScheme
 from modelcache.mirrors import Mirror, Mirrors

@@ -8,8 +8,9 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from modelcache.abc.snapshot import Ref, RefHead, RefKey
 from modelcache.abc.source import Source
-from modelcache.abc.store import Ref, RefHead, RefKey, Store
+from modelcache.abc.store import Store
 from modelcache.errors import NotCached
 from modelcache.patience import Cancellation
 from modelcache.uri import StorageUri, UriSecrets, parse_uri

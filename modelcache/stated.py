@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
+from modelcache.abc.ingest import IncomingFile
 from modelcache.abc.source import Listing
-from modelcache.abc.store import IncomingFile
 from modelcache.digest import Algorithm, Digest
 from modelcache.errors import DigestMismatch, InvalidUri
 

@@ -6,8 +6,10 @@ import time
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
+from modelcache.abc.ingest import IncomingFile, Ingest, Route
+from modelcache.abc.snapshot import Ref, RefKey
 from modelcache.abc.source import Listing, RemoteFile, Source
-from modelcache.abc.store import IncomingFile, Ingest, Ref, RefKey, Route, Store
+from modelcache.abc.store import Store
 from modelcache.digest import Digest
 from modelcache.ensure import Ensure, Ensured
 from modelcache.errors import BadArchive, IntegrityError, NoSpace

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from modelcache.abc.store import RefKey
+from modelcache.abc.snapshot import RefKey
 from modelcache.digest import Digest
 
 

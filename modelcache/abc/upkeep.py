@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
-from modelcache.abc.store import RefHead, Store, VerifyReport
+from modelcache.abc.snapshot import RefHead
+from modelcache.abc.store import Store, VerifyReport
 from modelcache.digest import Digest
 from modelcache.patience import Cancellation
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from modelcache.abc.store import Ref
+from modelcache.abc.snapshot import Ref
 from modelcache.carry.tar import END, header, member_bytes
 from modelcache.chunks import MARK_BYTES, ChunkTable, chunk_count
 from modelcache.digest import Digest

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import xxhash
 
-from modelcache.abc.store import Ref, Snapshot, Store
+from modelcache.abc.snapshot import Ref, Snapshot
+from modelcache.abc.store import Store
 from modelcache.carry.contents import MAX_RECORD_BYTES, MAX_RECORDS_BYTES, Blob, Contents
 from modelcache.carry.file import Place, Write, written
 from modelcache.carry.holding import held_all

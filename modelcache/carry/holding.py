@@ -6,7 +6,8 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 
-from modelcache.abc.store import Snapshot, Store
+from modelcache.abc.snapshot import Snapshot
+from modelcache.abc.store import Store
 from modelcache.digest import Digest
 from modelcache.errors import NotCached
 

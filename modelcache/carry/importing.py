@@ -9,7 +9,9 @@ from dataclasses import dataclass, replace
 
 import xxhash
 
-from modelcache.abc.store import IncomingFile, Ingest, IngestFile, Ref, RefKey, Route, Snapshot, Store
+from modelcache.abc.ingest import IncomingFile, Ingest, IngestFile, Route
+from modelcache.abc.snapshot import Ref, RefKey, Snapshot
+from modelcache.abc.store import Store
 from modelcache.carry.contents import Blob, Contents
 from modelcache.carry.exporting import BytesProgress
 from modelcache.carry.file import Place, address_of, opened

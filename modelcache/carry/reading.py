@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from modelcache.abc.store import Ref
+from modelcache.abc.snapshot import Ref
 from modelcache.carry.contents import (
     FORMAT,
     MARKER_NAME,

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from modelcache.abc.store import CollectReport, Damage, Evicted, Lease, Ref, RefHead, Snapshot, SnapshotInfo, Usage, VerifyReport
+    from modelcache.abc.snapshot import Ref, RefHead, Snapshot
+    from modelcache.abc.store import CollectReport, Damage, Evicted, Lease, SnapshotInfo, Usage, VerifyReport
     from modelcache.carry.exporting import ExportReport
     from modelcache.carry.importing import ImportReport
     from modelcache.fetch.progress import Progress

@@ -23,7 +23,7 @@ from modelcache.patience import Cancellation
 from modelcache.units import format_bytes, format_duration, format_rate
 
 if TYPE_CHECKING:
-    from modelcache.abc.store import Snapshot
+    from modelcache.abc.snapshot import Snapshot
     from modelcache.cache import ModelCache, Refresh
     from modelcache.fetch.progress import Progress
 

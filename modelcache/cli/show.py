@@ -13,7 +13,8 @@ from modelcache.cli.tables import Column, Table, counted, format_age, format_tim
 from modelcache.units import format_bytes
 
 if TYPE_CHECKING:
-    from modelcache.abc.store import Lease, Ref, RefHead, SnapshotInfo
+    from modelcache.abc.snapshot import Ref, RefHead
+    from modelcache.abc.store import Lease, SnapshotInfo
     from modelcache.manifest import Manifest
 
 FILE_COLUMNS = (Column("size", right=True), Column("sha256"), Column("digest"), Column("file"))

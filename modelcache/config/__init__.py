@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from modelcache.abc.grants import Trust
-from modelcache.abc.store import Limits, Route
+from modelcache.abc.ingest import Route
+from modelcache.abc.store import Limits
 from modelcache.config.file import ConfigFile, find_file
 from modelcache.config.resolving import Flag, Resolved, expect_private, resolve
 from modelcache.config.setting import Environ

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from modelcache.abc.store import Route
+from modelcache.abc.ingest import Route
 from modelcache.config.fsspec_arguments import STORAGE, storage_of_variables
 from modelcache.config.headers import HEADERS, expect_host, kserves_headers
 from modelcache.config.kinds import MapOf

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import xxhash
 
-from modelcache.abc.store import IncomingFile
+from modelcache.abc.ingest import IncomingFile
 from modelcache.chunks import ChunkTable, chunk_count, chunk_range
 from modelcache.digest import Digest
 from modelcache.errors import StoreFault

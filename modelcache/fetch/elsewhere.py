@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from modelcache.abc.store import IncomingFile, Ingest
+from modelcache.abc.ingest import IncomingFile, Ingest
 from modelcache.digest import Digest
 
 STALL_S = 120.0

@@ -8,8 +8,8 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
+from modelcache.abc.ingest import IncomingFile
 from modelcache.abc.source import Body
-from modelcache.abc.store import IncomingFile
 from modelcache.chunks import CHUNK_BYTES, ChunkTable
 from modelcache.digest import Algorithm, Digest
 from modelcache.errors import Cancelled, DigestMismatch, Unavailable

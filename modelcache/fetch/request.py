@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from modelcache.abc.ingest import Ingest, Route
 from modelcache.abc.source import RemoteFile, Source
-from modelcache.abc.store import Ingest, Route
 from modelcache.digest import Digest
 from modelcache.fetch.plan import Priority
 

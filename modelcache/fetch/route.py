@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from modelcache.abc.store import Route
+from modelcache.abc.ingest import Route
 from modelcache.units import KIB
 
 MEMORY_SHARE = 0.5

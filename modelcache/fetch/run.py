@@ -6,8 +6,8 @@ from typing import Protocol
 
 import xxhash
 
+from modelcache.abc.ingest import IncomingFile
 from modelcache.abc.source import Body
-from modelcache.abc.store import IncomingFile
 from modelcache.chunks import chunk_range
 from modelcache.errors import StoreFault
 from modelcache.fetch.buffers import Buffer

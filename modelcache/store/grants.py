@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from modelcache.abc.grants import Grant, Holder
-from modelcache.abc.store import RefKey
+from modelcache.abc.snapshot import RefKey
 from modelcache.digest import sha256
 from modelcache.errors import DamagedRecord, ModelCacheError
 from modelcache.store import durable, records

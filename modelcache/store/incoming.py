@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from modelcache.abc.store import IngestFile, Route
+from modelcache.abc.ingest import IngestFile, Route
 from modelcache.chunks import ChunkTable, chunk_count, chunk_range
 from modelcache.digest import Digest
 from modelcache.errors import Cancelled, StoreFault

@@ -7,7 +7,8 @@ import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from modelcache.abc.store import Elsewhere, IncomingFile, IngestFile, Ref, Snapshot
+from modelcache.abc.ingest import Elsewhere, IncomingFile, IngestFile
+from modelcache.abc.snapshot import Ref, Snapshot
 from modelcache.digest import Digest
 from modelcache.errors import Cancelled, DamagedBlob
 from modelcache.manifest import Manifest

@@ -6,7 +6,8 @@ import errno
 import os
 from collections.abc import Sequence
 
-from modelcache.abc.store import IngestFile, RefKey
+from modelcache.abc.ingest import IngestFile
+from modelcache.abc.snapshot import RefKey
 from modelcache.chunks import chunk_count
 from modelcache.paths import check_tree
 from modelcache.store.budget import BLOCK_BYTES, Budget

@@ -6,7 +6,8 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from modelcache.abc.store import Lease, LeaseKind, RefHead, SnapshotInfo
+from modelcache.abc.snapshot import RefHead
+from modelcache.abc.store import Lease, LeaseKind, SnapshotInfo
 from modelcache.digest import Digest, sha256
 from modelcache.store.blobs import BlobFact
 from modelcache.store.evict import Candidate, freed_bytes, own, own_bytes

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import xxhash
 
-from modelcache.abc.store import IngestFile
+from modelcache.abc.ingest import IngestFile
 from modelcache.chunks import MARK_BYTES
 from modelcache.digest import Digest, sha256
 from modelcache.errors import Cancelled

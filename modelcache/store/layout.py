@@ -6,7 +6,7 @@ import hashlib
 import secrets
 from pathlib import Path
 
-from modelcache.abc.store import RefKey
+from modelcache.abc.snapshot import RefKey
 from modelcache.digest import Digest
 
 FORMAT_VERSION = 1

@@ -13,7 +13,7 @@ from typing import Any
 
 import xxhash
 
-from modelcache.abc.store import Ref, RefFile, RefKey
+from modelcache.abc.snapshot import Ref, RefFile, RefKey
 from modelcache.chunks import CHUNK_BYTES, chunk_count, chunk_range
 from modelcache.digest import Digest
 from modelcache.errors import DamagedRecord, ModelCacheError, NotCached

@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from modelcache.abc.store import Elsewhere, IngestFile
+from modelcache.abc.ingest import Elsewhere, IngestFile
 from modelcache.chunks import chunk_range
 from modelcache.digest import Digest
 from modelcache.store.blobs import Blobs

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 import xxhash
 
-from modelcache.abc.store import Ref, RefFile, RefHead, RefKey
+from modelcache.abc.snapshot import Ref, RefFile, RefHead, RefKey
 from modelcache.digest import Digest, sha256
 from modelcache.errors import DamagedRecord, ModelCacheError
 from modelcache.store import durable, records

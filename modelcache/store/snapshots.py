@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from modelcache.abc.store import Snapshot
+from modelcache.abc.snapshot import Snapshot
 from modelcache.digest import Digest, sha256
 from modelcache.errors import DamagedRecord, NotCached
 from modelcache.manifest import Manifest

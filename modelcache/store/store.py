@@ -9,21 +9,9 @@ from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 
-from modelcache.abc.store import (
-    CollectReport,
-    Evicted,
-    IngestFile,
-    Lease,
-    LeaseKind,
-    Limits,
-    Ref,
-    RefHead,
-    RefKey,
-    Snapshot,
-    SnapshotInfo,
-    Usage,
-    VerifyReport,
-)
+from modelcache.abc.ingest import IngestFile
+from modelcache.abc.snapshot import Ref, RefHead, RefKey, Snapshot
+from modelcache.abc.store import CollectReport, Evicted, Lease, LeaseKind, Limits, SnapshotInfo, Usage, VerifyReport
 from modelcache.abc.upkeep import DedupeReport, ScrubLimits
 from modelcache.digest import Digest
 from modelcache.errors import NotCached

@@ -9,7 +9,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from modelcache.abc.store import IngestFile, RefKey
+from modelcache.abc.ingest import IngestFile
+from modelcache.abc.snapshot import RefKey
 from modelcache.digest import sha256
 from modelcache.errors import DamagedRecord, ModelCacheError, UnsafePath
 from modelcache.store import durable, records

@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 
 import modelcache.store.reading
+from modelcache.abc.snapshot import RefKey, Snapshot
 from modelcache.abc.source import Body, Listing, Origin, RemoteFile, Source
-from modelcache.abc.store import Limits, RefKey, Snapshot
+from modelcache.abc.store import Limits
 from modelcache.chunks import chunk_range
 from modelcache.digest import Digest
 from modelcache.errors import BodyCut, NotCached

@@ -7,7 +7,8 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 
 from modelcache.abc.grants import Grant, Holder
-from modelcache.abc.store import Limits, RefKey
+from modelcache.abc.snapshot import RefKey
+from modelcache.abc.store import Limits
 from modelcache.errors import BodyCut, DigestMismatch, InUse, NotCached
 from modelcache.patience import Cancellation
 from modelcache.testing.crash import flip_bit

@@ -14,8 +14,10 @@ import modelcache.chunks
 import modelcache.fetch.buffers
 import modelcache.fetch.fetch
 import modelcache.fetch.run
+from modelcache.abc.ingest import IngestFile, Route
+from modelcache.abc.snapshot import RefKey
 from modelcache.abc.source import Listing, RemoteFile, Source
-from modelcache.abc.store import IngestFile, RefKey, Route, Store
+from modelcache.abc.store import Store
 from modelcache.digest import Algorithm, Digest
 from modelcache.fetch.buffers import Buffer
 from modelcache.fetch.concurrency import ConcurrencyBounds

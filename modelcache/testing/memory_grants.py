@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable
 
 from modelcache.abc.grants import Grant, Holder
-from modelcache.abc.store import RefKey
+from modelcache.abc.snapshot import RefKey
 
 
 class MemoryGrants:

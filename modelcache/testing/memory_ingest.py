@@ -8,7 +8,8 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from modelcache.abc.store import Elsewhere, IncomingFile, IngestFile, Ref, RefKey, Route, Snapshot
+from modelcache.abc.ingest import Elsewhere, IncomingFile, IngestFile, Route
+from modelcache.abc.snapshot import Ref, RefKey, Snapshot
 from modelcache.chunks import ChunkTable, chunk_count, chunk_range
 from modelcache.digest import Digest, sha256
 from modelcache.errors import Cancelled, DamagedBlob, StoreFault

@@ -13,22 +13,9 @@ from pathlib import Path
 
 import xxhash
 
-from modelcache.abc.store import (
-    CollectReport,
-    Damage,
-    Evicted,
-    IngestFile,
-    Lease,
-    LeaseKind,
-    Limits,
-    Ref,
-    RefHead,
-    RefKey,
-    Snapshot,
-    SnapshotInfo,
-    Usage,
-    VerifyReport,
-)
+from modelcache.abc.ingest import IngestFile
+from modelcache.abc.snapshot import Ref, RefHead, RefKey, Snapshot
+from modelcache.abc.store import CollectReport, Damage, Evicted, Lease, LeaseKind, Limits, SnapshotInfo, Usage, VerifyReport
 from modelcache.chunks import ChunkTable, chunk_range
 from modelcache.digest import Digest
 from modelcache.errors import InUse, NoSpace, NotCached

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-from modelcache.abc.store import Snapshot
+from modelcache.abc.snapshot import Snapshot
 from modelcache.cache import ModelCache
 from modelcache.config import Config
 from modelcache.errors import InUse, NotCached

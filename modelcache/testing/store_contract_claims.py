@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from modelcache.abc.store import Ingest, IngestFile, Limits, Store
+from modelcache.abc.ingest import Ingest, IngestFile
+from modelcache.abc.store import Limits, Store
 from modelcache.chunks import CHUNK_BYTES
 from modelcache.errors import NoSpace
 from modelcache.testing.store_filling import (

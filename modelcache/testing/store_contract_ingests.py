@@ -7,7 +7,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from modelcache.abc.store import IncomingFile, Route, Store
+from modelcache.abc.ingest import IncomingFile, Route
+from modelcache.abc.store import Store
 from modelcache.chunks import CHUNK_BYTES, ChunkTable, chunk_count, chunk_range
 from modelcache.errors import Cancelled, UnsafePath
 from modelcache.patience import Cancellation

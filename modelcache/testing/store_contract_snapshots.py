@@ -7,7 +7,8 @@ from dataclasses import replace
 
 import pytest
 
-from modelcache.abc.store import Ref, RefFile, RefKey, Store
+from modelcache.abc.snapshot import Ref, RefFile, RefKey
+from modelcache.abc.store import Store
 from modelcache.digest import Algorithm, Digest
 from modelcache.errors import NotCached
 from modelcache.testing.store_filling import complete_all, digest_of, fill, manifest_of, ref_of, wanted

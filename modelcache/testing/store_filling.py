@@ -8,7 +8,9 @@ from collections.abc import Mapping, Sequence
 
 import xxhash
 
-from modelcache.abc.store import IncomingFile, Ingest, IngestFile, Ref, RefFile, RefKey, Route, Snapshot, Store
+from modelcache.abc.ingest import IncomingFile, Ingest, IngestFile, Route
+from modelcache.abc.snapshot import Ref, RefFile, RefKey, Snapshot
+from modelcache.abc.store import Store
 from modelcache.chunks import ChunkTable, chunk_count, chunk_range
 from modelcache.digest import Digest, sha256
 from modelcache.manifest import Manifest, ManifestFile

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from modelcache.abc.store import Limits, Snapshot, Store
+from modelcache.abc.snapshot import Snapshot
+from modelcache.abc.store import Limits, Store
 from modelcache.digest import Digest
 from modelcache.testing.store_filling import content
 from modelcache.units import MIB

@@ -9,8 +9,10 @@ from dataclasses import dataclass, replace
 
 import xxhash
 
+from modelcache.abc.ingest import Ingest, IngestFile, Route
+from modelcache.abc.snapshot import Ref, RefFile, RefKey
 from modelcache.abc.source import Listing, RemoteFile, Source
-from modelcache.abc.store import Ingest, IngestFile, Ref, RefFile, RefKey, Route, VerifyReport
+from modelcache.abc.store import VerifyReport
 from modelcache.abc.upkeep import Upkeep
 from modelcache.chunks import chunk_range
 from modelcache.digest import Algorithm, Digest

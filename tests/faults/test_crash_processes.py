@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from modelcache.abc.store import IngestFile
+from modelcache.abc.ingest import IngestFile
 from modelcache.chunks import CHUNK_BYTES, chunk_count, chunk_range
 from modelcache.errors import InUse, NotCached
 from modelcache.patience import Deadline

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from modelcache.abc.store import Limits, RefKey, Snapshot
+from modelcache.abc.snapshot import RefKey, Snapshot
+from modelcache.abc.store import Limits
 from modelcache.chunks import CHUNK_BYTES
 from modelcache.ensure import Ensure
 from modelcache.errors import NoSpace

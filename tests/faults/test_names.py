@@ -13,7 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from modelcache import Config, ModelCache
-from modelcache.abc.store import IngestFile, RefKey
+from modelcache.abc.ingest import IngestFile
+from modelcache.abc.snapshot import RefKey
 from modelcache.ensure import Ensure
 from modelcache.errors import InvalidUri, ModelCacheError, NotFound, UnsafePath
 from modelcache.fetch.plan import Priority

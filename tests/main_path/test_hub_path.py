@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from modelcache import Config, ModelCache, Progress, Refresh
-from modelcache.abc.store import Snapshot
+from modelcache.abc.snapshot import Snapshot
 from modelcache.digest import Algorithm
 from modelcache.errors import AccessDenied, DigestMismatch, InvalidUri, UnknownScheme
 from modelcache.fetch.progress import Phase

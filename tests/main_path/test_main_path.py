@@ -13,7 +13,7 @@ from random import Random
 import pytest
 
 from modelcache import Cancellation, Config, ModelCache, ModelCacheError, Progress, Refresh
-from modelcache.abc.store import Route
+from modelcache.abc.ingest import Route
 from modelcache.errors import AccessDenied, Cancelled, DigestMismatch, InvalidUri, NotCached, NotFound
 from modelcache.fetch.engine import FetchEngine
 from modelcache.fetch.fetch import Fetch

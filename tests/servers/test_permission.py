@@ -14,7 +14,7 @@ from urllib.parse import quote
 import pytest
 
 from modelcache import Config, ModelCache, Progress, Refresh
-from modelcache.abc.store import Snapshot
+from modelcache.abc.snapshot import Snapshot
 from modelcache.errors import AccessDenied, AccessUnproved, AmbiguousName, DigestMismatch, OriginUnreachable
 from modelcache.permission import Caller
 from modelcache.sources.huggingface import HubOptions

@@ -8,7 +8,8 @@ import hypothesis.strategies as st
 from hypothesis import settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from modelcache.abc.store import RefKey, Route
+from modelcache.abc.ingest import Route
+from modelcache.abc.snapshot import RefKey
 from modelcache.ensure import Ensure, Ensured
 from modelcache.errors import BodyCut, Cancelled, DigestMismatch, NotFound
 from modelcache.fetch.plan import Priority

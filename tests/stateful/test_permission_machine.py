@@ -10,7 +10,7 @@ from hypothesis import settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from modelcache.abc.grants import Holder, Trust
-from modelcache.abc.store import Route
+from modelcache.abc.ingest import Route
 from modelcache.digest import Digest
 from modelcache.ensure import Ensure, Ensured
 from modelcache.errors import AccessDenied, AccessUnproved, BodyCut, DigestMismatch, OriginUnreachable

@@ -14,7 +14,8 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule, run_state_machine_as_test
 
-from modelcache.abc.store import LeaseKind, Limits, Snapshot
+from modelcache.abc.snapshot import Snapshot
+from modelcache.abc.store import LeaseKind, Limits
 from modelcache.digest import Digest, sha256
 from modelcache.ensure import Ensure
 from modelcache.errors import BodyCut, InUse, NoSpace, NotCached

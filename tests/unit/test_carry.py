@@ -14,7 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from modelcache.abc.store import Limits, Ref
+from modelcache.abc.snapshot import Ref
+from modelcache.abc.store import Limits
 from modelcache.carry import holding
 from modelcache.carry.contents import Contents
 from modelcache.carry.exporting import Chosen, ExportReport, export

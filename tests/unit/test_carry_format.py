@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from modelcache.abc.store import Ref, RefFile, RefKey
+from modelcache.abc.snapshot import Ref, RefFile, RefKey
 from modelcache.carry.contents import Contents
 from modelcache.carry.exporting import Chosen, export
 from modelcache.carry.tar import END, MAX_USTAR_BYTES, header, read_header

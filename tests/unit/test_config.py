@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 
 import modelcache.config
-from modelcache.abc.store import Limits, Route
+from modelcache.abc.ingest import Route
+from modelcache.abc.store import Limits
 from modelcache.config import DEFAULT_ENGINE, DEFAULT_LIMITS, Config
 from modelcache.errors import BadConfig
 from modelcache.sources.huggingface import HubOptions

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 
 import modelcache.config.file
-from modelcache.abc.store import Route
+from modelcache.abc.ingest import Route
 from modelcache.config import Config, Flag, Settings
 from modelcache.config.file import ConfigFile, find_file
 from modelcache.config.kinds import HIDDEN, Entry, Free, Kind, ListOf, MapOf, TableOf

@@ -8,8 +8,10 @@ from typing import TypeVar
 
 import pytest
 
+from modelcache.abc.ingest import Route
+from modelcache.abc.snapshot import RefKey
 from modelcache.abc.source import Listing, RemoteFile
-from modelcache.abc.store import Limits, RefKey, Route
+from modelcache.abc.store import Limits
 from modelcache.digest import Digest
 from modelcache.ensure import CHANGE_TRIES, Ensure, Ensured, expect_cached, hit
 from modelcache.errors import BodyCut, Cancelled, DigestMismatch, InvalidUri, NoSpace, NotCached, NotFound, SourceChanged

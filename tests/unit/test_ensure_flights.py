@@ -11,8 +11,10 @@ from pathlib import Path
 import pytest
 
 import modelcache.cache
+from modelcache.abc.ingest import IngestFile
+from modelcache.abc.snapshot import RefKey, Snapshot
 from modelcache.abc.source import Listing, RemoteFile
-from modelcache.abc.store import IngestFile, Limits, RefKey, Snapshot
+from modelcache.abc.store import Limits
 from modelcache.cache import ModelCache, Refresh
 from modelcache.config import Config
 from modelcache.errors import AccessDenied, Cancelled, DigestMismatch, InUse, NotCached

@@ -10,7 +10,8 @@ import hypothesis.strategies as st
 import pytest
 from hypothesis import given, settings
 
-from modelcache.abc.store import IngestFile, RefKey, Route
+from modelcache.abc.ingest import IngestFile, Route
+from modelcache.abc.snapshot import RefKey
 from modelcache.digest import sha256
 from modelcache.errors import DigestMismatch, StoreFault
 from modelcache.fetch.assembly import Assembly

@@ -9,7 +9,7 @@ import pytest
 
 import modelcache.fetch.elsewhere
 import modelcache.fetch.lookout
-from modelcache.abc.store import Ingest
+from modelcache.abc.ingest import Ingest
 from modelcache.errors import Cancelled, DigestMismatch, NoSpace
 from modelcache.fetch.elsewhere import FilesElsewhere
 from modelcache.fetch.fetch import Fetch

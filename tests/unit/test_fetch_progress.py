@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 
 import modelcache.fetch.progress
-from modelcache.abc.store import Route
+from modelcache.abc.ingest import Route
 from modelcache.fetch.progress import RATE_WINDOW_S, Meter, Phase, said
 from modelcache.fetch.route import available_memory_bytes, route_for_reader
 from modelcache.patience import Cancellation

@@ -10,8 +10,10 @@ from dataclasses import replace
 import pytest
 
 from modelcache.abc.grants import Holder, Trust
+from modelcache.abc.ingest import Route
+from modelcache.abc.snapshot import RefKey
 from modelcache.abc.source import Origin
-from modelcache.abc.store import Limits, RefKey, Route
+from modelcache.abc.store import Limits
 from modelcache.digest import Digest
 from modelcache.ensure import Ensure, Ensured, last
 from modelcache.errors import AccessDenied, AccessUnproved, BodyCut, Cancelled, DigestMismatch, OriginUnreachable

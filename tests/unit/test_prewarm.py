@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from modelcache import ModelCache
+from modelcache.abc.snapshot import Snapshot
 from modelcache.abc.source import Listing, Origin, RemoteFile
-from modelcache.abc.store import Limits, Snapshot
+from modelcache.abc.store import Limits
 from modelcache.digest import Digest
 from modelcache.errors import BadConfig, Cancelled, NoSpace, NotFound, OriginUnreachable
 from modelcache.fetch.plan import Priority

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from modelcache.abc.snapshot import RefKey, Snapshot
 from modelcache.abc.source import Source
-from modelcache.abc.store import RefKey, Snapshot
 from modelcache.chunks import CHUNK_BYTES
 from modelcache.ensure import Ensure
 from modelcache.errors import AccessDenied, Cancelled, NotCached

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from modelcache.abc.store import IngestFile, Limits, Route
+from modelcache.abc.ingest import IngestFile, Route
+from modelcache.abc.store import Limits
 from modelcache.chunks import CHUNK_BYTES
 from modelcache.errors import ModelCacheError, NoSpace, StoreFault, StoreReadOnly, UnsafePath
 from modelcache.patience import Cancellation

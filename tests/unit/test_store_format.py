@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from modelcache.abc.grants import Grant, Holder
-from modelcache.abc.store import Ref, RefFile, RefKey
+from modelcache.abc.snapshot import Ref, RefFile, RefKey
 from modelcache.digest import Algorithm, Digest
 from modelcache.patience import Cancellation
 from modelcache.store.layout import FIXED_MTIME_S

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from modelcache.abc.grants import Grant, Grants, Holder
-from modelcache.abc.store import RefKey
+from modelcache.abc.snapshot import RefKey
 from modelcache.digest import sha256
 from modelcache.errors import DamagedRecord, StoreReadOnly
 from modelcache.patience import Cancellation

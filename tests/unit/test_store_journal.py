@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from modelcache.abc.store import IngestFile
+from modelcache.abc.ingest import IngestFile
 from modelcache.digest import Digest, sha256
 from modelcache.errors import Cancelled
 from modelcache.store import durable

@@ -14,7 +14,8 @@ from typing import Protocol
 
 import pytest
 
-from modelcache.abc.store import Damage, Snapshot
+from modelcache.abc.snapshot import Snapshot
+from modelcache.abc.store import Damage
 from modelcache.chunks import CHUNK_BYTES
 from modelcache.errors import Cancelled
 from modelcache.patience import Cancellation

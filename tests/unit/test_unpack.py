@@ -12,8 +12,8 @@ from dataclasses import replace
 import pytest
 
 from modelcache.abc.grants import Holder, Trust
+from modelcache.abc.ingest import Route
 from modelcache.abc.source import Source
-from modelcache.abc.store import Route
 from modelcache.ensure import Ensured
 from modelcache.errors import AccessDenied, BadArchive, Cancelled, SourceChanged, UnsafePath
 from modelcache.fetch.engine import FetchEngine
