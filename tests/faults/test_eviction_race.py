@@ -18,7 +18,7 @@ from modelcache.testing.crash_bench import small_chunks_everywhere
 from modelcache.testing.race import Party, arena_at
 from tests.faults.chance import quick_directory, seed_of, soak_rounds
 
-ROUNDS = 60
+ROUNDS = 10
 WANTING = ("open", "hold", "pin")
 REMOVING = ("evict", "collect")
 DEADLINE_S = 3600
@@ -86,6 +86,7 @@ def run(race: Race, rounds: int, seed: int) -> None:
                 assert files == arena.models[name]
 
 
+@pytest.mark.timeout(DEADLINE_S)
 @pytest.mark.parametrize("race", [of_threads, of_processes])
 def test_a_held_snapshot_never_loses_a_byte(race: Race, pytestconfig: pytest.Config) -> None:
     run(race, ROUNDS, seed_of(pytestconfig))
