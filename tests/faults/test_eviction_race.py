@@ -7,8 +7,9 @@ import subprocess
 import sys
 import threading
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -26,12 +27,23 @@ DEADLINE_S = 3600
 Race = Callable[[Path, int, int], Counter[str]]
 
 
+@contextmanager
+def quick_switches() -> Iterator[None]:
+    """Who removes never rests and keeps the interpreter for its 5 ms each time: the others waited for that at every system call."""
+    before_s = sys.getswitchinterval()
+    sys.setswitchinterval(1e-4)
+    try:
+        yield
+    finally:
+        sys.setswitchinterval(before_s)
+
+
 def of_threads(directory: Path, rounds: int, seed: int) -> Counter[str]:
     """Everybody in this process, each with a store of their own over the directory."""
     arena = arena_at(directory)
     over = threading.Event()
     parties = [Party(arena, seed + number) for number in range(len(WANTING) + len(REMOVING))]
-    with small_chunks_everywhere(), ThreadPoolExecutor(len(parties)) as pool:
+    with small_chunks_everywhere(), quick_switches(), ThreadPoolExecutor(len(parties)) as pool:
         wanting = [
             pool.submit(party.play, role, lambda done: done < rounds) for party, role in zip(parties[: len(WANTING)], WANTING, strict=True)
         ]
