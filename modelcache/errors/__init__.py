@@ -1,0 +1,101 @@
+"""Every error that modelcache raises, grouped by what its handler does next.
+
+Each concrete error has a stable `code` (part of the public interface, documented in `docs/errors.md`), says whether
+trying again can help, and carries the address it is about, both values where two were compared, and the next step.
+The classes are in the module of whoever has to do something about them: `caller`, `origin`, `store`.
+Messages and fields never hold a secret: addresses are canonical URIs or URLs without userinfo and query.
+"""
+
+from __future__ import annotations
+
+from modelcache.errors.base import ModelCacheError
+from modelcache.errors.caller import (
+    AmbiguousName,
+    BadConfig,
+    BadInput,
+    Cancelled,
+    FileFault,
+    InUse,
+    InvalidUri,
+    Missing,
+    ModuleMismatch,
+    NoSuchTensor,
+    NotCached,
+    NotFound,
+    UnknownScheme,
+    UnsafePath,
+)
+from modelcache.errors.code import ErrorCode
+from modelcache.errors.origin import (
+    AccessDenied,
+    AccessUnproved,
+    BadArchive,
+    BadCheckpoint,
+    BodyCut,
+    OriginBusy,
+    OriginStalled,
+    OriginUnreachable,
+    OriginUntrusted,
+    ProtocolViolation,
+    SourceChanged,
+    Unavailable,
+)
+from modelcache.errors.store import (
+    DamagedBlob,
+    DamagedExport,
+    DamagedRecord,
+    DigestMismatch,
+    IntegrityError,
+    NoSpace,
+    StoreBusy,
+    StoreError,
+    StoreFault,
+    StoreFormat,
+    StoreLocation,
+    StoreOwner,
+    StoreReadOnly,
+)
+
+__all__ = [
+    "AccessDenied",
+    "AccessUnproved",
+    "AmbiguousName",
+    "BadArchive",
+    "BadCheckpoint",
+    "BadConfig",
+    "BadInput",
+    "BodyCut",
+    "Cancelled",
+    "DamagedBlob",
+    "DamagedExport",
+    "DamagedRecord",
+    "DigestMismatch",
+    "ErrorCode",
+    "FileFault",
+    "InUse",
+    "IntegrityError",
+    "InvalidUri",
+    "Missing",
+    "ModelCacheError",
+    "ModuleMismatch",
+    "NoSpace",
+    "NoSuchTensor",
+    "NotCached",
+    "NotFound",
+    "OriginBusy",
+    "OriginStalled",
+    "OriginUnreachable",
+    "OriginUntrusted",
+    "ProtocolViolation",
+    "SourceChanged",
+    "StoreBusy",
+    "StoreError",
+    "StoreFault",
+    "StoreFormat",
+    "StoreLocation",
+    "StoreOwner",
+    "StoreReadOnly",
+    "Unavailable",
+    "UnknownScheme",
+    "UnsafePath",
+]

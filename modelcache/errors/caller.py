@@ -1,0 +1,102 @@
+"""Errors that the caller does something about: another call, another name, a release."""
+
+from __future__ import annotations
+
+from modelcache.errors.base import ModelCacheError
+from modelcache.errors.code import ErrorCode
+
+# -- the caller changes the call --------------------------------------------------------------------------------------
+
+
+class BadInput(ModelCacheError):
+    """What was asked for makes no sense; nothing was touched."""
+
+
+class InvalidUri(BadInput):
+    """The text is not a storage URI; `got` is the bad part of it."""
+
+    code = ErrorCode.INVALID_URI
+
+
+class UnsafePath(BadInput):
+    """A file name that can't be kept inside a snapshot (absolute, `..`, NUL, too long, …)."""
+
+    code = ErrorCode.UNSAFE_PATH
+    default_hint = "rename the object at its origin, or leave it out with an exclude pattern"
+
+
+class UnknownScheme(BadInput):
+    """No source serves this scheme in this installation."""
+
+    code = ErrorCode.UNKNOWN_SCHEME
+
+
+class AmbiguousName(BadInput):
+    """A short name, or a URI from several origins, that fits several snapshots; the message lists them."""
+
+    code = ErrorCode.AMBIGUOUS_NAME
+    default_hint = "name one of them by its digest, or by more digits of it"
+
+
+class BadConfig(BadInput):
+    """A setting has a value that can't be used; the message names the setting and where it came from."""
+
+    code = ErrorCode.BAD_CONFIG
+
+
+class FileFault(BadInput):
+    """The file of an export or import, or a list of URIs, can't be opened, read or written; the message says why."""
+
+    code = ErrorCode.FILE_FAULT
+
+
+class NoSuchTensor(BadInput):
+    """A name or pattern that no tensor of the checkpoint has."""
+
+    code = ErrorCode.NO_SUCH_TENSOR
+    default_hint = "`modelcache inspect` lists the names"
+
+
+class ModuleMismatch(BadInput):
+    """The parameters of a module and the tensors of a checkpoint differ in names or shapes; the message names some."""
+
+    code = ErrorCode.MODULE_MISMATCH
+    default_hint = "build the module for this checkpoint, or allow names to differ (strict=False)"
+
+
+# -- the caller checks the name ---------------------------------------------------------------------------------------
+
+
+class Missing(ModelCacheError):
+    """The named thing does not exist where it was looked for."""
+
+
+class NotFound(Missing):
+    """The origin has nothing under this name (404, an empty prefix)."""
+
+    code = ErrorCode.NOT_FOUND
+    default_hint = "check the spelling, the revision and the endpoint"
+
+
+class NotCached(Missing):
+    """The store has nothing under this name, and asking the origin was not allowed or not meant."""
+
+    code = ErrorCode.NOT_CACHED
+    default_hint = "`modelcache pull URI` fetches it; `modelcache ls` shows what is here"
+
+
+# -- the caller waits or releases -------------------------------------------------------------------------------------
+
+
+class InUse(ModelCacheError):
+    """A lease or a pin holds the snapshot; the message names the holders."""
+
+    code = ErrorCode.IN_USE
+    default_hint = "stop its users or `modelcache unpin URI`, then try again"
+
+
+class Cancelled(ModelCacheError):
+    """The caller withdrew the request; verified chunks are kept for the next one."""
+
+    code = ErrorCode.CANCELLED
+    retryable = True
