@@ -16,6 +16,7 @@ from hypothesis import HealthCheck, settings
 import modelcache.config.file
 from modelcache.testing.servers import Certificate, FakeGcs, Nginx, SeaweedFS
 from modelcache.testing.small_filesystem import Kind, small_filesystem
+from tests import left_out
 
 FOREIGN = (
     "AWS_", "S3_", "GOOGLE_", "GCE_", "CLOUDSDK_", "STORAGE_", "FSSPEC_",
@@ -26,6 +27,10 @@ FOREIGN_ENDS = ("_PROXY", "_CA_BUNDLE")
 # No test of elapsed time: a busy machine must not fail an example.
 settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("patient")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.pluginmanager.register(left_out)
 
 
 @pytest.fixture(scope="session", autouse=True)

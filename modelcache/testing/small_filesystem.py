@@ -59,7 +59,10 @@ def kernel_has(kind: Kind) -> bool:
     """Whether this kernel knows the file system, or has a module that does."""
     if f"\t{kind}\n" in Path("/proc/filesystems").read_text("ascii"):
         return True
-    return subprocess.run(["modprobe", "-q", str(kind)], check=False, timeout=COMMAND_DEADLINE_S).returncode == 0
+    try:
+        return subprocess.run(["modprobe", "-q", str(kind)], check=False, timeout=COMMAND_DEADLINE_S).returncode == 0
+    except FileNotFoundError:  # no modprobe, as in most containers: the kernel has what it lists
+        return False
 
 
 def _mount(image: Path, mount_point: Path, size_bytes: int, kind: Kind, options: str) -> None:

@@ -18,7 +18,7 @@ from modelcache.store import durable
 from modelcache.store.extents import can_share, doubly_used_bytes, places
 from modelcache.store.store import LocalStore
 from modelcache.testing.crash import interposed
-from modelcache.testing.small_filesystem import Kind, kernel_has
+from modelcache.testing.small_filesystem import Kind
 from modelcache.testing.store_filling import content, digest_of, fill
 from modelcache.testing.store_fixtures import NO_LIMITS
 from modelcache.units import MIB
@@ -41,8 +41,6 @@ MakeStore = Callable[[Kind], LocalStore]
 @pytest.fixture
 def make_store(small_disk: SmallDisk) -> MakeStore:
     def make(kind: Kind) -> LocalStore:
-        if not kernel_has(kind):
-            pytest.skip(f"this kernel has no {kind}")
         return LocalStore(small_disk(size_bytes=DISK_BYTES, kind=kind) / "root", NO_LIMITS)
 
     return make
@@ -72,7 +70,7 @@ def where(path: Path, offset: int) -> tuple[tuple[int, int, int], ...] | None:
 
 
 @pytest.mark.root
-@pytest.mark.parametrize("kind", [Kind.XFS, Kind.BTRFS])
+@pytest.mark.parametrize("kind", [pytest.param(kind, marks=pytest.mark.file_system(kind)) for kind in (Kind.XFS, Kind.BTRFS)])
 def test_equal_chunks_take_their_blocks_once(make_store: MakeStore, kind: Kind) -> None:
     store = make_store(kind)
     fill(store, {"w": BASE, "same-chunks": BASE[:CHUNK_BYTES] * 2}, uri="s3://b/base")
@@ -99,6 +97,7 @@ def test_equal_chunks_take_their_blocks_once(make_store: MakeStore, kind: Kind) 
 
 
 @pytest.mark.root
+@pytest.mark.file_system(Kind.XFS)
 def test_what_is_held_keeps_its_blocks(make_store: MakeStore) -> None:
     store = make_store(Kind.XFS)
     older = fill(store, {"w": BASE}, uri="s3://b/base")
@@ -114,6 +113,7 @@ def test_what_is_held_keeps_its_blocks(make_store: MakeStore) -> None:
 
 
 @pytest.mark.root
+@pytest.mark.file_system(Kind.XFS)
 def test_a_damaged_side_is_not_shared(make_store: MakeStore) -> None:
     """The marks are equal, the bytes are not: the kernel looks."""
     store = make_store(Kind.XFS)

@@ -1,0 +1,69 @@
+"""Which tests this run leaves out, and why: told in its summary, never silently.
+
+A test that needs a file system that not every kernel has is marked `file_system("xfs")`. Where the kernel lacks it, the test is deselected
+and named; a run whose environment says `MODELCACHE_TESTS_EXPECT=xfs,btrfs` ends before its first test instead.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+
+import pytest
+
+from modelcache.testing.small_filesystem import Kind, kernel_has
+
+EXPECT = "MODELCACHE_TESTS_EXPECT"
+CHOSEN_BY_MARK = ("root", "gpu", "soak")
+BY_NAME = 10
+"""So many tests with one reason are named; more are counted."""
+
+_reasons = pytest.StashKey[dict[str, str]]()
+_expected = pytest.StashKey[frozenset[Kind]]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.stash[_reasons] = {}
+    names = [name.strip() for name in os.environ.get(EXPECT, "").split(",") if name.strip()]
+    unknown = [name for name in names if name not in set(Kind)]
+    if unknown:
+        raise pytest.UsageError(f"{EXPECT} names what is no file system of the tests: {', '.join(unknown)}; there are {', '.join(Kind)}")
+    config.stash[_expected] = frozenset(map(Kind, names))
+
+
+@pytest.hookimpl(trylast=True)  # after -m and -k: what they leave out is theirs
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    needed = {kind for item in items for kind in _kinds(item)}
+    lacking = {kind for kind in needed if not kernel_has(kind)}
+    expected = config.stash[_expected]
+    if missing := sorted(expected & lacking):
+        raise pytest.UsageError(f"{EXPECT} expects {', '.join(missing)}, and this kernel has no such file system")
+    left = [item for item in items if not lacking.isdisjoint(_kinds(item))]
+    for item in left:
+        lacks = sorted(lacking.intersection(_kinds(item)))
+        config.stash[_reasons][item.nodeid] = f"this kernel has no {', '.join(lacks)} ({EXPECT}={','.join(lacks)} makes that a failure)"
+    if left:
+        items[:] = [item for item in items if item not in left]
+        config.hook.pytest_deselected(items=left)
+
+
+def pytest_deselected(items: list[pytest.Item]) -> None:
+    for item in items:
+        reasons = item.config.stash[_reasons]
+        marks = [name for name in CHOSEN_BY_MARK if item.get_closest_marker(name) is not None]
+        reasons.setdefault(item.nodeid, f"not selected, marked {', '.join(marks)}" if marks else "not selected")
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    reasons = terminalreporter.config.stash[_reasons]
+    if not reasons:
+        return
+    terminalreporter.section("tests left out")
+    for reason, count in sorted(Counter(reasons.values()).items()):
+        terminalreporter.write_line(f"{count:5d}  {reason}")
+        for nodeid in [nodeid for nodeid, its in reasons.items() if its == reason and count <= BY_NAME]:
+            terminalreporter.write_line(f"       {nodeid}")
+
+
+def _kinds(item: pytest.Item) -> frozenset[Kind]:
+    return frozenset(Kind(str(name)) for mark in item.iter_markers("file_system") for name in mark.args)

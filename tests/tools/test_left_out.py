@@ -1,0 +1,54 @@
+"""A run says which tests it leaves out; one that expects them fails."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+CONFTEST = """
+import pytest
+from tests import left_out
+
+left_out.kernel_has = lambda kind: kind != "btrfs"
+
+def pytest_configure(config: pytest.Config) -> None:
+    for mark in ("root", "gpu", "soak", "file_system"):
+        config.addinivalue_line("markers", f"{mark}: of these tests")
+    config.pluginmanager.register(left_out)
+"""
+TESTS = """
+import pytest
+
+@pytest.mark.file_system("xfs")
+def test_a(): pass
+
+@pytest.mark.file_system("btrfs")
+def test_b(): pass
+
+@pytest.mark.soak
+def test_c(): pass
+"""
+
+
+@pytest.mark.parametrize("expect", ["", "xfs", "xfs, btrfs", "minix"])
+def test_what_the_kernel_lacks_is_named_or_fails_the_run(tmp_path: Path, expect: str) -> None:
+    (tmp_path / "conftest.py").write_text(CONFTEST)
+    (tmp_path / "test_them.py").write_text(TESTS)
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", f"--rootdir={tmp_path}", "-m", "not soak", "-q", str(tmp_path)]
+    environ = os.environ | {"PYTHONPATH": str(ROOT), "MODELCACHE_TESTS_EXPECT": expect}
+    done = subprocess.run(command, cwd=tmp_path, env=environ, capture_output=True, text=True, timeout=60)
+    if expect in ("", "xfs"):
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert (
+            "1  this kernel has no btrfs (MODELCACHE_TESTS_EXPECT=btrfs makes that a failure)\n       test_them.py::test_b" in done.stdout
+        )
+        assert "1  not selected, marked soak\n       test_them.py::test_c" in done.stdout
+        assert "1 passed, 2 deselected" in done.stdout
+    else:
+        assert done.returncode == pytest.ExitCode.USAGE_ERROR
+        assert ("expects btrfs, and this kernel" if "btrfs" in expect else "no file system of the tests: minix;") in done.stderr
