@@ -3,30 +3,38 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Generator, Iterable
+import time
+from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from modelcache.cache import ModelCache
 from modelcache.errors import BadConfig
-from modelcache.loader.checkpoint import Checkpoint
+from modelcache.loader.checkpoint import Checkpoint, Order, Shard
 from modelcache.loader.checkpoint import open_checkpoint as open_local
+from modelcache.loader.files import Opener
+from modelcache.loader.report import LoadReport
+from modelcache.loader.shard_file import ShardFile
 from modelcache.patience import Cancellation
+from modelcache.store.layout import FIXED_MTIME_S
 
 if TYPE_CHECKING:
     import torch
 
     from modelcache.loader.into import Fit
-    from modelcache.loader.loading import LoadReport
+    from modelcache.loader.placement import Device
 
 
 def load(
     source: str | os.PathLike[str],
     *,
-    device: torch.device | str | None = None,
+    device: Device | Mapping[str, Device] | None = None,
     names: Iterable[str] | None = None,
+    order: Order = "file",
     dtype: torch.dtype | None = None,
+    may_map: bool | None = None,
     report: LoadReport | None = None,
     cache: ModelCache | None = None,
     cancel: Cancellation | None = None,
@@ -34,15 +42,20 @@ def load(
 ) -> dict[str, torch.Tensor]:
     """Every tensor of a safetensors checkpoint, by name, in file order.
 
-    What is in the page cache is mapped and not copied; the rest is read around the cache into memory of its own, several reads at a
-    time. Tensors may be written; no file is. The files must not shrink while mapped tensors are used (snapshots never do).
+    What a store published and is in the page cache is mapped and not copied; the rest is read into memory of its own, several reads at
+    a time, around the page cache unless it is there. Tensors may be written; no file is.
 
     Args:
         source: a storage URI (it is fetched first if it isn't here, and held while it is read), a safetensors file, a directory of
             shards with or without an index, or the index itself.
-        device: None: host memory.
+        device: None: host memory. A mapping: from names or shell patterns to devices; a name wins, then the longest pattern, and
+            what none fits stays in host memory.
         names: of tensors, or shell patterns; None: all.
+        order: `given`: tensors are read and handed out as `names` has them; a scattered order costs a request for each.
         dtype: that floating-point tensors are cast to, on their device.
+        may_map: files that are not a store's are mapped, too, where they are in memory: whoever says so knows that nobody makes them
+            shorter while their tensors are used (that ends the process by SIGBUS). None: only those that are certain to stay as they
+            are. False: none.
         report: filled with what the load took.
         cache: for URIs; None: the one that the environment describes.
         progress: called with the bytes of tensors that are done.
@@ -50,18 +63,32 @@ def load(
     Raises:
         NotFound: there are no safetensors files.
         NoSuchTensor: a name fits no tensor.
-        BadCheckpoint: the files are no checkpoint.
+        BadCheckpoint: the files are no checkpoint, or changed while they were read.
         StoreFault: the disk failed. MemoryError. Cancelled. What `ModelCache.ensure` raises.
     """
-    return dict(stream(source, device=device, names=names, dtype=dtype, report=report, cache=cache, cancel=cancel, progress=progress))
+    found = stream(
+        source,
+        device=device,
+        names=names,
+        order=order,
+        dtype=dtype,
+        may_map=may_map,
+        report=report,
+        cache=cache,
+        cancel=cancel,
+        progress=progress,
+    )
+    return dict(found)
 
 
 def stream(
     source: str | os.PathLike[str],
     *,
-    device: torch.device | str | None = None,
+    device: Device | Mapping[str, Device] | None = None,
     names: Iterable[str] | None = None,
+    order: Order = "file",
     dtype: torch.dtype | None = None,
+    may_map: bool | None = None,
     report: LoadReport | None = None,
     cache: ModelCache | None = None,
     cancel: Cancellation | None = None,
@@ -71,33 +98,78 @@ def stream(
     expect_torch()
     from modelcache.loader.loading import Wishes, stream_tensors
 
-    wishes = Wishes(device, dtype)
+    wishes = Wishes(device, dtype, order)
+    seen = report or LoadReport()
     with ExitStack() as held:
-        checkpoint = open_checkpoint(source, cache=cache, held=held, cancel=cancel)
-        yield from stream_tensors(checkpoint, checkpoint.select(names), wishes, report=report, cancel=cancel, progress=progress)
+        opened = _open(source, may_map=may_map, cache=cache, held=held, cancel=cancel, seen=seen)
+        chosen = opened.checkpoint.select(names, order=order)
+        yield from stream_tensors(
+            opened.checkpoint, chosen, wishes, open_file=opened.open_file, report=seen, cancel=cancel, progress=progress
+        )
 
 
 def timed_load(
     source: str | os.PathLike[str],
     *,
-    device: torch.device | str | None = None,
+    device: Device | Mapping[str, Device] | None = None,
     cache: ModelCache | None = None,
     cancel: Cancellation | None = None,
 ) -> LoadReport:
     """Load every tensor, drop them, and say what it took. Raises: as `load`."""
-    expect_torch()
-    from modelcache.loader.loading import LoadReport
-
     report = LoadReport()
     for _ in stream(source, device=device, report=report, cache=cache, cancel=cancel):
         pass
     return report
 
 
+@dataclass(frozen=True, slots=True)
+class _Opened:
+    """A checkpoint whose headers were read, and how its files are opened for their tensors."""
+
+    checkpoint: Checkpoint
+    open_file: Opener
+
+
+def _open(
+    source: str | os.PathLike[str],
+    *,
+    may_map: bool | None,
+    cache: ModelCache | None,
+    held: ExitStack,
+    cancel: Cancellation | None,
+    seen: LoadReport,
+) -> _Opened:
+    """Find, or fetch, what a source names; it is held until `held` ends. Raises: as `open_checkpoint`."""
+    started_s = time.monotonic()
+    path = _local(source, cache=cache, held=held, cancel=cancel)
+    found_s = time.monotonic()
+    checkpoint = open_local(path)
+    seen.fetched_s += found_s - started_s
+    seen.opened_s += time.monotonic() - found_s
+
+    def open_file(shard: Shard, cancel: Cancellation) -> ShardFile:
+        stays_whole = _is_published(shard.path) if may_map is None else may_map
+        return ShardFile(shard.path, shard.header.file_bytes, stays_whole=stays_whole)
+
+    return _Opened(checkpoint, open_file)
+
+
+def _is_published(path: Path) -> bool:
+    """Whether a file bears the marks of one that a store published, wherever it is mounted: nobody may write it, and its fixed time.
+
+    Such a file never changes; the store itself only unlinks it, which takes no page from who has it mapped.
+    """
+    try:
+        found = os.stat(path)
+    except OSError:
+        return False  # who opens it says what is wrong
+    return found.st_mode & 0o222 == 0 and found.st_mtime_ns == FIXED_MTIME_S * 10**9
+
+
 def expect_torch() -> None:
     """Raises BadConfig: it is not installed."""
     try:
-        import modelcache.loader.loading  # noqa: F401
+        import torch  # noqa: F401
     except ModuleNotFoundError as error:
         raise BadConfig(f"tensors need {error.name}, which is not installed", hint="pip install 'modelcache[torch]'") from None
 
@@ -109,8 +181,9 @@ def load_into(
     prefix: str = "",
     strict: bool = True,
     assign: bool = False,
-    device: torch.device | str | None = None,
+    device: Device | Mapping[str, Device] | None = None,
     dtype: torch.dtype | None = None,
+    may_map: bool | None = None,
     report: LoadReport | None = None,
     cache: ModelCache | None = None,
     cancel: Cancellation | None = None,
@@ -125,22 +198,24 @@ def load_into(
         strict: names that only one side has are an error, and so are buffers on the meta device that no checkpoint holds (which are
             not persistent). False: the caller looks at what is returned.
         assign: all get the tensors themselves; an optimizer that was made before still has the old ones.
-        device, dtype: of the tensors, as `load` takes them.
+        device, dtype, may_map: of the tensors, as `load` takes them.
 
     Raises:
         ModuleMismatch: names or shapes differ. What `load` raises; then some are filled and others not.
     """
-    _expect_torch()
+    expect_torch()
     from modelcache.loader.into import expect_whole, fill, fit
     from modelcache.loader.loading import Wishes, stream_tensors
 
+    seen = report or LoadReport()
     with ExitStack() as held:
-        checkpoint = open_checkpoint(source, cache=cache, held=held, cancel=cancel)
+        opened = _open(source, may_map=may_map, cache=cache, held=held, cancel=cancel, seen=seen)
+        checkpoint = opened.checkpoint
         found = fit(module, checkpoint, prefix)
         if strict:
             expect_whole(found, str(checkpoint.root))
         names = [name for name in checkpoint.place if name in found.slots]
-        tensors = stream_tensors(checkpoint, names, Wishes(device, dtype), report=report, cancel=cancel)
+        tensors = stream_tensors(checkpoint, names, Wishes(device, dtype), open_file=opened.open_file, report=seen, cancel=cancel)
         fill(found, tensors, assign=assign, address=str(checkpoint.root))
     return found
 
@@ -155,14 +230,17 @@ def open_checkpoint(
 
     Raises: as `load`.
     """
+    with ExitStack() as own:
+        return open_local(_local(source, cache=cache, held=own if held is None else held, cancel=cancel))
+
+
+def _local(source: str | os.PathLike[str], *, cache: ModelCache | None, held: ExitStack, cancel: Cancellation | None) -> Path:
+    """Where a source is on this machine; a URI's snapshot is fetched if it isn't here, and held."""
     text = os.fspath(source)
     if "://" not in text:
-        return open_local(Path(text))
-    with ExitStack() as own:
-        stack = own if held is None else held
-        used = cache or stack.enter_context(ModelCache())
-        snapshot = stack.enter_context(used.open(text, cancel=cancel))
-        return open_local(snapshot.path)
+        return Path(text)
+    used = cache or held.enter_context(ModelCache())
+    return held.enter_context(used.open(text, cancel=cancel)).path
 
 
 def release_memory() -> int:
@@ -170,10 +248,3 @@ def release_memory() -> int:
     from modelcache.loader.loading import memory
 
     return memory.release()
-
-
-def _expect_torch() -> None:
-    try:
-        import torch  # noqa: F401
-    except ModuleNotFoundError as error:
-        raise BadConfig(f"tensors need {error.name}, which is not installed", hint="pip install 'modelcache[torch]'") from None

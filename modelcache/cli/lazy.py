@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from modelcache.cli.progress_view import ProgressView
     from modelcache.config import Config, Settings
     from modelcache.inspecting import Inspected
-    from modelcache.loader.loading import LoadReport
+    from modelcache.loader.report import LoadReport
     from modelcache.patience import Cancellation
     from modelcache.uri import StorageUri, UriSecrets
 

@@ -17,7 +17,7 @@ from modelcache.patience import Cancellation
 from modelcache.units import format_bytes, format_duration, format_rate
 
 if TYPE_CHECKING:
-    from modelcache.loader.loading import LoadReport
+    from modelcache.loader.report import LoadReport
 
 Source = Annotated[
     str,

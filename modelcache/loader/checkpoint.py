@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from modelcache.errors import BadCheckpoint, NoSuchTensor, NotFound
 from modelcache.loader import strict_json
@@ -15,6 +15,8 @@ from modelcache.loader.header import LENGTH_BYTES, Header, TensorEntry, header_b
 
 INDEX_SUFFIX = ".safetensors.index.json"
 SUFFIX = ".safetensors"
+Order = Literal["file", "given"]
+"""How tensors are read and handed out."""
 MAX_INDEX_BYTES = 100_000_000
 """As of a header; the largest published one (hundreds of thousands of tensors) has some tens of MB."""
 
@@ -45,21 +47,24 @@ class Checkpoint:
         """Of all tensors."""
         return sum(entry.span.size_bytes for _, entry in self.place.values())
 
-    def select(self, names: Iterable[str] | None) -> Sequence[str]:
-        """Names of tensors in file order; `names` may hold shell patterns (`model.layers.0.*`). None: all.
+    def select(self, names: Iterable[str] | None, *, order: Order = "file") -> Sequence[str]:
+        """Names of tensors, each once; `names` may hold shell patterns (`model.layers.0.*`). None: all.
+
+        Args:
+            order: `file`: as they lie in the files. `given`: as `names` has them, those of one pattern as they lie.
 
         Raises:
             NoSuchTensor: a name or pattern fits none.
         """
         if names is None:
             return list(self.place)
-        chosen: set[str] = set()
+        chosen: dict[str, None] = {}
         for name in names:
-            found = {name} if name in self.place else {each for each in self.place if fnmatchcase(each, name)}
+            found = [name] if name in self.place else [each for each in self.place if fnmatchcase(each, name)]
             if not found:
                 raise NoSuchTensor(f"no tensor is named `{name}`", address=str(self.root), got=name)
-            chosen |= found
-        return [name for name in self.place if name in chosen]
+            chosen.update(dict.fromkeys(found))
+        return list(chosen) if order == "given" else [name for name in self.place if name in chosen]
 
 
 def open_checkpoint(path: Path) -> Checkpoint:

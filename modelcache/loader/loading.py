@@ -1,24 +1,32 @@
-"""Checkpoints into tensors: read several pieces ahead, hand out in file order, say how the bytes came."""
+"""Checkpoints into tensors: read several pieces ahead, hand out in order, say how the bytes came."""
 
 from __future__ import annotations
 
 import time
-from collections import Counter, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 
 import torch
 
-from modelcache.loader.checkpoint import Checkpoint
+from modelcache.loader.checkpoint import Checkpoint, Order
+from modelcache.loader.files import Opener
+from modelcache.loader.host import HostStaging
+from modelcache.loader.landing import Staging
 from modelcache.loader.memory import HostMemory
-from modelcache.loader.plan import Extent, plan
-from modelcache.loader.reader import Reader, Reading, ShardFile, Way, opened
-from modelcache.loader.tensors import empty_tensor, tensor_in
+from modelcache.loader.placement import Device, Placement
+from modelcache.loader.plan import plan
+from modelcache.loader.reader import Reader, Reading
+from modelcache.loader.report import LoadReport
+from modelcache.loader.shard_file import open_shard
 from modelcache.patience import Cancellation
 from modelcache.units import GIB
 
-AHEAD = 4
-"""Extents being read beyond the one that is handed out: 1 GiB at most, unless a tensor is larger."""
+AHEAD_BYTES = GIB
+"""Read beyond the extent that is handed out; exceeded by at most one extent."""
+AHEAD_EXTENTS = 64
+"""And no more than so many: where single tensors are wanted, an extent may be a page."""
 IDLE_LIMIT_BYTES = GIB
 """Of memory that is kept for the next load: what came back from tensors that are gone."""
 
@@ -26,43 +34,27 @@ memory = HostMemory(IDLE_LIMIT_BYTES)
 """Of this process."""
 
 
-@dataclass
-class LoadReport:
-    """What a load took; filled while it goes on.
-
-    Attributes:
-        read_bytes: by the way they came; what lies between wanted tensors and is read along is in it.
-        waited_s: for bytes.
-        seconds: from the first read to the last tensor, the consumer's own time between them included.
-    """
-
-    tensors: int = 0
-    tensor_bytes: int = 0
-    read_bytes: Counter[Way] = field(default_factory=Counter)
-    waited_s: float = 0.0
-    seconds: float = 0.0
-
-    @property
-    def rate_bytes_per_s(self) -> float:
-        return self.tensor_bytes / self.seconds if self.seconds else 0.0
-
-
 @dataclass(frozen=True)
 class Wishes:
     """How tensors are wanted.
 
     Attributes:
-        device: None: where they are read to, in host memory.
+        device: None: host memory. A mapping: by name or shell pattern (`Placement`).
         dtype: that floating-point tensors are cast to, on their device; None: as they are. Others keep theirs.
+        order: `given`: as the names come. Reads are as large as names follow each other in the files, so a scattered order costs a
+            request for each tensor, and up to 8 KiB that is read twice; `file` reads everything in large pieces.
     """
 
-    device: torch.device | str | None = None
+    device: Device | Mapping[str, Device] | None = None
     dtype: torch.dtype | None = None
+    order: Order = "file"
+    placement: Placement = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        """Raises TypeError: a dtype that weights are not cast to."""
+        """Raises TypeError: a dtype that weights are not cast to. RuntimeError: no such device."""
         if self.dtype is not None and not self.dtype.is_floating_point:
             raise TypeError(f"tensors are cast to floating-point types, and not to {self.dtype}")
+        object.__setattr__(self, "placement", Placement(self.device))
 
 
 def stream_tensors(
@@ -70,65 +62,95 @@ def stream_tensors(
     names: Sequence[str],
     wishes: Wishes,
     *,
+    open_file: Opener = open_shard,
     report: LoadReport | None = None,
     cancel: Cancellation | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> Iterator[tuple[str, torch.Tensor]]:
-    """The tensors of these names, in file order, those of no bytes first. Reads on while the consumer works.
+    """The tensors of these names, in file order or as given. Reads on while the consumer works.
 
     Args:
+        names: each once.
+        open_file: every file of the checkpoint that a name is in, before the first is read.
         progress: called with the bytes of all tensors handed out so far.
 
     Raises:
-        BadCheckpoint: a file changed since its header was read, or torch has no such dtype.
-        StoreFault: the disk failed. MemoryError. Cancelled. OSError: a file can't be opened.
+        BadCheckpoint: a file changed or vanished since its header was read, or torch has no such dtype.
+        StoreFault: the disk failed. MemoryError. Cancelled. OSError: a file can't be opened. What `open_file`'s files raise.
     """
     seen = report or LoadReport()
-    started_s = time.monotonic()
     told = 0
-    for name in names:
-        shard, entry = checkpoint.place[name]
-        if entry.span.size_bytes == 0:
-            seen.tensors += 1
-            yield name, _wished(empty_tensor(entry, str(checkpoint.shards[shard].path)), wishes)
-    for extent, reading, file in _readings(checkpoint, names, cancel or Cancellation(), seen):
-        for entry in extent.tensors:
-            tensor = tensor_in(reading.memory, entry.span.start - extent.span.start, entry, str(file.path))
+    for reading in _readings(checkpoint, names, wishes, open_file, cancel or Cancellation(), seen):
+        for entry in reading.extent.tensors:
+            started_s = time.monotonic()
+            tensor = _cast(reading.landing.tensor(entry), wishes.dtype)
+            given_s = time.monotonic()
+            seen.placed_s += given_s - started_s
             seen.tensors += 1
             seen.tensor_bytes += entry.span.size_bytes
             told += entry.span.size_bytes
-            seen.seconds = time.monotonic() - started_s
-            yield entry.name, _wished(tensor, wishes)
+            yield entry.name, tensor
             del tensor
+            seen.consumed_s += time.monotonic() - given_s
         if progress is not None:
             progress(told)
-    seen.seconds = time.monotonic() - started_s
 
 
 def _readings(
-    checkpoint: Checkpoint, names: Sequence[str], cancel: Cancellation, seen: LoadReport
-) -> Iterator[tuple[Extent, Reading, ShardFile]]:
+    checkpoint: Checkpoint, names: Sequence[str], wishes: Wishes, open_file: Opener, cancel: Cancellation, seen: LoadReport
+) -> Iterator[Reading]:
     """Every extent once it is read. Keeps no reference to what was handed out."""
-    extents = iter(plan(checkpoint, names))
+    started_s = time.monotonic()
+    own = Cancellation()
+    place = wishes.placement.device_of
+    extents = iter(plan(checkpoint, names, order=wishes.order, destination=place))
     under_way: deque[Reading] = deque()
-    with opened([(shard.path, shard.header.file_bytes) for shard in checkpoint.shards]) as files, Reader(files, memory, cancel) as reader:
+    with ExitStack() as ends:
+        ends.enter_context(cancel.on_cancel(own.cancel))
+        files = {shard: ends.enter_context(closing(open_file(checkpoint.shards[shard], own))) for shard in _shards(checkpoint, names)}
+        stagings = _Stagings(ends.enter_context(ExitStack()))  # before the reader: closed when no read runs any more
+        reader = ends.enter_context(Reader(own))
+        seen.opened_s += time.monotonic() - started_s
         while True:
-            while len(under_way) <= AHEAD and (extent := next(extents, None)) is not None:
-                under_way.append(reader.start(extent, may_map=True))
+            own.check()
+            started_s = time.monotonic()
+            while _wants_more(under_way) and (extent := next(extents, None)) is not None:
+                under_way.append(reader.start(extent, files[extent.shard], stagings.of(place(extent.tensors[0].name))))
             if not under_way:
                 return
             reading = under_way.popleft()
-            waiting_since_s = time.monotonic()
             seen.read_bytes.update(reading.wait())
-            seen.waited_s += time.monotonic() - waiting_since_s
-            yield reading.extent, reading, files[reading.extent.shard]
+            seen.waited_s += time.monotonic() - started_s
+            yield reading
             del reading
 
 
-def _wished(tensor: torch.Tensor, wishes: Wishes) -> torch.Tensor:
-    """On its device first: a cast there moves fewer bytes or is the faster one."""
-    if wishes.device is not None:
-        tensor = tensor.to(wishes.device)
-    if wishes.dtype is not None and tensor.dtype.is_floating_point:
-        tensor = tensor.to(wishes.dtype)
-    return tensor
+def _wants_more(under_way: Sequence[Reading]) -> bool:
+    return len(under_way) < AHEAD_EXTENTS and sum(reading.extent.span.size_bytes for reading in under_way) < AHEAD_BYTES
+
+
+def _shards(checkpoint: Checkpoint, names: Sequence[str]) -> Sequence[int]:
+    return sorted({checkpoint.place[name][0] for name in names})
+
+
+class _Stagings:
+    """Of the devices that a load brings tensors to; each is opened with the first, and closed after the last read."""
+
+    def __init__(self, ends: ExitStack) -> None:
+        self._ends = ends
+        self._by_device: dict[torch.device, Staging] = {}
+
+    def of(self, device: torch.device) -> Staging:
+        staging = self._by_device.get(device)
+        if staging is None:
+            staging = self._by_device[device] = self._ends.enter_context(closing(open_staging(device)))
+        return staging
+
+
+def open_staging(device: torch.device) -> Staging:
+    """What brings tensors to a device, for one load."""
+    return HostStaging(memory, device)
+
+
+def _cast(tensor: torch.Tensor, dtype: torch.dtype | None) -> torch.Tensor:
+    return tensor if dtype is None or not tensor.dtype.is_floating_point else tensor.to(dtype)

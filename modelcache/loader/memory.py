@@ -9,6 +9,8 @@ import threading
 import weakref
 from contextlib import suppress
 
+Memory = ctypes.Array[ctypes.c_ubyte]
+"""Bytes that stay while anything refers to them."""
 REUSE_SHARE = 0.75
 """A kept piece is lent again to who asks for at least this share of it."""
 
@@ -34,7 +36,7 @@ class HostMemory:
         with self._lock:
             return sum(map(len, self._idle))
 
-    def lend(self, size_bytes: int) -> ctypes.Array[ctypes.c_ubyte]:
+    def lend(self, size_bytes: int) -> Memory:
         """At least `size_bytes` (over 0) of memory from a page's start. Its content is anything.
 
         Raises:
@@ -78,7 +80,7 @@ def _new(size_bytes: int) -> mmap.mmap:
     return piece
 
 
-def map_file(fd: int, offset: int, size_bytes: int) -> ctypes.Array[ctypes.c_ubyte]:
+def map_file(fd: int, offset: int, size_bytes: int) -> Memory:
     """A file's own pages from an aligned offset; what is written there is this process's alone. Unmapped with its last user.
 
     Not by `mmap.mmap`, which keeps a descriptor open for every mapping (Python before 3.13).

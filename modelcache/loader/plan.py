@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
-from modelcache.loader.checkpoint import Checkpoint
+from modelcache.loader.checkpoint import Checkpoint, Order
 from modelcache.loader.header import TensorEntry
 from modelcache.ranges import ByteRange
 from modelcache.units import KIB, MIB
@@ -18,6 +18,8 @@ EXTENT_BYTES = 256 * MIB
 """An extent is ended at the next tensor beyond this: a consumer of a stream gives memory back in such pieces."""
 BLOCK_BYTES = 8 * MIB
 """Of one read, and what the page cache is asked about: four in flight reach the disk's ceiling (`reference/loaders.md`)."""
+Destination = Callable[[str], object]
+"""Where the tensor of a name goes, as a value to compare."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +28,7 @@ class Extent:
 
     Attributes:
         shard: its number in the checkpoint.
-        span: of the file, from an aligned start; read to where its last tensor ends.
+        span: of the file, from an aligned start; read to where its last tensor ends. Of no bytes if its tensors have none.
         tensors: in file order; each lies in it whole.
     """
 
@@ -45,33 +47,40 @@ class Extent:
             yield ByteRange(start, min(start + BLOCK_BYTES, self.span.stop))
 
 
-def plan(checkpoint: Checkpoint, names: Sequence[str]) -> list[Extent]:
-    """Extents that hold these tensors, in file order: no byte is in two of them, and no gap over GAP_BYTES in one.
+def plan(checkpoint: Checkpoint, names: Sequence[str], *, order: Order = "file", destination: Destination | None = None) -> list[Extent]:
+    """Extents that hold these tensors: no gap over GAP_BYTES in one, and none with tensors of two destinations.
 
-    Tensors of no bytes are in none.
+    In file order no byte is in two of them, but for the page in which one ends and the next begins. As given, tensors that follow each
+    other in the file, too, are read together; one that comes out of turn begins an extent, and what lies between may be read again.
+
+    Args:
+        destination: of a tensor's name; None: all have the same.
     """
-    wanted: dict[int, list[TensorEntry]] = {}
-    for name in names:
-        shard, entry = checkpoint.place[name]
-        if entry.span.size_bytes:
-            wanted.setdefault(shard, []).append(entry)
-    return [extent for shard in sorted(wanted) for extent in _extents(shard, sorted(wanted[shard], key=lambda entry: entry.span.start))]
-
-
-def _extents(shard: int, entries: Sequence[TensorEntry]) -> Iterator[Extent]:
+    found = [checkpoint.place[name] for name in names]
+    if order == "file":
+        found.sort(key=lambda place: (place[0], place[1].span))
+    extents: list[Extent] = []
     group: list[TensorEntry] = []
-    for entry in entries:
-        if group and (entry.span.start - group[-1].span.stop > GAP_BYTES or entry.span.stop - group[0].span.start > EXTENT_BYTES):
-            yield _extent(shard, group)
+    before: tuple[int, object] | None = None
+    for shard, entry in found:
+        here = shard, None if destination is None else destination(entry.name)
+        if before is not None and (here != before or not _joins(entry, group)):
+            extents.append(_extent(before[0], group))
             group = []
         group.append(entry)
-    if group:
-        yield _extent(shard, group)
+        before = here
+    if before is not None:
+        extents.append(_extent(before[0], group))
+    return extents
+
+
+def _joins(entry: TensorEntry, group: Sequence[TensorEntry]) -> bool:
+    return 0 <= entry.span.start - group[-1].span.stop <= GAP_BYTES and entry.span.stop - group[0].span.start <= EXTENT_BYTES
 
 
 def _extent(shard: int, group: Sequence[TensorEntry]) -> Extent:
-    start = group[0].span.start
-    return Extent(shard, ByteRange(start - start % ALIGNMENT, group[-1].span.stop), tuple(group))
+    start, stop = group[0].span.start, group[-1].span.stop
+    return Extent(shard, ByteRange(start - start % ALIGNMENT if stop > start else start, stop), tuple(group))
 
 
 def _up(count: int) -> int:

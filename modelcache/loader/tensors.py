@@ -9,6 +9,7 @@ import torch
 
 from modelcache.errors import BadCheckpoint
 from modelcache.loader.header import Dtype, TensorEntry
+from modelcache.loader.memory import Memory
 
 TORCH_DTYPES: Mapping[Dtype, torch.dtype] = {
     Dtype.BOOL: torch.bool,
@@ -33,8 +34,6 @@ TORCH_DTYPES: Mapping[Dtype, torch.dtype] = {
     Dtype.U64: torch.uint64,
 }
 """torch has none for the two 6-bit formats; the `safetensors` package gives no tensors of them either."""
-
-Memory = ctypes.Array[ctypes.c_ubyte]
 
 
 def tensor_in(memory: Memory, offset: int, entry: TensorEntry, address: str) -> torch.Tensor:

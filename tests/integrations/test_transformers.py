@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 import modelcache.integrations.transformers as ours
 from modelcache import ModelCache
 from modelcache.errors import BadCheckpoint, BadConfig, ModuleMismatch, NotFound
-from modelcache.loader import reader
+from modelcache.loader import shard_file
 from modelcache.testing.servers import Nginx
 
 TOKENS = torch.tensor([[3, 1, 4, 1, 5, 9, 2, 6]])
@@ -95,7 +95,7 @@ def test_a_model_of_a_uri_is_what_transformers_makes_of_the_files(saved: Path, c
 
 
 def test_parameters_are_the_snapshots_pages_and_not_copies(saved: Path, cache: ModelCache, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reader, "resident_share", lambda fd, span: 1.0)  # whatever this kernel tells
+    monkeypatch.setattr(shard_file, "resident_share", lambda fd, span: 1.0)  # whatever this kernel tells
     uri = f"file://{saved / 'sharded'}"
     model = ours.from_pretrained(uri, cache=cache)
     path = cache.ensure(uri).path

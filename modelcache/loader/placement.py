@@ -1,0 +1,33 @@
+"""Where each tensor goes: one device for all, or by name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from fnmatch import fnmatchcase
+from typing import TypeAlias
+
+import torch
+
+Device: TypeAlias = torch.device | str
+HOST = torch.device("cpu")
+
+
+class Placement:
+    """Which device each tensor goes to.
+
+    A mapping's keys are names or shell patterns (`model.layers.0.*`). A tensor's own name wins, then the longest pattern that fits, of
+    equally long ones the first; what none fits goes to host memory. Keys that fit no tensor change nothing: one mapping may
+    serve a load of some names.
+    """
+
+    def __init__(self, wish: Device | Mapping[str, Device] | None) -> None:
+        """Raises RuntimeError: torch knows no such device."""
+        by_name: Mapping[str, Device] = {} if wish is None else wish if isinstance(wish, Mapping) else {"*": wish}
+        self._exact = {name: torch.device(device) for name, device in by_name.items()}
+        self._patterns = sorted(self._exact, key=len, reverse=True)
+
+    def device_of(self, name: str) -> torch.device:
+        """Where the tensor of this name goes."""
+        if name in self._exact:
+            return self._exact[name]
+        return next((self._exact[pattern] for pattern in self._patterns if fnmatchcase(name, pattern)), HOST)

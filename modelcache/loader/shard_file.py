@@ -1,0 +1,146 @@
+"""A file on a disk, read block by block by the cheapest way to each: what is in the page cache from there, the rest around it."""
+
+from __future__ import annotations
+
+import mmap
+import os
+import threading
+import time
+from pathlib import Path
+
+from modelcache.errors import BadCheckpoint
+from modelcache.loader.checkpoint import Shard
+from modelcache.loader.files import Way
+from modelcache.loader.memory import Memory, map_file
+from modelcache.loader.plan import ALIGNMENT
+from modelcache.loader.residency import resident_share
+from modelcache.patience import Cancellation
+from modelcache.ranges import ByteRange
+
+MAPPED_SHARE = 0.98
+"""An extent with this share of its pages in memory is mapped and not copied."""
+CACHED_SHARE = 0.5
+"""A block with this share of its pages in memory is copied from there; else read from the disk, around the cache."""
+WARM_BYTES_PER_S = 2.5 * 2**30
+"""Where the kernel doesn't tell, a first block that came at this rate was in memory: no single read of a disk has it, and a copy by one
+thread has twice as much."""
+
+
+class ShardFile:
+    """One file, open for both ways of reading (a `TensorFile`)."""
+
+    def __init__(self, path: Path, expected_bytes: int, *, stays_whole: bool) -> None:
+        """
+        Args:
+            stays_whole: it is certain that nobody makes the file shorter: it may be mapped.
+
+        Raises:
+            BadCheckpoint: the file is not as long as its header says, or gone.
+            OSError.
+        """
+        self.path = path
+        self._stays_whole = stays_whole
+        try:
+            self.fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            raise BadCheckpoint("the file vanished after its header was read", address=str(path)) from None
+        self.direct_fd = -1
+        try:
+            self._check_size(expected_bytes)
+            self.direct_fd = _direct(path)
+        except BaseException:
+            self.close()
+            raise
+        self._warm: bool | None = None
+        self._lock = threading.Lock()
+
+    def _check_size(self, expected_bytes: int) -> None:
+        size_bytes = os.fstat(self.fd).st_size
+        if size_bytes != expected_bytes:
+            raise BadCheckpoint(
+                "the file is not as long as when its header was read",
+                address=str(self.path),
+                expected=str(expected_bytes),
+                got=str(size_bytes),
+            )
+
+    def close(self) -> None:
+        for fd in (self.fd, self.direct_fd):
+            if fd >= 0:
+                os.close(fd)
+        self.fd = self.direct_fd = -1
+
+    def may_map(self, span: ByteRange) -> bool:
+        if not self._stays_whole:
+            return False
+        share = resident_share(self.fd, span)
+        return share is not None and share >= MAPPED_SHARE
+
+    def mapped(self, span: ByteRange) -> Memory:
+        return map_file(self.fd, span.start, span.size_bytes)
+
+    def read(self, block: ByteRange, into: memoryview) -> Way:
+        if self.direct_fd < 0:
+            self._fill(self.fd, block, into[: block.size_bytes], 0)
+            return Way.BUFFERED
+        share = resident_share(self.fd, block)
+        if share is None:
+            return self._read_unknowing(block, into)
+        if share >= CACHED_SHARE:
+            self._fill(self.fd, block, into[: block.size_bytes], 0)
+            return Way.CACHED
+        return self._read_direct(block, into)
+
+    def _read_unknowing(self, block: ByteRange, into: memoryview) -> Way:
+        """The first block of a file goes through the page cache, and its time tells about the others."""
+        with self._lock:
+            if self._warm is None:
+                started_s = time.monotonic()
+                self._fill(self.fd, block, into[: block.size_bytes], 0)
+                self._warm = block.size_bytes >= WARM_BYTES_PER_S * (time.monotonic() - started_s)
+                return Way.BUFFERED
+        if self._warm:
+            self._fill(self.fd, block, into[: block.size_bytes], 0)
+            return Way.BUFFERED
+        return self._read_direct(block, into)
+
+    def _read_direct(self, block: ByteRange, into: memoryview) -> Way:
+        aligned_bytes = -(-block.size_bytes // ALIGNMENT) * ALIGNMENT
+        got = os.preadv(self.direct_fd, [into[:aligned_bytes]], block.start)
+        if got < block.size_bytes:  # a short read (a signal, the end of the file) leaves what can't be aligned
+            self._fill(self.fd, block, into[: block.size_bytes], got)
+        return Way.DIRECT
+
+    def _fill(self, fd: int, block: ByteRange, into: memoryview, got: int) -> None:
+        while got < block.size_bytes:
+            count = os.preadv(fd, [into[got:]], block.start + got)
+            if count == 0:
+                raise BadCheckpoint(
+                    "the file shrank while it was read", address=str(self.path), expected=str(block.stop), got=str(block.start + got)
+                )
+            got += count
+
+
+def open_shard(shard: Shard, cancel: Cancellation) -> ShardFile:
+    """An `Opener` of files that anybody may make shorter: they are read and never mapped."""
+    return ShardFile(shard.path, shard.header.file_bytes, stays_whole=False)
+
+
+def open_whole_shard(shard: Shard, cancel: Cancellation) -> ShardFile:
+    """An `Opener` of files that stay as they are: their pages are mapped where they are in memory."""
+    return ShardFile(shard.path, shard.header.file_bytes, stays_whole=True)
+
+
+def _direct(path: Path) -> int:
+    """A descriptor with O_DIRECT that really reads, or -1: tmpfs and some others take the flag and fail, or refuse it."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_DIRECT)
+    except OSError:
+        return -1
+    try:
+        with mmap.mmap(-1, ALIGNMENT) as probe:
+            os.preadv(fd, [probe], 0)
+    except OSError:
+        os.close(fd)
+        return -1
+    return fd
