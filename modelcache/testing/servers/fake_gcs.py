@@ -12,43 +12,28 @@ import platform
 from collections.abc import Mapping
 from contextlib import closing
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 from urllib.parse import quote, urlencode
 
+from modelcache.testing.servers.launched import LaunchedServer
 from modelcache.testing.servers.ports import LOOPBACK, free_ports
-from modelcache.testing.servers.process import OwnedProcess, ServerFailed, started
+from modelcache.testing.servers.process import OwnedProcess, ServerFailed
 
 START_DEADLINE_S = 30.0
 """It answers 0.1 s after launch on an idle machine of 2 cores."""
 _MACHINES = {"x86_64": "amd64", "aarch64": "arm64"}
 
 
-class FakeGcs:
+class FakeGcs(LaunchedServer):
     """The server, running inside its `with` block, with its objects in memory; its log lies in `directory`."""
 
     def __init__(self, directory: Path, *, start_deadline_s: float = START_DEADLINE_S) -> None:
-        self.directory = directory
-        self._start_deadline_s = start_deadline_s
-        self._process: OwnedProcess | None = None
-        self.port = 0
+        super().__init__(directory, start_deadline_s=start_deadline_s)
         directory.mkdir(parents=True, exist_ok=True)
 
     @property
     def endpoint(self) -> str:
         return f"http://{LOOPBACK}:{self.port}"
-
-    def __enter__(self) -> Self:
-        self._process = started(self._launch, self._ready, deadline_s=self._start_deadline_s)
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        if self._process is not None:
-            self._process.stop()
-
-    def pids(self) -> list[int]:
-        """Its processes, for measurements."""
-        return [] if self._process is None else self._process.pids()
 
     # -- what tests do to it ----------------------------------------------------------------------------------------
 

@@ -6,40 +6,29 @@ import ftplib
 import secrets
 import sys
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
+from modelcache.testing.servers.launched import LaunchedServer
 from modelcache.testing.servers.ports import LOOPBACK, free_ports
-from modelcache.testing.servers.process import OwnedProcess, started
+from modelcache.testing.servers.process import OwnedProcess
 
 PROGRAM = Path(__file__).with_name("ftp_program.py")
 START_DEADLINE_S = 30.0
 
 
-class FtpServer:
+class FtpServer(LaunchedServer):
     """The server, running inside its `with` block; it serves `root`, and its log lies beside that in `directory`."""
 
     user = "reader"
 
     def __init__(self, directory: Path) -> None:
-        self.directory = directory
+        super().__init__(directory, start_deadline_s=START_DEADLINE_S)
         self.root = directory / "root"
         self.root.mkdir(parents=True)
         self.password = f"p@ss/{secrets.token_hex(8)}"
-        self.port = 0
-        self._process: OwnedProcess | None = None
 
     @property
     def authority(self) -> str:
         return f"{LOOPBACK}:{self.port}"
-
-    def __enter__(self) -> Self:
-        self._process = started(self._launch, self._ready, deadline_s=START_DEADLINE_S)
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        if self._process is not None:
-            self._process.stop()
 
     def _launch(self) -> OwnedProcess:
         [self.port] = free_ports(1)

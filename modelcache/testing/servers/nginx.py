@@ -11,13 +11,12 @@ import time
 from dataclasses import dataclass, field
 from http.client import HTTPConnection, HTTPException, HTTPSConnection
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 from modelcache.patience import Deadline
 from modelcache.testing.servers.certificates import Certificate
+from modelcache.testing.servers.launched import LaunchedServer
 from modelcache.testing.servers.ports import LOOPBACK, free_ports
-from modelcache.testing.servers.process import POLL_S, OwnedProcess, ServerFailed, program, started
+from modelcache.testing.servers.process import POLL_S, OwnedProcess, ServerFailed, program
 
 START_DEADLINE_S = 20.0
 LOG_DEADLINE_S = 10.0
@@ -58,33 +57,18 @@ class Request:
     """Whether an Authorization header came with it."""
 
 
-class Nginx:
+class Nginx(LaunchedServer):
     """The server, running inside its `with` block: GET, HEAD, Range, strong ETag and If-Match over the files of `directory`."""
 
     def __init__(self, directory: Path, options: NginxOptions | None = None, *, start_deadline_s: float = START_DEADLINE_S) -> None:
-        self.directory = directory
+        super().__init__(directory, start_deadline_s=start_deadline_s)
         self.options = options or NginxOptions()
-        self.port = 0
-        self._start_deadline_s = start_deadline_s
-        self._process: OwnedProcess | None = None
         self._own = Path()
         self._seen = 0
 
     @property
     def endpoint(self) -> str:
         return f"{'http' if self.options.certificate is None else 'https'}://{LOOPBACK}:{self.port}"
-
-    def __enter__(self) -> Self:
-        self._process = started(self._launch, self._ready, deadline_s=self._start_deadline_s)
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        if self._process is not None:
-            self._process.stop()
-
-    def pids(self) -> list[int]:
-        """Its processes, for measurements."""
-        return [] if self._process is None else self._process.pids()
 
     def requests(self) -> list[Request]:
         """What it answered since the last call, in order of completion.
@@ -105,10 +89,6 @@ class Nginx:
             time.sleep(POLL_S)
         self._seen += len(records)
         return [record for record in records if not record.target.startswith("/.marker-")]
-
-    def log_tail(self) -> str:
-        """The end of its error log."""
-        return "" if self._process is None else self._process.log_tail()
 
     # -- inside -----------------------------------------------------------------------------------------------------
 

@@ -11,10 +11,11 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
+from modelcache.testing.servers.launched import LaunchedServer
 from modelcache.testing.servers.ports import LOOPBACK, free_ports
-from modelcache.testing.servers.process import OwnedProcess, program, started
+from modelcache.testing.servers.process import OwnedProcess, program
 from modelcache.units import MIB
 
 S3Client = Any
@@ -47,7 +48,7 @@ class Put:
     version_id: str | None
 
 
-class SeaweedFS:
+class SeaweedFS(LaunchedServer):
     """The server, running inside its `with` block; data, keys and log lie in `directory` and stay there.
 
     A directory that was used before is served again, with the same keys. The identities: `admin` may do everything, `reader`
@@ -55,11 +56,8 @@ class SeaweedFS:
     """
 
     def __init__(self, directory: Path, *, start_deadline_s: float = START_DEADLINE_S) -> None:
-        self.directory = directory
-        self._start_deadline_s = start_deadline_s
-        self._process: OwnedProcess | None = None
+        super().__init__(directory, start_deadline_s=start_deadline_s)
         self._clients: dict[str, S3Client] = {}
-        self.port = 0
         directory.mkdir(parents=True, exist_ok=True)
         (directory / "data").mkdir(exist_ok=True)
         self.admin, self.reader, self.lister = _identities(directory / "s3.json")
@@ -72,20 +70,11 @@ class SeaweedFS:
     def log(self) -> Path:
         return self.directory / "seaweedfs.log"
 
-    def __enter__(self) -> Self:
-        self._process = started(self._launch, self._ready, deadline_s=self._start_deadline_s)
-        return self
-
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         for client in self._clients.values():
             client.close()
         self._clients.clear()
-        if self._process is not None:
-            self._process.stop()
-
-    def pids(self) -> list[int]:
-        """Its processes, for measurements."""
-        return [] if self._process is None else self._process.pids()
+        super().__exit__(kind, error, trace)
 
     # -- what tests do to it ----------------------------------------------------------------------------------------
 
