@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import threading
-import time
-from contextlib import suppress
-
-from rich.console import Console, Group, RenderableType
-from rich.live import Live
+from rich.console import Group, RenderableType
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from modelcache.cli.live_region import LiveRegion
 from modelcache.cli.many_view import Looks, Sum
 from modelcache.cli.output import Output
 from modelcache.cli.progress_view import Look
@@ -28,36 +24,15 @@ class ManyBars:
     """A line with a bar for each piece of work in progress, under one over all of them; redrawn in place, cleared at the end."""
 
     def __init__(self, output: Output, pieces: int) -> None:
-        console = Console(file=output.err, no_color=not output.style.color, highlight=False, markup=False, emoji=False)
-        self._lock = threading.RLock()
-        self._output = output
         self._looks = Looks(pieces)
-        self._next_s = 0.0
-        self._live: Live | None = Live(console=console, auto_refresh=False, transient=True, redirect_stdout=False, redirect_stderr=False)
+        self._region = LiveRegion(output, pause_s=DRAW_S)
 
     def show(self, number: int, look: Look) -> None:
         found = self._looks.add(number, look)
-        with self._lock:
-            live, now_s = self._live, time.monotonic()
-            if live is None or now_s < self._next_s:
-                return
-            self._next_s = now_s + DRAW_S
-            try:
-                if not self._output.drawing:
-                    live.start()
-                    self._output.drawing = True
-                live.update(_drawn(found, live.console.width, live.console.height), refresh=True)
-            except OSError:
-                self._live = None  # the terminal is gone; the work goes on
+        self._region.draw(lambda console: _drawn(found, console.width, console.height))
 
     def close(self) -> None:
-        with self._lock:
-            live, self._live = self._live, None
-            if live is None or not self._output.drawing:
-                return
-            with suppress(OSError):  # as in show
-                live.stop()
-            self._output.drawing = False
+        self._region.close()
 
 
 def _drawn(found: Sum, width: int, height: int) -> RenderableType:

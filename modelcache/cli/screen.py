@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import threading
-from contextlib import suppress
-
-from rich.console import Console, Group, RenderableType
-from rich.live import Live
+from rich.console import Group, RenderableType
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from modelcache.cli.live_region import LiveRegion
 from modelcache.cli.output import Output
 from modelcache.cli.progress_view import Look
 from modelcache.cli.tables import printable
@@ -22,32 +19,13 @@ class BarView:
     """A bar and a line of words under the name of what is worked on, redrawn in place and cleared at the end."""
 
     def __init__(self, output: Output) -> None:
-        console = Console(file=output.err, no_color=not output.style.color, highlight=False, markup=False, emoji=False)
-        self._lock = threading.RLock()
-        self._output = output
-        self._live: Live | None = Live(console=console, auto_refresh=False, transient=True, redirect_stdout=False, redirect_stderr=False)
+        self._region = LiveRegion(output)
 
     def show(self, look: Look) -> None:
-        with self._lock:
-            live = self._live
-            if live is None:
-                return
-            try:
-                if not self._output.drawing:
-                    live.start()
-                    self._output.drawing = True
-                live.update(_drawn(look, live.console.width), refresh=True)
-            except OSError:
-                self._live = None  # the terminal is gone; the work goes on
+        self._region.draw(lambda console: _drawn(look, console.width))
 
     def close(self) -> None:
-        with self._lock:
-            live, self._live = self._live, None
-            if live is None or not self._output.drawing:
-                return
-            with suppress(OSError):  # as in show
-                live.stop()
-            self._output.drawing = False
+        self._region.close()
 
 
 def _drawn(look: Look, width: int) -> RenderableType:
