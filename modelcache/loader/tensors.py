@@ -46,7 +46,7 @@ def tensor_in(memory: Memory, offset: int, entry: TensorEntry, address: str) -> 
     """
     dtype, shape = torch_form(entry, address)
     if entry.span.size_bytes == 0:
-        return torch.empty(shape, dtype=dtype)
+        return torch.empty(shape, dtype=dtype, device="cpu")
     count = entry.span.size_bytes // dtype.itemsize
     if _address(memory, offset) % dtype.itemsize:
         raw = torch.frombuffer(memory, dtype=torch.uint8, count=entry.span.size_bytes, offset=offset)
@@ -57,7 +57,7 @@ def tensor_in(memory: Memory, offset: int, entry: TensorEntry, address: str) -> 
 def empty_tensor(entry: TensorEntry, address: str) -> torch.Tensor:
     """A tensor of no bytes. Raises BadCheckpoint as `tensor_in`."""
     dtype, shape = torch_form(entry, address)
-    return torch.empty(shape, dtype=dtype)
+    return torch.empty(shape, dtype=dtype, device="cpu")
 
 
 def torch_form(entry: TensorEntry, address: str) -> tuple[torch.dtype, tuple[int, ...]]:
