@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import TypeVar
@@ -22,6 +23,7 @@ from modelcache.config import Config
 from modelcache.digest import Digest, sha256
 from modelcache.ensure import Ensured, ProgressCallback, expect_cached, hit, last
 from modelcache.errors import AccessDenied, AmbiguousName, NotCached
+from modelcache.fetch.begun import Tell
 from modelcache.fetch.engine import FetchEngine
 from modelcache.fetch.flight import SingleFlight
 from modelcache.fetch.plan import Priority
@@ -60,6 +62,7 @@ class Asked:
     admission: Admission
     priority: Priority
     reads_next: bool
+    tell: Tell | None
 
 
 FULL_DIGITS = 64
@@ -125,6 +128,7 @@ class ModelCache(Upkeeping, Prewarming, Carrying, SingleFiles):
         progress: ProgressCallback | None = None,
         cancel: Cancellation | None = None,
         caller: Caller | None = None,
+        tell: Tell | None = None,
     ) -> Snapshot:
         """Have this model here: fetched if it is not, verified in any case, published whole.
 
@@ -138,6 +142,7 @@ class ModelCache(Upkeeping, Prewarming, Carrying, SingleFiles):
             cancel: ends the wait with `Cancelled`; what was fetched is kept for the next try.
             caller: of a store that several share: what their own credential can't read, they don't get (`docs/semantics.md`,
                 Permission). None: the store's only owner.
+            tell: of a fetch that has begun, for who takes its bytes as they arrive (`modelcache.arriving`).
 
         Returns:
             The snapshot; `stale` if it was due to be compared with its origin and that could not be asked.
@@ -154,7 +159,7 @@ class ModelCache(Upkeeping, Prewarming, Carrying, SingleFiles):
 
                 def ask(place: Admission) -> Ensured:
                     flight = (place.key, secrets, place.identity)
-                    return self._ask(flight, Asked(parsed, place, priority, reads_next), progress, cancel)
+                    return self._ask(flight, Asked(parsed, place, priority, reads_next, tell), progress, cancel)
 
                 ensured = in_turn(places, ask, lambda found: found.unavailable is None)
         if ensured.unavailable is not None and refresh is Refresh.ALWAYS:
@@ -174,13 +179,14 @@ class ModelCache(Upkeeping, Prewarming, Carrying, SingleFiles):
         progress: ProgressCallback | None = None,
         cancel: Cancellation | None = None,
         caller: Caller | None = None,
+        tell: Tell | None = None,
     ) -> Iterator[Snapshot]:
-        """`ensure` for a caller who reads next, and hold the snapshot for the block (or until this process ends)."""
+        """`ensure` for a caller who reads next, and hold the snapshot for the block (or until this process ends). Who is told of the
+        fetch needs no page cache to read it: it is written around that."""
+        ask = partial(self.ensure, uri, refresh=refresh, priority=priority, reads_next=tell is None, caller=caller, tell=tell)
         with ExitStack() as held:
             for _ in range(HOLD_TRIES):
-                snapshot = self.ensure(
-                    uri, refresh=refresh, priority=priority, reads_next=True, progress=progress, cancel=cancel, caller=caller
-                )
+                snapshot = ask(progress=progress, cancel=cancel)
                 try:
                     snapshot = replace(held.enter_context(self._store.hold(snapshot.digest, holder="open")), stale=snapshot.stale)
                 except NotCached:
@@ -277,6 +283,7 @@ class ModelCache(Upkeeping, Prewarming, Carrying, SingleFiles):
                 priority=asked.priority,
                 route=route,
                 limits=self.config.archive,
+                tell=asked.tell,
             )
             with self._lock:
                 self._ensures[flight] = ensure
@@ -292,6 +299,8 @@ class ModelCache(Upkeeping, Prewarming, Carrying, SingleFiles):
                 ensure.hurry(asked.priority)  # the flight may be of somebody who is not in a hurry
                 if progress is not None:
                     progress(ensure.look())
+                if asked.tell is not None and ensure.begun is not None:
+                    asked.tell(ensure.begun)  # of what another caller began
 
         return self._flights.run(flight, do, cancel=cancel, look=look)
 

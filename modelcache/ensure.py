@@ -22,6 +22,7 @@ from modelcache.errors import (
     SourceChanged,
     Unavailable,
 )
+from modelcache.fetch.begun import Begun, Tell
 from modelcache.fetch.engine import FetchEngine
 from modelcache.fetch.fetch import Fetch
 from modelcache.fetch.plan import Priority
@@ -72,7 +73,11 @@ class _Resolved:
 
 
 class Ensure:
-    """One resolution of one ref. `run` is called once, in the flight's thread; `look` and `hurry` by any waiting caller."""
+    """One resolution of one ref. `run` is called once, in the flight's thread; `look` and `hurry` by any waiting caller.
+
+    Attributes:
+        begun: the last fetch that was begun.
+    """
 
     def __init__(
         self,
@@ -84,10 +89,12 @@ class Ensure:
         priority: Priority,
         route: Route | None,
         admission: Admission | None = None,
+        tell: Tell | None = None,
     ) -> None:
         """
         Args:
             route: None: somebody reads next, so through the page cache if it fits.
+            tell: of the fetch, as soon as it has begun, and of each that takes its place.
             admission: of who asks, with `source` as its source; None: the store's only owner.
         """
         self._store = store
@@ -101,6 +108,8 @@ class Ensure:
         self._started_s = time.monotonic()
         self._phase = Phase.RESOLVING
         self._fetch: Fetch | None = None
+        self._tell = tell
+        self.begun: Begun | None = None
         self._ahead: Awaited | None = None
         self._cancel = Cancellation()
 
@@ -279,6 +288,9 @@ class Ensure:
         fetch = self._engine.start(request)
         self._fetch, self._phase = fetch, Phase.FETCHING
         self._engine.hurry(fetch, self._priority)  # somebody may have come while it was not to be seen
+        self.begun = Begun(listing, ingest, fetch)
+        if self._tell is not None:
+            self._tell(self.begun)
         return fetch
 
     def _publish(self, resolved: _Resolved, ingest: Ingest, fetch: Fetch) -> Ensured:

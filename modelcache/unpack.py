@@ -13,6 +13,7 @@ from modelcache.abc.store import Store
 from modelcache.digest import Digest
 from modelcache.ensure import Ensure, Ensured
 from modelcache.errors import BadArchive, IntegrityError, NoSpace
+from modelcache.fetch.begun import Begun, Tell
 from modelcache.fetch.engine import FetchEngine
 from modelcache.fetch.plan import Priority
 from modelcache.fetch.progress import Progress
@@ -45,14 +46,15 @@ class Unpacking:
         priority: Priority,
         route: Route | None,
         limits: ArchiveLimits,
+        tell: Tell | None = None,
     ) -> None:
-        """As `Ensure`, which see."""
+        """As `Ensure`, which see. Of an archive, the fetch that is told of is that of its members, once it is here."""
         self._address = str(uri)
         self._started_s = time.monotonic()
         self._shelf = _Shelf(store, engine, admission, uri, priority)
         source = ArchiveSource(admission.source, self._shelf.bring, self._shelf.remembered, limits)
         members: Admission = admission if uri.scheme in KEPT_AS_FILES or not uri.unpack else MembersAdmission(admission, source)
-        self._ensure = Ensure(store, engine, members.source, uri, priority=priority, route=route, admission=members)
+        self._ensure = Ensure(store, engine, members.source, uri, priority=priority, route=route, admission=members, tell=tell)
 
     def hurry(self, priority: Priority) -> None:
         """As `Ensure.hurry`."""
@@ -63,6 +65,11 @@ class Unpacking:
         """As `Ensure.look`; of the archive, while that is on its way."""
         seen = self._shelf.look() or self._ensure.look()
         return replace(seen, uri=self._address, elapsed_s=time.monotonic() - self._started_s)
+
+    @property
+    def begun(self) -> Begun | None:
+        """As of `Ensure`."""
+        return self._ensure.begun
 
     def run(self, cancel: Cancellation) -> Ensured:
         """As `Ensure.run`.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from pathlib import Path
 from typing import Protocol
 
 from modelcache.abc.snapshot import Ref, Snapshot
@@ -79,6 +80,11 @@ class IncomingFile(Protocol):
     @property
     def claimed(self) -> bool:
         """Whether it is for this ingest to bring the file. If not, another one does, and nothing may be written here."""
+        ...
+
+    @property
+    def place(self) -> Path | None:
+        """Where it may be opened once it is complete; moves when its ingest is published. None: it is in no file system."""
         ...
 
     def hints(self) -> Mapping[int, bytes]:

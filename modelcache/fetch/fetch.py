@@ -14,6 +14,7 @@ from modelcache.chunks import CHUNK_BYTES, ChunkTable
 from modelcache.digest import Algorithm, Digest
 from modelcache.errors import Cancelled, DigestMismatch, Unavailable
 from modelcache.fetch.assembly import Assembly
+from modelcache.fetch.audience import Audiences
 from modelcache.fetch.buffers import BufferPool
 from modelcache.fetch.elsewhere import FilesElsewhere
 from modelcache.fetch.plan import PlannedFile, Priority, Schedule, Span
@@ -86,6 +87,7 @@ class Fetch:
         self.active = 0
         self.served = 0
         self.compared: dict[int, tuple[Digest, ...]] = {}
+        self.audiences = Audiences()
         self.meter = Meter(sum(item.size_bytes for item in self._incoming), len(self._incoming))
         for i, item in enumerate(self._incoming):
             if i not in self._left:
@@ -337,6 +339,7 @@ class Fetch:
         self.meter.lost(incoming.ranges().size_bytes, self._reused.pop(file, 0))
         incoming.restart()
         self._assemblies[file].restart()
+        self.audiences.restarted(file)
         with self._changed:
             self._schedule.restart(file)
             self._changed.notify_all()
@@ -355,6 +358,7 @@ class Fetch:
             if not self._left and self._error is None:
                 self._around.ended(self)
             self._changed.notify_all()
+        self.audiences.completed(file)
         for follower, number in followers:
             follower.link(number, digest)
 

@@ -105,6 +105,10 @@ class LocalIncoming:
         """Whether its file is here, to be written to."""
         return self._booked
 
+    @property
+    def place(self) -> Path | None:
+        return self._place
+
     def hints(self) -> Mapping[int, bytes]:
         return {} if self._sha256 is not None else dict(self._hints)
 

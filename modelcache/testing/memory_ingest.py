@@ -7,6 +7,7 @@ import secrets
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from modelcache.abc.ingest import Elsewhere, IncomingFile, IngestFile, Route
 from modelcache.abc.snapshot import Ref, RefKey, Snapshot
@@ -97,6 +98,10 @@ class MemoryIncoming:
             self._data, self._hints = remains._data, remains._hints | remains._marks
             remains._data, remains._hints, remains._marks = bytearray(self.size_bytes), {}, {}
             remains.room_bytes = 0
+
+    @property
+    def place(self) -> Path | None:
+        return None
 
     def hints(self) -> Mapping[int, bytes]:
         return {} if self._sha256 is not None else dict(self._hints)
