@@ -15,6 +15,7 @@ from hypothesis import HealthCheck, settings
 
 import modelcache.config.file
 from modelcache.testing.servers import Certificate, FakeGcs, Nginx, SeaweedFS
+from modelcache.testing.servers.hub import HubServer
 from modelcache.testing.small_filesystem import Kind, small_filesystem
 from tests import left_out
 
@@ -82,6 +83,13 @@ def fake_gcs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FakeGcs]:
 def nginx(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nginx]:
     """The session's http server; a test puts its files under a name of its own in `nginx.directory`."""
     with Nginx(tmp_path_factory.mktemp("nginx")) as server:
+        yield server
+
+
+@pytest.fixture
+def hub() -> Iterator[HubServer]:
+    """A hub of this test alone, with nothing in it."""
+    with HubServer() as server:
         yield server
 
 

@@ -57,12 +57,7 @@ def _of_outcome(outcome: PrewarmOutcome) -> dict[str, object]:
 
 def of_snapshot(info: SnapshotInfo) -> dict[str, object]:
     return {
-        "digest": str(info.digest),
-        "path": str(info.path),
-        "size_bytes": info.size_bytes,
-        "own_bytes": info.own_bytes,
-        "shared_bytes": info.shared_bytes,
-        "freed_bytes": info.freed_bytes,
+        **_place_and_sizes(info),
         "files": info.file_count,
         "uris": [ref.key.uri for ref in info.refs],
         "last_used_at_s": info.last_used_at_s,
@@ -70,9 +65,7 @@ def of_snapshot(info: SnapshotInfo) -> dict[str, object]:
     }
 
 
-def of_details(info: SnapshotInfo, manifest: Manifest, refs: Sequence[Ref]) -> dict[str, object]:
-    """A snapshot with its refs and files, as `show` tells."""
-    stated = stated_digests(refs)
+def _place_and_sizes(info: SnapshotInfo) -> dict[str, object]:
     return {
         "digest": str(info.digest),
         "path": str(info.path),
@@ -80,6 +73,14 @@ def of_details(info: SnapshotInfo, manifest: Manifest, refs: Sequence[Ref]) -> d
         "own_bytes": info.own_bytes,
         "shared_bytes": info.shared_bytes,
         "freed_bytes": info.freed_bytes,
+    }
+
+
+def of_details(info: SnapshotInfo, manifest: Manifest, refs: Sequence[Ref]) -> dict[str, object]:
+    """A snapshot with its refs and files, as `show` tells."""
+    stated = stated_digests(refs)
+    return {
+        **_place_and_sizes(info),
         "last_used_at_s": info.last_used_at_s,
         "refs": [of_ref(ref) for ref in info.refs],
         "leases": [of_lease(lease) for lease in info.leases],

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from modelcache.abc.source import Listing, Source
-from modelcache.patience import Cancellation
+from modelcache.abc.source import Source
 from modelcache.sources.huggingface import HubOptions, HubSource
 from modelcache.testing.servers.hub import HubServer
 from modelcache.transport import Timeouts
-from modelcache.uri import StorageUri, parse_uri
+from modelcache.uri import StorageUri
 
 PATIENT = Timeouts(20, 20)
 
@@ -24,10 +23,6 @@ def hub_source(server: HubServer, token: str | None = None, **options: object) -
         yield source
     finally:
         source.close()
-
-
-def listing_of(source: Source, uri: str | StorageUri) -> Listing:
-    return source.list(parse_uri(uri)[0] if isinstance(uri, str) else uri, Cancellation())
 
 
 class RewrittenRepository:

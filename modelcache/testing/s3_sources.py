@@ -5,12 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from modelcache.abc.source import Listing
-from modelcache.patience import Cancellation
 from modelcache.sources.s3 import S3Options, S3Source
 from modelcache.testing.servers import Identity, Nginx, NginxOptions, SeaweedFS
 from modelcache.transport import Proxies, Timeouts
-from modelcache.uri import StorageUri, parse_uri
 
 
 def options_of(server: SeaweedFS, who: Identity | None = None, *, endpoint: str | None = None) -> S3Options:
@@ -34,7 +31,3 @@ def proxied(server: SeaweedFS, more: str = "") -> Iterator[Nginx]:
     """nginx before the server, with further directives."""
     with Nginx(server.directory, NginxOptions(upstream=server.endpoint, more=more)) as proxy:
         yield proxy
-
-
-def listing_of(source: S3Source, uri: str | StorageUri) -> Listing:
-    return source.list(parse_uri(uri)[0] if isinstance(uri, str) else uri, Cancellation())

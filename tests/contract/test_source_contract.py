@@ -23,6 +23,7 @@ from modelcache.testing.servers.hub import HubServer
 from modelcache.testing.source_contract import SMALL, Place, SourceContract, listing
 from modelcache.transport import Timeouts
 from modelcache.uri import StorageUri, UriSecrets
+from tests.contract.places import Bucket
 
 SECOND_NS = 1_000_000_000
 LONG_AGO_NS = 1_600_000_000 * SECOND_NS
@@ -78,29 +79,6 @@ class WebDirectory(Directory):
 
     def uri(self, path: str = "") -> StorageUri:
         return StorageUri(self._scheme, self._authority, quote(f"{self._base}/{path}", errors="surrogateescape", safe="/~"))
-
-
-class Bucket:
-    """A bucket of a real S3 server."""
-
-    lists_many = True
-    unsafe_names: tuple[str, ...] = ()  # SeaweedFS tidies them itself; test_source_s3 lists some from a stand-in
-
-    def __init__(self, server: SeaweedFS, bucket: str, source: Source) -> None:
-        self.source = source
-        self._server = server
-        self._bucket = bucket
-
-    def put(self, path: str, data: bytes) -> None:
-        self._server.put(self._bucket, path, data)
-
-    overwrite = put
-
-    def remove(self, path: str) -> None:
-        self._server.delete(self._bucket, path)
-
-    def uri(self, path: str = "") -> StorageUri:
-        return StorageUri("s3", self._bucket, path)
 
 
 def http_source(server: Nginx) -> HttpSource:
@@ -164,7 +142,7 @@ class TestS3(SourceContract):
     def place(self, seaweedfs: SeaweedFS, bucket: str) -> Iterator[Place]:
         who = seaweedfs.reader
         source = S3Source(S3Options(endpoint=seaweedfs.endpoint, access_key=who.access_key, secret_key=who.secret_key))
-        yield Bucket(seaweedfs, bucket, source)
+        yield Bucket("s3", seaweedfs, bucket, source)  # SeaweedFS tidies unsafe names itself; test_source_s3 lists some from a stand-in
         source.close()
 
 

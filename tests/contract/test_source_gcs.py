@@ -13,38 +13,16 @@ from awscrt import checksums
 from google.auth.credentials import AnonymousCredentials
 from google.cloud import storage
 
-from modelcache.abc.source import Listing, Source
 from modelcache.errors import NotFound, UnsafePath
-from modelcache.patience import Cancellation
 from modelcache.ranges import ByteRange
 from modelcache.sources.gcs import GcsOptions, GcsSource
 from modelcache.sources.retrying import RetryingSource
+from modelcache.testing.listings import listing_of
 from modelcache.testing.servers import FakeGcs
 from modelcache.testing.source_contract import Place, SourceContract, read
-from modelcache.uri import StorageUri, parse_uri
+from tests.contract.places import Bucket
 
-
-class Bucket:
-    """A bucket of the server."""
-
-    lists_many = True
-    unsafe_names: tuple[str, ...] = ("n" * 256, "tab\t")
-
-    def __init__(self, server: FakeGcs, bucket: str, source: Source) -> None:
-        self.source = source
-        self._server = server
-        self._bucket = bucket
-
-    def put(self, path: str, data: bytes) -> None:
-        self._server.put(self._bucket, path, data)
-
-    overwrite = put
-
-    def remove(self, path: str) -> None:
-        self._server.delete(self._bucket, path)
-
-    def uri(self, path: str = "") -> StorageUri:
-        return StorageUri("gs", self._bucket, path)
+UNSAFE_NAMES = ("n" * 256, "tab\t")
 
 
 @contextmanager
@@ -54,10 +32,6 @@ def source_of(options: GcsOptions) -> Iterator[GcsSource]:
         yield source
     finally:
         source.close()
-
-
-def listing_of(source: Source, uri: str | StorageUri) -> Listing:
-    return source.list(parse_uri(uri)[0] if isinstance(uri, str) else uri, Cancellation())
 
 
 @pytest.fixture
@@ -74,13 +48,13 @@ def bucket(fake_gcs: FakeGcs) -> str:
 class TestGcs(SourceContract):
     @pytest.fixture
     def place(self, fake_gcs: FakeGcs, bucket: str, source: GcsSource) -> Place:
-        return Bucket(fake_gcs, bucket, source)
+        return Bucket("gs", fake_gcs, bucket, source, unsafe_names=UNSAFE_NAMES)
 
 
 class TestGcsRetrying(SourceContract):
     @pytest.fixture
     def place(self, fake_gcs: FakeGcs, bucket: str, source: GcsSource) -> Place:
-        return Bucket(fake_gcs, bucket, RetryingSource(source))
+        return Bucket("gs", fake_gcs, bucket, RetryingSource(source), unsafe_names=UNSAFE_NAMES)
 
 
 def test_a_prefix_is_everything_below_it(source: GcsSource, fake_gcs: FakeGcs, bucket: str) -> None:

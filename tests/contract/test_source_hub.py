@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -16,7 +15,8 @@ from modelcache.digest import Algorithm, Digest
 from modelcache.errors import AccessDenied, ModelCacheError, NotFound, OriginBusy
 from modelcache.sources.retrying import Pace, RetryingSource
 from modelcache.testing import faults
-from modelcache.testing.hub_sources import hub_source, listing_of
+from modelcache.testing.hub_sources import hub_source
+from modelcache.testing.listings import listing_of
 from modelcache.testing.servers.hub import HubServer
 from modelcache.testing.servers.hub_repository import LFS_BYTES
 from modelcache.testing.source_contract import read
@@ -24,12 +24,6 @@ from modelcache.testing.source_contract import read
 LARGE = os.urandom(LFS_BYTES + 1)
 SMALL = b'{"a": 1}\n'
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
-
-
-@pytest.fixture
-def hub() -> Iterator[HubServer]:
-    with HubServer() as server:
-        yield server
 
 
 # -- revisions ------------------------------------------------------------------------------------------------------------

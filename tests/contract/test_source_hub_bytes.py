@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -16,7 +16,8 @@ from modelcache.ranges import ByteRange
 from modelcache.sources.huggingface import HubOptions
 from modelcache.testing import faults
 from modelcache.testing.fault_server import Call, FaultServer
-from modelcache.testing.hub_sources import hub_source, listing_of
+from modelcache.testing.hub_sources import hub_source
+from modelcache.testing.listings import listing_of
 from modelcache.testing.servers import Certificate
 from modelcache.testing.servers.hub import HubServer
 from modelcache.testing.servers.hub_repository import HubRepository
@@ -26,12 +27,6 @@ LARGE = os.urandom(300_000)
 SMALL = b'{"a": 1}\n'
 SPANS = [ByteRange(at, at + 50_000) for at in range(0, 300_000, 50_000)]
 FIRST_BYTE = ByteRange(0, 1)
-
-
-@pytest.fixture
-def hub() -> Iterator[HubServer]:
-    with HubServer() as server:
-        yield server
 
 
 @pytest.fixture

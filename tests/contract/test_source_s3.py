@@ -17,7 +17,8 @@ from modelcache.errors import InvalidUri, NotFound, UnsafePath
 from modelcache.paths import checked_path
 from modelcache.ranges import ByteRange
 from modelcache.sources.s3 import S3Source
-from modelcache.testing.s3_sources import listing_of, options_of, proxied, source_of
+from modelcache.testing.listings import listing_of
+from modelcache.testing.s3_sources import options_of, proxied, source_of
 from modelcache.testing.servers import SeaweedFS
 from modelcache.testing.source_contract import read
 from modelcache.units import MIB

@@ -3,23 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
 import pytest
 
 from modelcache.errors import InvalidUri, ModelCacheError, ProtocolViolation, UnsafePath
 from modelcache.testing import faults
-from modelcache.testing.hub_sources import hub_source, listing_of
+from modelcache.testing.hub_sources import hub_source
+from modelcache.testing.listings import listing_of
 from modelcache.testing.servers.hub import HubServer
 
 SMALL = b'{"a": 1}\n'
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
-
-
-@pytest.fixture
-def hub() -> Iterator[HubServer]:
-    with HubServer() as server:
-        yield server
 
 
 def refused(hub: HubServer, kind: type[ModelCacheError], uri: str = "hf://org/model") -> None:

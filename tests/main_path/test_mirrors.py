@@ -41,12 +41,6 @@ def fill(server: SeaweedFS, bucket: str, prefix: str, files: dict[str, bytes]) -
 
 
 @pytest.fixture
-def hub() -> Iterator[HubServer]:
-    with HubServer() as server:
-        yield server
-
-
-@pytest.fixture
 def profile(seaweedfs: SeaweedFS, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """A profile of the SDK with the reader's keys, and no other credential anywhere."""
     who = seaweedfs.reader

@@ -68,12 +68,6 @@ def node(tmp_path: Path) -> Iterator[Node]:
     made.close()
 
 
-@pytest.fixture
-def hub() -> Iterator[HubServer]:
-    with HubServer() as server:
-        yield server
-
-
 def content(snapshot: Snapshot) -> dict[str, bytes]:
     return {str(path.relative_to(snapshot.path)): path.read_bytes() for path in snapshot.path.rglob("*") if path.is_file()}
 

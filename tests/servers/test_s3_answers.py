@@ -21,7 +21,8 @@ from modelcache.errors import (
 )
 from modelcache.patience import Cancellation
 from modelcache.sources.s3 import S3Options
-from modelcache.testing.s3_sources import listing_of, options_of, proxied, source_of
+from modelcache.testing.listings import listing_of
+from modelcache.testing.s3_sources import options_of, proxied, source_of
 from modelcache.testing.servers import PUBLIC_BUCKET, Certificate, Nginx, NginxOptions, SeaweedFS
 from modelcache.testing.servers.ports import LOOPBACK, free_ports
 from modelcache.testing.source_contract import read

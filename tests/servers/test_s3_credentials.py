@@ -24,7 +24,8 @@ from modelcache.errors import (
     OriginUnreachable,
 )
 from modelcache.sources.s3 import S3Options
-from modelcache.testing.s3_sources import listing_of, options_of, proxied, source_of
+from modelcache.testing.listings import listing_of
+from modelcache.testing.s3_sources import options_of, proxied, source_of
 from modelcache.testing.servers import PUBLIC_BUCKET, Identity, SeaweedFS
 from modelcache.testing.servers.ports import LOOPBACK
 from modelcache.testing.source_contract import read

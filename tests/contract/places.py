@@ -1,0 +1,40 @@
+"""Origins of the source contract that several of its files use."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from modelcache.abc.source import Source
+from modelcache.uri import StorageUri
+
+
+class Objects(Protocol):
+    """A server of objects in buckets."""
+
+    def put(self, bucket: str, name: str, data: bytes, /) -> object: ...
+
+    def delete(self, bucket: str, name: str, /) -> None: ...
+
+
+class Bucket:
+    """A bucket of a real server, under the scheme that reads it."""
+
+    lists_many = True
+
+    def __init__(self, scheme: str, server: Objects, bucket: str, source: Source, *, unsafe_names: tuple[str, ...] = ()) -> None:
+        self.source = source
+        self.unsafe_names = unsafe_names
+        self._scheme = scheme
+        self._server = server
+        self._bucket = bucket
+
+    def put(self, path: str, data: bytes) -> None:
+        self._server.put(self._bucket, path, data)
+
+    overwrite = put
+
+    def remove(self, path: str) -> None:
+        self._server.delete(self._bucket, path)
+
+    def uri(self, path: str = "") -> StorageUri:
+        return StorageUri(self._scheme, self._bucket, path)
