@@ -38,6 +38,7 @@ GROUPS: dict[type[errors.ModelCacheError], ExitCode] = {
     errors.Missing: ExitCode.MISSING,
     errors.AccessDenied: ExitCode.ACCESS_DENIED,
     errors.Unavailable: ExitCode.UNAVAILABLE,
+    errors.GroupBroken: ExitCode.UNAVAILABLE,
     errors.IntegrityError: ExitCode.INTEGRITY,
     errors.NoSpace: ExitCode.NO_ROOM,
     errors.StoreError: ExitCode.STORE,

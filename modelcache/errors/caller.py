@@ -64,6 +64,13 @@ class ModuleMismatch(BadInput):
     default_hint = "build the module for this checkpoint, or allow names to differ (strict=False)"
 
 
+class BadShard(BadInput):
+    """A part of a model that can't be had so: a tensor that doesn't split, or ranks of a group that ask for different things."""
+
+    code = ErrorCode.BAD_SHARD
+    default_hint = "give every rank the same model, plan, names and devices, and split along dimensions that the ranks divide"
+
+
 # -- the caller checks the name ---------------------------------------------------------------------------------------
 
 
@@ -100,3 +107,11 @@ class Cancelled(ModelCacheError):
 
     code = ErrorCode.CANCELLED
     retryable = True
+
+
+class GroupBroken(ModelCacheError):
+    """A rank of a group that reads together died, left, never came or stood still; the message says which."""
+
+    code = ErrorCode.GROUP_BROKEN
+    retryable = True
+    default_hint = "see why that rank ended, and start all ranks again; nothing is left to clean up"

@@ -16,6 +16,7 @@ class ErrorCode(StrEnum):
     FILE_FAULT = "file-fault"
     NO_SUCH_TENSOR = "no-such-tensor"
     MODULE_MISMATCH = "module-mismatch"
+    BAD_SHARD = "bad-shard"
     NOT_FOUND = "not-found"
     NOT_CACHED = "not-cached"
     ACCESS_DENIED = "access-denied"
@@ -42,3 +43,4 @@ class ErrorCode(StrEnum):
     STORE_FAULT = "store-fault"
     IN_USE = "in-use"
     CANCELLED = "cancelled"
+    GROUP_BROKEN = "group-broken"

@@ -59,12 +59,21 @@ def plan(checkpoint: Checkpoint, names: Sequence[str], *, order: Order = "file",
     found = [checkpoint.place[name] for name in names]
     if order == "file":
         found.sort(key=lambda place: (place[0], place[1].span))
+    return extents_of(found, destination=destination, gap_bytes=GAP_BYTES)
+
+
+def extents_of(found: Sequence[tuple[int, TensorEntry]], *, destination: Destination | None, gap_bytes: int) -> list[Extent]:
+    """Extents of these tensors, (number of the shard, where it is), in their order.
+
+    Args:
+        gap_bytes: between two tensors of an extent, at most.
+    """
     extents: list[Extent] = []
     group: list[TensorEntry] = []
     before: tuple[int, object] | None = None
     for shard, entry in found:
         here = shard, None if destination is None else destination(entry.name)
-        if before is not None and (here != before or not _joins(entry, group)):
+        if before is not None and (here != before or not _joins(entry, group, gap_bytes)):
             extents.append(_extent(before[0], group))
             group = []
         group.append(entry)
@@ -74,8 +83,8 @@ def plan(checkpoint: Checkpoint, names: Sequence[str], *, order: Order = "file",
     return extents
 
 
-def _joins(entry: TensorEntry, group: Sequence[TensorEntry]) -> bool:
-    return 0 <= entry.span.start - group[-1].span.stop <= GAP_BYTES and entry.span.stop - group[0].span.start <= EXTENT_BYTES
+def _joins(entry: TensorEntry, group: Sequence[TensorEntry], gap_bytes: int) -> bool:
+    return 0 <= entry.span.start - group[-1].span.stop <= gap_bytes and entry.span.stop - group[0].span.start <= EXTENT_BYTES
 
 
 def _extent(shard: int, group: Sequence[TensorEntry]) -> Extent:
