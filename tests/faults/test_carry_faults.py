@@ -6,7 +6,6 @@ import os
 import random
 import subprocess
 import sys
-from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -14,23 +13,18 @@ import pytest
 from modelcache.carry.exporting import Chosen, export
 from modelcache.carry.importing import import_file
 from modelcache.errors import NoSpace
-from modelcache.patience import Cancellation, Deadline
+from modelcache.patience import Cancellation
 from modelcache.store.store import LocalStore
 from modelcache.testing.audit import Moment, audit
 from modelcache.testing.crash_bench import LATER_S, NO_LIMITS
-from modelcache.testing.store_filling import content, fill, manifest_of
+from modelcache.testing.store_filling import fill, manifest_of
 from modelcache.units import MIB
 from tests.conftest import SmallDisk
 from tests.faults.chance import seed_of, soak_rounds
+from tests.faults.kills import COMMAND, DEADLINE_S, TWO_MODELS, killed_at_random
 
 ROUNDS = 5
-DEADLINE_S = 120
-IMPORT = [sys.executable, "-c", "import sys; from modelcache.cli.main import main; sys.exit(main())", "--json", "import"]
-SHARED = content(6 * MIB + 11, seed=1)
-MODELS = {
-    "s3://models/one": {"w.safetensors": content(17 * MIB + 5, seed=2), "shared.bin": SHARED, "config.json": b"1", "empty": b""},
-    "s3://models/two": {"deep/w.safetensors": content(13 * MIB, seed=3), "shared.bin": SHARED, "tokenizer.json": content(3000, seed=4)},
-}
+MODELS = {f"s3://models/{name}": files for name, files in TWO_MODELS.items()}
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +53,7 @@ class Rounds:
 
     def play(self) -> int:
         """One round; whether the import was killed before its end."""
-        killed = self._kill(self._start())
+        was_killed = killed_at_random(self._start(), self._random, within_s=0.15, store=self._root)
         assert audit(self._root, Moment.CRASHED) == []
         shown = {ref.key.uri: ref.manifest for ref in self._store.refs() if self._store.snapshot(ref.manifest) is not None}
         assert shown.items() <= {uri: manifest_of(files).digest for uri, files in MODELS.items()}.items()
@@ -73,25 +67,13 @@ class Rounds:
         assert audit(self._root, Moment.SETTLED) == []
         for info in self._store.list():
             self._store.evict(info.digest)
-        return killed
+        return was_killed
 
     def _start(self) -> subprocess.Popen[str]:
         environ = {**os.environ, "MODELCACHE_ROOT": str(self._root), "HOME": str(self._root.parent)}
-        return subprocess.Popen([*IMPORT, str(self._file)], env=environ, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-
-    def _kill(self, process: subprocess.Popen[str]) -> bool:
-        """SIGKILL at a random instant after it has begun to write."""
-        deadline = Deadline.after(DEADLINE_S)
-        while not any((self._root / "ingest").iterdir()) and process.poll() is None:
-            assert not deadline.passed
-            with suppress(subprocess.TimeoutExpired):
-                process.wait(0.002)
-        with suppress(subprocess.TimeoutExpired):
-            process.wait(self._random.uniform(0.0, 0.15))
-        process.kill()
-        _, errors = process.communicate()
-        assert process.returncode in (0, -9), errors
-        return process.returncode == -9
+        return subprocess.Popen(
+            [*COMMAND, "import", str(self._file)], env=environ, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
 
 
 def test_imports_killed_at_random_instants(tmp_path: Path, file: Path, pytestconfig: pytest.Config) -> None:
@@ -123,8 +105,8 @@ def told(done, total):
 
 import_file(LocalStore(Path({str(store.root)!r}), NO_LIMITS), {str(file)!r}, progress=told, cancel=Cancellation())
 """
-    killed = subprocess.run([sys.executable, "-c", script], capture_output=True, timeout=DEADLINE_S)
-    assert killed.returncode == -9, killed.stderr
+    died = subprocess.run([sys.executable, "-c", script], capture_output=True, timeout=DEADLINE_S)
+    assert died.returncode == -9, died.stderr
 
     report = import_file(store, file, progress=None, cancel=Cancellation())
 

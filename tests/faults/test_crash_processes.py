@@ -6,7 +6,6 @@ import json
 import os
 import random
 import subprocess
-import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -19,25 +18,16 @@ import pytest
 from modelcache.abc.ingest import IngestFile
 from modelcache.chunks import CHUNK_BYTES, chunk_count, chunk_range
 from modelcache.errors import InUse, NotCached
-from modelcache.patience import Deadline
 from modelcache.store.journal import Remembered, decode_journal, file_key
 from modelcache.store.store import LocalStore
 from modelcache.testing.audit import Moment, audit
 from modelcache.testing.crash_bench import LATER_S, NO_LIMITS
 from modelcache.testing.servers import SeaweedFS
-from modelcache.testing.store_filling import content
-from modelcache.units import MIB
 from tests.faults.chance import seed_of, soak_rounds
+from tests.faults.kills import COMMAND, DEADLINE_S, TWO_MODELS, killed_at_random
 
 ROUNDS = 4
 WORKERS = 2
-DEADLINE_S = 120
-PULL = [sys.executable, "-c", "import sys; from modelcache.cli.main import main; sys.exit(main())", "--json", "pull"]
-SHARED = content(6 * MIB + 11, seed=1)
-MODELS = {
-    "one": {"w.safetensors": content(17 * MIB + 5, seed=2), "shared.bin": SHARED, "config.json": b"1", "empty": b""},
-    "two": {"deep/w.safetensors": content(13 * MIB, seed=3), "shared.bin": SHARED, "tokenizer.json": content(3000, seed=4)},
-}
 
 
 @dataclass(frozen=True)
@@ -51,22 +41,22 @@ class Origin:
 
 @pytest.fixture
 def origin_on_disk(tmp_path: Path) -> Origin:
-    for name, files in MODELS.items():
+    for name, files in TWO_MODELS.items():
         for path, data in files.items():
             target = tmp_path / "origin" / name / path
             target.parent.mkdir(parents=True, exist_ok=True)
             target.write_bytes(data)
-    return Origin({name: f"file://{tmp_path}/origin/{name}" for name in MODELS}, (), {})
+    return Origin({name: f"file://{tmp_path}/origin/{name}" for name in TWO_MODELS}, (), {})
 
 
 @pytest.fixture
 def origin_on_s3(seaweedfs: SeaweedFS, bucket: str) -> Origin:
-    for name, files in MODELS.items():
+    for name, files in TWO_MODELS.items():
         for path, data in files.items():
             seaweedfs.put(bucket, f"{name}/{path}", data)
     keys = {"AWS_ACCESS_KEY_ID": seaweedfs.reader.access_key, "AWS_SECRET_ACCESS_KEY": seaweedfs.reader.secret_key}
     arguments = ("--endpoint", seaweedfs.endpoint, "--region", "us-east-1", "--path-style")
-    return Origin({name: f"s3://{bucket}/{name}" for name in MODELS}, arguments, keys)
+    return Origin({name: f"s3://{bucket}/{name}" for name in TWO_MODELS}, arguments, keys)
 
 
 class Rounds:
@@ -80,42 +70,31 @@ class Rounds:
 
     def play(self) -> int:
         """One round; how many pulls were killed before their end."""
-        names = [self._random.choice(sorted(MODELS)) for _ in range(3)]
+        names = [self._random.choice(sorted(TWO_MODELS)) for _ in range(3)]
         with self._evictions():
             pulls = [self._pull(name) for name in names]
             killed = sum([self._kill(pull) for pull in pulls])
         assert audit(self._root, Moment.CRASHED) == []
-        for name in sorted(MODELS):
+        for name in sorted(TWO_MODELS):
             self._finish(name)
         self._remove_some()
         return killed
 
     def settle(self) -> None:
-        for name in sorted(MODELS):
+        for name in sorted(TWO_MODELS):
             self._finish(name)
         LocalStore(self._root, NO_LIMITS, clock=lambda: 4e9 + LATER_S).collect()
         assert audit(self._root, Moment.SETTLED) == []
 
     def _pull(self, name: str) -> subprocess.Popen[str]:
-        command = [*PULL, *self._origin.arguments, self._origin.uris[name]]
+        command = [*COMMAND, "pull", *self._origin.arguments, self._origin.uris[name]]
         settings = {"MODELCACHE_ROOT": str(self._root), "MODELCACHE_REQUESTS": str(WORKERS), "HOME": str(self._root.parent)}
         environ = {**os.environ, **settings, **self._origin.environ}
         return subprocess.Popen(command, env=environ, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
     def _kill(self, pull: subprocess.Popen[str]) -> bool:
-        """SIGKILL at a random instant: as a rule after somebody has begun to write, which takes a while to come to."""
-        deadline = Deadline.after(DEADLINE_S)
-        if self._random.random() < 0.9:
-            while not any((self._root / "ingest").iterdir()) and pull.poll() is None:
-                assert not deadline.passed
-                with suppress(subprocess.TimeoutExpired):
-                    pull.wait(0.002)
-        with suppress(subprocess.TimeoutExpired):
-            pull.wait(self._random.uniform(0.0, 0.2))
-        pull.kill()
-        _, errors = pull.communicate()
-        assert pull.returncode in (0, -9), errors
-        return pull.returncode == -9
+        """As a rule after somebody has begun to write, and sometimes long before."""
+        return killed_at_random(pull, self._random, within_s=0.2, store=self._root if self._random.random() < 0.9 else None)
 
     @contextmanager
     def _evictions(self) -> Iterator[None]:
@@ -153,7 +132,7 @@ class Rounds:
     # -- what is left, and what it saves ------------------------------------------------------------------------------
 
     def _finish(self, name: str) -> None:
-        files = MODELS[name]
+        files = TWO_MODELS[name]
         kept_bytes, lost_chunks = self._kept(name)
         assert lost_chunks <= WORKERS, "more than a chunk of each worker was written and not marked"
         pull = self._pull(name)
@@ -169,7 +148,7 @@ class Rounds:
         for ingest in sorted((self._root / "ingest").iterdir()):
             plan = self._plan(ingest)
             if plan is not None and plan["uri"] == self._origin.uris[name]:
-                return self._left(ingest, plan, MODELS[name])
+                return self._left(ingest, plan, TWO_MODELS[name])
         return 0, 0
 
     @staticmethod
@@ -218,7 +197,7 @@ def play(tmp_path: Path, pytestconfig: pytest.Config) -> Play:
 
 @pytest.mark.parametrize("origin", ["origin_on_disk", "origin_on_s3"])
 def test_pulls_killed_at_random_instants(play: Play, origin: str, request: pytest.FixtureRequest) -> None:
-    assert len(MODELS["one"]["w.safetensors"]) > 4 * CHUNK_BYTES
+    assert len(TWO_MODELS["one"]["w.safetensors"]) > 4 * CHUNK_BYTES
     play(request.getfixturevalue(origin), ROUNDS)
 
 
