@@ -255,11 +255,16 @@ class Ensure:
                 expect_stated(listing, ingest.files)
             except DigestMismatch as error:
                 ingest.discard()
-                if error.expected not in {str(digest) for item in listing.files for digest in item.digests}:
+                if error.expected not in self._stated(listing):
                     error.hint = REDEFINED_HINT
                 raise
             failing.pop_all()
         return ingest, fetch
+
+    def _stated(self, listing: Listing) -> set[str]:
+        """All that the origin states of these files' bytes."""
+        told = [] if self._fetch is None else self._fetch.told.values()
+        return {str(digest) for digests in (*(item.digests for item in listing.files), *told) for digest in digests}
 
     def _newer_ref(self, resolved: _Resolved) -> Ref | None:
         """The ref, if another process has filed it since it was resolved here."""
@@ -299,7 +304,7 @@ class Ensure:
         digests = [item.sha256 for item in ingest.files]
         manifest = _manifest(listing, [item for item in digests if item is not None])
         compared = {
-            item.path: tuple(digest for digest in fetch.compared[number] if digest in item.digests)
+            item.path: tuple(digest for digest in fetch.compared[number] if digest in (*item.digests, *fetch.told.get(number, ())))
             for number, item in enumerate(listing.files)
             if number in fetch.compared
         }

@@ -96,6 +96,11 @@ def fingerprint(files: tuple[RemoteFile, ...]) -> str:
 class Body(Protocol):
     """The bytes of one range, in order, once. Used by one thread, except `abort`."""
 
+    @property
+    def stated(self) -> tuple[Digest, ...]:
+        """What the answer that brings a whole file says about all of its bytes, beside what the listing said; of a part, nothing."""
+        ...
+
     def readinto(self, buffer: memoryview) -> int:
         """Put the next bytes at the start of `buffer`; how many, at least 1; 0 only when the whole range was handed out.
 

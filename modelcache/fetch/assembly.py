@@ -38,6 +38,14 @@ class Assembly:
         self._frontier = 0
         self._hashing = False
 
+    def states(self, digests: Sequence[Digest]) -> None:
+        """The answer that brings the whole file states these, too; before its first chunk has arrived."""
+        with self._lock:
+            if self._frontier or self._hashing:
+                raise RuntimeError(f"something is stated of all of `{self._incoming.path}` when a part of it is here already")
+            stated = tuple(dict.fromkeys((*self._stated, *digests)))
+            self._verification = Verification(self._incoming.size_bytes, stated)
+
     def arrived(self, chunk: int, buffer: Buffer, mark: bytes) -> tuple[Buffer, bool]:
         """Chunk `chunk` is on disk, in `buffer`, and has this xxh3-128.
 

@@ -60,6 +60,7 @@ class Fetch:
         awaited: its files that other processes bring.
         served: the engine's count of spans when it last got one.
         compared: by file number, what its origin stated and its bytes were compared with.
+        told: by file number, what the answer that brought its bytes stated beside its listing.
     """
 
     def __init__(self, request: FetchRequest, around: Surroundings) -> None:
@@ -87,6 +88,7 @@ class Fetch:
         self.active = 0
         self.served = 0
         self.compared: dict[int, tuple[Digest, ...]] = {}
+        self.told: dict[int, tuple[Digest, ...]] = {}
         self.audiences = Audiences()
         self.meter = Meter(sum(item.size_bytes for item in self._incoming), len(self._incoming))
         for i, item in enumerate(self._incoming):
@@ -278,6 +280,11 @@ class Fetch:
             with self._changed:
                 self._bodies.discard(body)
             body.close()
+
+    def told_of(self, file: int, stated: tuple[Digest, ...]) -> None:
+        """The answer that now brings all of this file states this about it: it is compared, too."""
+        self.told[file] = stated
+        self._assemblies[file].states(stated)
 
     def reused(self, file: int, count: int) -> None:
         """`count` bytes that an interrupted fetch left are right."""

@@ -86,6 +86,8 @@ class Run:
         span = ByteRange(chunk_range(self._span.first, size_bytes).start, chunk_range(last, size_bytes).stop)
         leaves = not self._fetch.is_whole(self._span.file)
         with self._fetch.body(self._span.file, span) as body:
+            if body.stated:
+                self._fetch.told_of(self._span.file, body.stated)
             for chunk in range(self._span.first, last):
                 self._fill(body, chunk, buffer)
                 buffer = self._keep(chunk, buffer)

@@ -10,6 +10,7 @@ from pathlib import Path
 from urllib.parse import unquote
 
 from modelcache.abc.source import Body, Listing, Origin, RemoteFile, fingerprint
+from modelcache.digest import Digest
 from modelcache.errors import BadConfig, InvalidUri, NotFound, ProtocolViolation, UnsafePath
 from modelcache.paths import checked_path
 from modelcache.patience import Cancellation
@@ -129,6 +130,11 @@ class _ConfirmedBody:
         self._cancel = cancel
         self._stop = Cancellation()
         self._confirmed = False
+
+    @property
+    def stated(self) -> tuple[Digest, ...]:
+        """As `Body.stated`."""
+        return self._body.stated
 
     def readinto(self, buffer: memoryview) -> int:
         count = self._body.readinto(buffer)

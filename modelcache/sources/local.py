@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from modelcache.abc.source import Body, Listing, Origin, RemoteFile, fingerprint
+from modelcache.digest import Digest
 from modelcache.errors import AccessDenied, BodyCut, Cancelled, ModelCacheError, NotFound, OriginUnreachable, SourceChanged, UnsafePath
 from modelcache.paths import check_tree, checked_path
 from modelcache.patience import Cancellation
@@ -88,6 +89,8 @@ class LocalSource:
 
 class LocalBody:
     """The bytes of one range of a file; a `modelcache.abc.source.Body`."""
+
+    stated: tuple[Digest, ...] = ()
 
     def __init__(self, descriptor: int, file: RemoteFile, span: ByteRange, cancel: Cancellation) -> None:
         self._descriptor = descriptor

@@ -154,6 +154,7 @@ class _RetryingBody:
         # Its own, so that `abort` also ends a pause between two tries, without ending what else the caller's stands for.
         self._cancel = Cancellation()
         self._callers = cancel
+        self.stated = body.stated
         self._undo = ExitStack()
         self._undo.enter_context(cancel.on_cancel(self.abort))
 

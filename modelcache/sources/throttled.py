@@ -8,6 +8,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 
 from modelcache.abc.source import Body, Listing, Origin, RemoteFile, Source
+from modelcache.digest import Digest
 from modelcache.patience import Cancellation
 from modelcache.ranges import ByteRange
 from modelcache.sources.retrying import Pace
@@ -118,6 +119,11 @@ class _ThrottledBody:
         self._stop = Cancellation()  # its own, so that `abort` also ends a pause
         self._undo = ExitStack()
         self._undo.enter_context(cancel.on_cancel(self._stop.cancel))
+
+    @property
+    def stated(self) -> tuple[Digest, ...]:
+        """As `Body.stated`."""
+        return self._body.stated
 
     def readinto(self, buffer: memoryview) -> int:
         """As `Body.readinto`."""

@@ -6,6 +6,7 @@ import threading
 from dataclasses import replace
 
 from modelcache.abc.source import Body, Listing, Origin, RemoteFile, Source
+from modelcache.digest import Digest
 from modelcache.patience import Cancellation
 from modelcache.ranges import ByteRange
 from modelcache.uri import StorageUri
@@ -55,6 +56,11 @@ class _WitnessedBody:
         self._body = body
         self._source: WitnessedSource | None = source
         self._file = file
+
+    @property
+    def stated(self) -> tuple[Digest, ...]:
+        """As `Body.stated`."""
+        return self._body.stated
 
     def readinto(self, buffer: memoryview) -> int:
         """As `Body.readinto`."""

@@ -100,6 +100,10 @@ class _MeteredBody:
         self._at = at
         self._cut = cut
 
+    @property
+    def stated(self) -> tuple[Digest, ...]:
+        return self._inner.stated
+
     def readinto(self, buffer: memoryview) -> int:
         if self._cut is not None and self._at >= self._cut:
             raise BodyCut(f"cut before byte {self._cut}")

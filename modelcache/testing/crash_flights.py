@@ -21,6 +21,7 @@ from pathlib import Path
 
 import modelcache.fetch.lookout
 from modelcache.abc.source import Body, Listing, Origin, RemoteFile
+from modelcache.digest import Digest
 from modelcache.ensure import Ensure
 from modelcache.fetch.plan import Priority
 from modelcache.patience import Cancellation
@@ -87,6 +88,10 @@ class SlowSource:
 class _SlowBody:
     def __init__(self, inner: Body) -> None:
         self._inner = inner
+
+    @property
+    def stated(self) -> tuple[Digest, ...]:
+        return self._inner.stated
 
     def readinto(self, buffer: memoryview) -> int:
         time.sleep(PACE_S)

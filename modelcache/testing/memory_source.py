@@ -254,6 +254,8 @@ class MemorySource:
 class MemoryBody:
     """The bytes of one range, up to its next gate or fault; a `modelcache.abc.source.Body`."""
 
+    stated: tuple[Digest, ...] = ()
+
     def __init__(
         self, source: MemorySource, file: RemoteFile, span: ByteRange, script: tuple[Iterable[Gate], Iterable[_Fault]], data: bytes
     ) -> None:

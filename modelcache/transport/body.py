@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import ExitStack
 
+from modelcache.digest import Digest
 from modelcache.errors import BodyCut, Cancelled, ModelCacheError, OriginStalled, ProtocolViolation
 from modelcache.patience import Cancellation
 from modelcache.transport.exchange import Answer
@@ -21,9 +22,14 @@ class RangeBody:
     """The bytes of one range; a `modelcache.abc.source.Body`. Nothing is copied but what came along with the head.
 
     Bytes beyond the range are never handed out; seen before the final 0 is returned, they are a ProtocolViolation.
+
+    Attributes:
+        stated: as `Body.stated`; for the source to read out of `headers`, those of the answer.
     """
 
     def __init__(self, answer: Answer, size_bytes: int, *, address: str, stall_s: float, cancel: Cancellation) -> None:
+        self.stated: tuple[Digest, ...] = ()
+        self.headers = answer.head.headers
         self._answer = answer
         self._size_bytes = size_bytes
         self._left_bytes = size_bytes

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from modelcache.abc.source import Body, RemoteFile
+from modelcache.abc.source import RemoteFile
 from modelcache.errors import InvalidUri, ModelCacheError, ProtocolViolation, Unavailable
 from modelcache.patience import Cancellation
 from modelcache.ranges import ByteRange
@@ -96,7 +96,7 @@ class RangeClient:
         self._exchanger = Exchanger(timeouts, Trust(ca_file, verify=verify), proxies or Proxies(), agent)
         self._moved = MovedTargets()
 
-    def open_range(self, signer: Signer, file: RemoteFile, span: ByteRange, precondition: Precondition, cancel: Cancellation) -> Body:
+    def open_range(self, signer: Signer, file: RemoteFile, span: ByteRange, precondition: Precondition, cancel: Cancellation) -> RangeBody:
         """Start reading `span` of exactly the listed version of `file`.
 
         A `Range` header is sent unless `file.ranged` is False; then `span` has to be the whole file and the answer a 200.

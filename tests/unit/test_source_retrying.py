@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from modelcache.abc.source import Body, Listing, Origin, RemoteFile
+from modelcache.digest import Digest
 from modelcache.errors import (
     AccessDenied,
     BodyCut,
@@ -109,6 +110,7 @@ class FlakyBody:
     at: int = -1
     closed: bool = False
     aborted: bool = False
+    stated: tuple[Digest, ...] = ()
 
     def readinto(self, buffer: memoryview) -> int:
         self.at = max(self.at, self.span.start)

@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import TypeVar
 
 from modelcache.abc.source import Body, Listing, Origin, RemoteFile, fingerprint
+from modelcache.digest import Digest
 from modelcache.errors import Cancelled, InvalidUri, ModelCacheError, NotFound, ProtocolViolation, UnsafePath
 from modelcache.paths import check_tree, checked_path
 from modelcache.patience import Cancellation
@@ -149,6 +150,8 @@ class FsspecSource:
 
 class FsspecBody:
     """The bytes of one range; a `modelcache.abc.source.Body`."""
+
+    stated: tuple[Digest, ...] = ()
 
     def __init__(self, source: FsspecSource, file: RemoteFile, span: ByteRange, cancel: Cancellation) -> None:
         self._source = source

@@ -182,6 +182,8 @@ class ArchiveSource:
 class MemberBody:
     """The bytes of one range of a member; a `modelcache.abc.source.Body`."""
 
+    stated: tuple[Digest, ...] = ()
+
     def __init__(self, entry: Entry, file: RemoteFile, span: ByteRange, cancel: Cancellation) -> None:
         self._entry = entry
         self._file = file
