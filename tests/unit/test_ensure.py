@@ -20,22 +20,18 @@ from modelcache.fetch.plan import Priority
 from modelcache.fetch.progress import Phase, Progress
 from modelcache.patience import Cancellation
 from modelcache.ranges import ByteRange
-from modelcache.testing.fetching import in_background, place, running_engine, small_chunks
+from modelcache.testing.fetching import SMALL_CHUNK_BYTES as CHUNK
+from modelcache.testing.fetching import in_background, place, running_engine
 from modelcache.testing.memory_source import MemorySource, state_md5, state_sha256
 from modelcache.testing.memory_store import MemoryStore
 from modelcache.testing.store_filling import content, digest_of, manifest_of
 from modelcache.uri import StorageUri
 
+pytestmark = pytest.mark.usefixtures("chunk_bytes")
+
 T = TypeVar("T")
-CHUNK = 4096
 MODEL = {"config.json": b"{}", "empty": b"", "model.safetensors": content(9 * CHUNK + 7, 1), "other.safetensors": content(5 * CHUNK, 2)}
 SIZE = sum(map(len, MODEL.values()))
-
-
-@pytest.fixture(autouse=True)
-def chunk_bytes() -> Iterator[int]:
-    with small_chunks(CHUNK) as size_bytes:
-        yield size_bytes
 
 
 @pytest.fixture

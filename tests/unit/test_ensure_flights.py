@@ -23,14 +23,15 @@ from modelcache.fetch.progress import Phase, Progress
 from modelcache.patience import Cancellation
 from modelcache.ranges import ByteRange
 from modelcache.registry import Registry
-from modelcache.testing.fetching import small_chunks
+from modelcache.testing.fetching import SMALL_CHUNK_BYTES as CHUNK
 from modelcache.testing.memory_ingest import MemoryIngest
 from modelcache.testing.memory_source import MemorySource, state_sha256
 from modelcache.testing.memory_store import MemoryStore
 from modelcache.testing.store_filling import content, digest_of, manifest_of
 from modelcache.uri import StorageUri, UriSecrets
 
-CHUNK = 4096
+pytestmark = pytest.mark.usefixtures("chunk_bytes")
+
 DEADLINE_S = 20.0
 MODEL = {"config.json": b"{}", "model.safetensors": content(9 * CHUNK + 7, 1), "other.safetensors": content(5 * CHUNK, 2)}
 SIZE = sum(map(len, MODEL.values()))
@@ -63,12 +64,6 @@ class _Refusing(MemorySource):
             raise AccessDenied("403")
 
         self.on_list = refuse
-
-
-@pytest.fixture(autouse=True)
-def chunk_bytes() -> Iterator[int]:
-    with small_chunks(CHUNK) as size_bytes:
-        yield size_bytes
 
 
 @pytest.fixture

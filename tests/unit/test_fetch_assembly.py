@@ -3,7 +3,6 @@ from __future__ import annotations
 import hashlib
 import random
 import threading
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import hypothesis.strategies as st
@@ -16,10 +15,11 @@ from modelcache.digest import sha256
 from modelcache.errors import DigestMismatch, StoreFault
 from modelcache.fetch.assembly import Assembly
 from modelcache.fetch.buffers import Buffer, BufferPool
-from modelcache.testing.fetching import small_chunks
 from modelcache.testing.memory_ingest import MemoryIncoming
 from modelcache.testing.memory_store import MemoryStore
 from modelcache.testing.store_filling import content, digest_of, mark_of, table_of
+
+pytestmark = pytest.mark.usefixtures("chunk_bytes")
 
 
 class CountingPool(BufferPool):
@@ -38,12 +38,6 @@ class CountingPool(BufferPool):
     def give_back(self, buffer: Buffer) -> None:
         self.out -= 1
         super().give_back(buffer)
-
-
-@pytest.fixture(autouse=True)
-def chunk_bytes() -> Iterator[int]:
-    with small_chunks() as size_bytes:
-        yield size_bytes
 
 
 def incoming(size_bytes: int) -> MemoryIncoming:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
 
 import pytest
 
@@ -15,21 +14,17 @@ from modelcache.fetch.elsewhere import FilesElsewhere
 from modelcache.fetch.fetch import Fetch
 from modelcache.fetch.plan import Priority
 from modelcache.fetch.progress import Phase
-from modelcache.testing.fetching import check_filled, finish, request_for, running_engine, small_chunks, stated_sha256
+from modelcache.testing.fetching import SMALL_CHUNK_BYTES as CHUNK
+from modelcache.testing.fetching import check_filled, finish, request_for, running_engine, stated_sha256
 from modelcache.testing.memory_source import MemorySource, state_sha256
 from modelcache.testing.memory_store import MemoryStore
 from modelcache.testing.store_filling import content, digest_of, table_of, write_chunks
 
-CHUNK = 4096
+pytestmark = pytest.mark.usefixtures("chunk_bytes")
+
 DEADLINE_S = 20.0
 MODEL = {"a": content(12 * CHUNK, 1), "b": content(9 * CHUNK + 5, 2), "c": content(30, 3)}
 TOTAL = sum(map(len, MODEL.values()))
-
-
-@pytest.fixture(autouse=True)
-def chunk_bytes() -> Iterator[int]:
-    with small_chunks(CHUNK) as size_bytes:
-        yield size_bytes
 
 
 @pytest.fixture(autouse=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import hypothesis.strategies as st
 import pytest
@@ -17,20 +17,16 @@ from modelcache.fetch.progress import Phase
 from modelcache.fetch.request import FetchRequest
 from modelcache.patience import Cancellation
 from modelcache.ranges import ByteRange
-from modelcache.testing.fetching import check_filled, counted_buffers, finish, request_for, running_engine, small_chunks
+from modelcache.testing.fetching import SMALL_CHUNK_BYTES as CHUNK
+from modelcache.testing.fetching import check_filled, counted_buffers, finish, request_for, running_engine
 from modelcache.testing.memory_ingest import MemoryIncoming, MemoryIngest
 from modelcache.testing.memory_source import MemorySource, state_md5, state_sha256
 from modelcache.testing.memory_store import MemoryStore
 from modelcache.testing.store_filling import content, digest_of
 
+pytestmark = pytest.mark.usefixtures("chunk_bytes")
+
 DEADLINE_S = 20.0
-CHUNK = 4096
-
-
-@pytest.fixture(autouse=True)
-def chunk_bytes() -> Iterator[int]:
-    with small_chunks(CHUNK) as size_bytes:
-        yield size_bytes
 
 
 # -- wrong bytes ----------------------------------------------------------------------------------------------------------

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -16,23 +16,19 @@ from modelcache.fetch.fetch import Fetch
 from modelcache.fetch.plan import Priority
 from modelcache.fetch.progress import Phase
 from modelcache.ranges import ByteRange
-from modelcache.testing.fetching import check_filled, finish, request_for, running_engine, small_chunks
+from modelcache.testing.fetching import SMALL_CHUNK_BYTES as CHUNK
+from modelcache.testing.fetching import check_filled, finish, request_for, running_engine
 from modelcache.testing.memory_ingest import MemoryIncoming
 from modelcache.testing.memory_source import MemorySource, state_md5, state_sha256
 from modelcache.testing.memory_store import MemoryStore
 from modelcache.testing.store_filling import content
 
+pytestmark = pytest.mark.usefixtures("chunk_bytes")
+
 DEADLINE_S = 20.0
-CHUNK = 4096
 MODEL = {"a": content(12 * CHUNK, 1), "b": content(9 * CHUNK + 5, 2), "c": content(30, 3), "d": b"", "e": content(40, 4)}
 NAMES = sorted(MODEL)
 TOTAL = sum(map(len, MODEL.values()))
-
-
-@pytest.fixture(autouse=True)
-def chunk_bytes() -> Iterator[int]:
-    with small_chunks(CHUNK) as size_bytes:
-        yield size_bytes
 
 
 def test_many_fetches_of_one_model_fetch_each_file_once() -> None:

@@ -1,0 +1,179 @@
+"""Who goes first: priorities, turns, and origins that throttle."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from modelcache.abc.source import RemoteFile
+from modelcache.fetch.concurrency import ConcurrencyBounds
+from modelcache.fetch.engine import EngineLimits, FetchEngine
+from modelcache.fetch.plan import SPAN_CHUNKS, Priority
+from modelcache.ranges import ByteRange
+from modelcache.testing.fetching import SMALL_CHUNK_BYTES as CHUNK
+from modelcache.testing.fetching import check_filled, finish, request_for, running_engine
+from modelcache.testing.memory_source import MemorySource
+from modelcache.testing.memory_store import MemoryStore
+from modelcache.testing.store_filling import content
+
+pytestmark = pytest.mark.usefixtures("chunk_bytes")
+
+
+def opens_of(*sources: MemorySource) -> list[str]:
+    """Endpoints in the order in which bodies were opened."""
+    order: list[str] = []
+
+    def writing(name: str) -> Callable[[RemoteFile, ByteRange], None]:
+        return lambda file, span: order.append(name)
+
+    for source in sources:
+        source.on_open = writing(source.origin.endpoint)
+    return order
+
+
+@pytest.mark.parametrize("requests", [1, 3])
+def test_who_waits_has_the_bandwidth_after_one_chunk(requests: int) -> None:
+    prewarmed = MemorySource({"a": content(60 * CHUNK, 1)})
+    awaited = MemorySource({"b": content(60 * CHUNK, 2)})
+    store = MemoryStore()
+    with running_engine(requests) as engine:
+        gates = [prewarmed.gate("a", chunk * CHUNK) for chunk in (3, 18, 26)[:requests]]
+        early = engine.start(request_for(store, prewarmed, "early", priority=Priority.PREWARM))
+        for gate in gates:
+            gate.await_readers()
+        before = sum(prewarmed.books.bytes.values())
+        late_gates = [awaited.gate("b", chunk * CHUNK) for chunk in (0, 16, 24)[:requests]]
+        late = engine.start(request_for(store, awaited, "late", priority=Priority.WAITING))
+        opened_again: list[bool] = []
+
+        def on_open(file: RemoteFile, span: ByteRange) -> None:
+            opened_again.append(late.left)
+
+        prewarmed.on_open = on_open
+        for gate in gates:
+            gate.open()
+        for gate in late_gates:
+            gate.await_readers()  # every worker has come over
+        assert sum(prewarmed.books.bytes.values()) - before == requests * CHUNK  # having finished the chunk it was at
+        for gate in late_gates:
+            gate.open()
+        finish(late)
+        finish(early)
+    assert opened_again
+    assert not any(opened_again)  # only when nothing waited for the pod any more
+    assert prewarmed.books.bytes["a"] == 60 * CHUNK  # and what it left was given back, not fetched again
+
+
+def test_who_waits_but_has_nothing_to_be_fetched_disturbs_nobody() -> None:
+    """Its last request is on its way: others go on with long requests and don't leave theirs after each chunk."""
+    store, prewarmed, awaited = MemoryStore(), MemorySource({"a": content(64 * CHUNK, 1)}), MemorySource({"b": content(CHUNK, 2)})
+    gate = awaited.gate("b")
+    with running_engine(2) as engine:
+        late = engine.start(request_for(store, awaited, "late", priority=Priority.WAITING))
+        gate.await_readers()
+        finish(engine.start(request_for(store, prewarmed, "early", priority=Priority.PREWARM)))
+        assert prewarmed.books.opened["a"] == 4
+        gate.open()
+        finish(late)
+
+
+def test_fetches_of_one_priority_take_turns() -> None:
+    sources = [MemorySource({"a": content(64 * CHUNK, number)}, endpoint=str(number)) for number in range(3)]
+    store = MemoryStore()
+    order = opens_of(*sources)
+    gate = sources[0].gate("a")
+    with running_engine(1) as engine:
+        fetches = [engine.start(request_for(store, sources[0], "0"))]
+        gate.await_readers()
+        fetches += [engine.start(request_for(store, source, str(number))) for number, source in enumerate(sources) if number]
+        gate.open()
+        for fetch in fetches:
+            finish(fetch)
+    assert "".join(order) == "012012012012"
+
+
+def test_an_origin_that_throttles_has_fewer_requests_at_once() -> None:
+    files = {"a": content(200 * CHUNK)}
+    store, source = MemoryStore(), MemorySource(files)
+    gates = [source.gate("a", chunk * CHUNK) for chunk in (0, 16, 24, 29)]
+    most = [0]
+
+    def on_open(file: RemoteFile, span: ByteRange) -> None:
+        most[0] = max(most[0], source.open_bodies + 1)
+
+    engine = FetchEngine(EngineLimits(ConcurrencyBounds(4, 1, 4), spare_buffers=4))
+    try:
+        request = request_for(store, source)
+        fetch = engine.start(request)
+        for gate in gates:
+            gate.await_readers()
+        engine.throttled(source.origin)
+        assert engine.requests_limit(source.origin) == 2
+        source.on_open = on_open
+        for gate in gates:
+            gate.open()
+        finish(fetch)
+    finally:
+        engine.close()
+    check_filled(store, request, files)
+    assert most[0] <= 2
+
+
+def test_an_origin_that_throttles_slows_nobody_else() -> None:
+    """Its own requests go down to one; the other origin still has as many as it may, at once."""
+    store = MemoryStore()
+    slow, quick = (MemorySource({"a": content(200 * CHUNK, number)}, endpoint=f"memory://origin-{number}:1") for number in range(2))
+    offsets = [chunk * CHUNK for chunk in (0, 16, 24, 29)]
+    engine = FetchEngine(EngineLimits(ConcurrencyBounds(4, 1, 8), spare_buffers=4))
+    try:
+        for now_s in (0.0, 10.0):
+            engine._concurrency.throttled(str(slow.origin), now_s)
+        held = slow.gate("a", 0)
+        gates = [quick.gate("a", offset) for offset in offsets]
+        fetches = [engine.start(request_for(store, source, str(number))) for number, source in enumerate((slow, quick))]
+        held.await_readers()
+        for gate in gates:
+            gate.await_readers()  # four at once: none of them waits for the other origin's turn
+        assert (engine.requests_limit(slow.origin), slow.open_bodies) == (1, 1)
+        for gate in (held, *gates):
+            gate.open()
+        for fetch in fetches:
+            finish(fetch)
+    finally:
+        engine.close()
+
+
+def test_a_request_is_not_left_for_a_fetch_whose_own_origin_lets_it_have_no_more() -> None:
+    """Else a prewarming worker would give its connection up at every chunk, and take it again."""
+    store = MemoryStore()
+    prewarmed = MemorySource({"a": content(40 * CHUNK, 1)}, endpoint="memory://prewarmed:1")
+    waited = MemorySource({"a": content(40 * CHUNK, 2)}, endpoint="memory://waited:1")
+    held = waited.gate("a", 0)
+    engine = FetchEngine(EngineLimits(ConcurrencyBounds(1, 1, 2), spare_buffers=2))
+    try:
+        first = engine.start(request_for(store, waited, "waited"))
+        held.await_readers()
+        finish(engine.start(request_for(store, prewarmed, "prewarmed", priority=Priority.PREWARM)))
+        assert prewarmed.books.opened["a"] <= 1 + 40 // SPAN_CHUNKS + 1
+        held.open()
+        finish(first)
+    finally:
+        engine.close()
+
+
+def test_a_hurried_fetch_goes_before_those_it_was_equal_to() -> None:
+    slow, hurried = (MemorySource({"a": content(64 * CHUNK, number)}, endpoint=f"origin-{number}") for number in range(2))
+    store = MemoryStore()
+    order = opens_of(slow, hurried)
+    gate = slow.gate("a", CHUNK)
+    with running_engine(1) as engine:
+        first = engine.start(request_for(store, slow, "0", priority=Priority.PREWARM))
+        gate.await_readers()
+        second = engine.start(request_for(store, hurried, "1", priority=Priority.PREWARM))
+        engine.hurry(second, Priority.WAITING)
+        engine.hurry(second, Priority.REPAIR)  # never slower
+        gate.open()
+        finish(second)
+        finish(first)
+    assert order[:5] == ["origin-0", *["origin-1"] * 4]
