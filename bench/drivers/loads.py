@@ -12,6 +12,7 @@ import mmap
 import os
 import queue
 import resource
+import subprocess
 import sys
 import threading
 import time
@@ -25,6 +26,13 @@ BLOCK_BYTES = 8 * MIB
 THREADS = 4
 DIGEST_BYTES = 4 * MIB
 CACHESTAT = 451
+HOLDER_TIMEOUT_S = 300
+HOLDER = """
+import mmap, sys
+piece = mmap.mmap(-1, int(sys.argv[1]), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+piece.madvise(mmap.MADV_HUGEPAGE)
+piece.madvise(23)  # MADV_POPULATE_WRITE, Linux 5.14
+"""
 Loaded = Mapping[str, Any]
 RUNAI = {
     "runai": {},
@@ -41,8 +49,11 @@ def main() -> None:
     import_s = time.monotonic() - started_s
     files = sorted(directory.glob("*.pt" if contender.startswith("torch") else "*.safetensors"))
     if contender == "ours-reused":
+        set_state(files, "cold")
         load(files)  # and dropped: its memory is lent again
     set_state(files, state)
+    if not contender.endswith("-reused"):
+        back_free_memory(sum(path.stat().st_size for path in files) * 9 // 8)
     resident = sum(map(resident_bytes, files)) / sum(path.stat().st_size for path in files)
     before, started_s = resource.getrusage(resource.RUSAGE_SELF), time.monotonic()
     loaded = load(files)
@@ -62,7 +73,7 @@ def main() -> None:
     print(json.dumps(answer))
 
 
-# -- the page cache -------------------------------------------------------------------------------------------------
+# -- memory and the page cache -------------------------------------------------------------------------------------------
 
 
 def set_state(files: list[Path], state: str) -> None:
@@ -78,6 +89,15 @@ def set_state(files: list[Path], state: str) -> None:
             os.fsync(fd)
             os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
         os.close(fd)
+
+
+def back_free_memory(size_bytes: int) -> None:
+    """Have another process take `size_bytes` in huge pages, and end: whoever asks for memory next gets those.
+
+    A virtual machine's host takes free memory back; the first touch of such a page costs 1 CPU s/GiB and more (`loaders.md`), falls on
+    whoever comes by it, and says nothing about that one. In a process of its own, because the peak of this one is measured.
+    """
+    subprocess.run([sys.executable, "-I", "-S", "-c", HOLDER, str(size_bytes)], check=True, timeout=HOLDER_TIMEOUT_S)
 
 
 def resident_bytes(path: Path) -> int:

@@ -1,16 +1,20 @@
-"""How much of a range of a file is in the page cache: cachestat(2), Linux 6.5."""
+"""How much of a range of a file is in the page cache: cachestat(2), Linux 6.5; and where that isn't told, by samples."""
 
 from __future__ import annotations
 
 import ctypes
 import errno
 import os
+import random
 
 from modelcache.ranges import ByteRange
+from modelcache.units import MIB
 
 _CACHESTAT = 451
 """The system call's number on every architecture (include/uapi/asm-generic/unistd.h)."""
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
+SAMPLED_BYTES = 2 * MIB
+"""One sample for each so many. What is in memory is there in long runs: whole files, or what was read ahead."""
 
 
 class _Range(ctypes.Structure):
@@ -46,3 +50,28 @@ def resident_share(fd: int, span: ByteRange) -> float | None:
         raise OSError(code, os.strerror(code))
     pages = (span.stop - 1) // _PAGE_BYTES - span.start // _PAGE_BYTES + 1
     return min(1.0, int(answer.nr_cache) / pages)
+
+
+def sampled_share(fd: int, span: ByteRange) -> float | None:
+    """The same by looking at single pages, which anybody who may read the file can do (preadv2(2), RWF_NOWAIT); None: not here.
+
+    A byte of a page in each SAMPLED_BYTES is read if it is in memory. If not, the kernel begins to read that page (measured, 6.18: 4 KiB
+    and no more, 8 µs): so places are drawn anew each time, or the next look would find what this one left.
+
+    Raises:
+        OSError: the disk failed, or the descriptor is none.
+    """
+    byte = bytearray(1)
+    there = count = 0
+    for start in range(span.start, span.stop, SAMPLED_BYTES):
+        at = random.randrange(start, min(start + SAMPLED_BYTES, span.stop))
+        try:
+            there += os.preadv(fd, [byte], at, os.RWF_NOWAIT)
+        except BlockingIOError:
+            pass
+        except OSError as error:
+            if error.errno in _UNKNOWN:
+                return None
+            raise
+        count += 1
+    return there / count

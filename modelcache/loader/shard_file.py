@@ -13,7 +13,7 @@ from modelcache.loader.checkpoint import Shard
 from modelcache.loader.files import Way
 from modelcache.loader.memory import Memory, map_file
 from modelcache.loader.plan import ALIGNMENT
-from modelcache.loader.residency import resident_share
+from modelcache.loader.residency import resident_share, sampled_share
 from modelcache.patience import Cancellation
 from modelcache.ranges import ByteRange
 
@@ -73,7 +73,7 @@ class ShardFile:
     def may_map(self, span: ByteRange) -> bool:
         if not self._stays_whole:
             return False
-        share = resident_share(self.fd, span)
+        share = self._share(span)
         return share is not None and share >= MAPPED_SHARE
 
     def mapped(self, span: ByteRange) -> Memory:
@@ -83,13 +83,18 @@ class ShardFile:
         if self.direct_fd < 0:
             self._fill(self.fd, block, into[: block.size_bytes], 0)
             return Way.BUFFERED
-        share = resident_share(self.fd, block)
+        share = self._share(block)
         if share is None:
             return self._read_unknowing(block, into)
         if share >= CACHED_SHARE:
             self._fill(self.fd, block, into[: block.size_bytes], 0)
             return Way.CACHED
         return self._read_direct(block, into)
+
+    def _share(self, span: ByteRange) -> float | None:
+        """Of `span` in memory; None: there is no way to know."""
+        share = resident_share(self.fd, span)
+        return sampled_share(self.fd, span) if share is None else share
 
     def _read_unknowing(self, block: ByteRange, into: memoryview) -> Way:
         """The first block of a file goes through the page cache, and its time tells about the others."""

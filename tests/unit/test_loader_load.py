@@ -131,12 +131,31 @@ def test_blocks_in_the_cache_are_copied_from_there_and_the_others_come_from_the_
     assert report.read_bytes[Way.DIRECT] > half // 2
 
 
+def test_where_the_kernel_does_not_tell_single_pages_do(disk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = disk / "model.safetensors"
+    tensors = {f"t{number}": torch.randint(0, 2**15, (2 * MIB,), dtype=torch.int16) for number in range(10)}
+    save_file(tensors, path)
+    monkeypatch.setattr(shard_file, "resident_share", lambda fd, span: None)
+    for warm in (False, True):
+        drop_from_cache(path)
+        if warm:
+            path.read_bytes()
+        report = LoadReport()
+        assert same(modelcache.load(path, may_map=True, report=report), tensors)
+        if warm:
+            assert set(report.read_bytes) == {Way.MAPPED}
+        else:  # but for the file's last bytes: less than a sample's distance, so that the page may be the one that was looked at before
+            assert report.read_bytes[Way.DIRECT] >= report.tensor_bytes - MIB
+            assert report.read_bytes[Way.MAPPED] == 0
+
+
 @pytest.mark.parametrize("warm", [True, False])
 def test_where_the_kernel_does_not_tell_the_first_block_is_timed(disk: Path, monkeypatch: pytest.MonkeyPatch, warm: bool) -> None:
     path = disk / "model.safetensors"
     tensors = {f"t{number}": torch.randint(0, 2**15, (2 * MIB,), dtype=torch.int16) for number in range(10)}
     save_file(tensors, path)
     monkeypatch.setattr(shard_file, "resident_share", lambda fd, span: None)
+    monkeypatch.setattr(shard_file, "sampled_share", lambda fd, span: None)
     monkeypatch.setattr(shard_file, "WARM_BYTES_PER_S", 0.0 if warm else float("inf"))
     report = LoadReport()
     assert same(modelcache.load(path, report=report), tensors)
