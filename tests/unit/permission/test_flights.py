@@ -19,6 +19,7 @@ from modelcache.fetch.progress import Progress
 from modelcache.permission import Caller
 from modelcache.ranges import ByteRange
 from modelcache.registry import Registry
+from modelcache.testing.fetching import SMALL_CHUNK_BYTES as CHUNK
 from modelcache.testing.fetching import small_chunks
 from modelcache.testing.guarded_source import GuardedSource
 from modelcache.testing.memory_source import MemorySource
@@ -26,7 +27,6 @@ from modelcache.testing.memory_store import MemoryStore
 from modelcache.testing.store_filling import content, digest_of, manifest_of
 from modelcache.uri import StorageUri, UriSecrets
 
-CHUNK = 4096
 MODEL = {"config.json": b"{}", "model.safetensors": content(9 * CHUNK + 7, 1)}
 URI = "s3://bucket/model"
 KEYS = ("good", "fine", "bad")
@@ -62,7 +62,7 @@ def cache(monkeypatch: pytest.MonkeyPatch, store: MemoryStore, bucket: Bucket, t
 
     monkeypatch.setattr(modelcache.cache, "LocalStore", open_store)
     monkeypatch.setattr(Registry, "sources", lambda registry, uri, secrets: bucket.lend(registry, uri, secrets))
-    with small_chunks(CHUNK), ModelCache(config=Config(root=tmp_path)) as opened:
+    with small_chunks(), ModelCache(config=Config(root=tmp_path)) as opened:
         yield opened
 
 
