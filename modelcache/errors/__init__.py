@@ -2,7 +2,7 @@
 
 Each concrete error has a stable `code` (part of the public interface, documented in `docs/errors.md`), says whether
 trying again can help, and carries the address it is about, both values where two were compared, and the next step.
-The classes are in the module of whoever has to do something about them: `caller`, `origin`, `store`.
+The classes are in the module of whoever has to do something about them: `caller`, `origin`, `store`, `device`.
 Messages and fields never hold a secret: addresses are canonical URIs or URLs without userinfo and query.
 """
 
@@ -21,6 +21,7 @@ from modelcache.errors.caller import (
     InvalidUri,
     Missing,
     ModuleMismatch,
+    NoSuchDevice,
     NoSuchTensor,
     NotCached,
     NotFound,
@@ -28,6 +29,7 @@ from modelcache.errors.caller import (
     UnsafePath,
 )
 from modelcache.errors.code import ErrorCode
+from modelcache.errors.device import DeviceFault, NoDeviceMemory
 from modelcache.errors.origin import (
     AccessDenied,
     AccessUnproved,
@@ -72,6 +74,7 @@ __all__ = [
     "DamagedBlob",
     "DamagedExport",
     "DamagedRecord",
+    "DeviceFault",
     "DigestMismatch",
     "ErrorCode",
     "FileFault",
@@ -82,7 +85,9 @@ __all__ = [
     "Missing",
     "ModelCacheError",
     "ModuleMismatch",
+    "NoDeviceMemory",
     "NoSpace",
+    "NoSuchDevice",
     "NoSuchTensor",
     "NotCached",
     "NotFound",

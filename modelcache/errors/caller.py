@@ -71,6 +71,12 @@ class BadShard(BadInput):
     default_hint = "give every rank the same model, plan, names and devices, and split along dimensions that the ranks divide"
 
 
+class NoSuchDevice(BadInput):
+    """The tensors were asked for on a device that this machine, or the installed torch, doesn't have."""
+
+    code = ErrorCode.NO_SUCH_DEVICE
+
+
 # -- the caller checks the name ---------------------------------------------------------------------------------------
 
 

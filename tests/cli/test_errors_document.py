@@ -8,7 +8,7 @@ import pytest
 
 from modelcache import errors
 from modelcache.cli.exit_codes import GROUPS, ExitCode, exit_code_of, group_of
-from modelcache.errors import ErrorCode, ModelCacheError, NoSpace
+from modelcache.errors import ErrorCode, ModelCacheError, NoDeviceMemory, NoSpace
 from tests.cli.errors_table import concrete, documented, table
 from tests.docs.documents import ROOT, between, rows
 
@@ -27,8 +27,11 @@ def test_every_error_code_has_one_class_and_every_class_a_meaning() -> None:
 @pytest.mark.parametrize("kind", list(concrete()), ids=lambda kind: kind.__name__)
 def test_every_concrete_error_is_in_exactly_one_group_and_has_its_exit_code(kind: type[ModelCacheError]) -> None:
     bases = [base for base in GROUPS if issubclass(kind, base)]
-    numbers = {"needed_bytes": 1, "available_bytes": 1, "evictable_bytes": 1, "held_bytes": 1} if kind is NoSpace else {}
-    error = kind("what happened", **numbers)  # type: ignore[arg-type]
+    numbers = {
+        NoSpace: {"needed_bytes": 1, "available_bytes": 1, "evictable_bytes": 1, "held_bytes": 1},
+        NoDeviceMemory: {"needed_bytes": 1, "free_bytes": 1},
+    }
+    error = kind("what happened", **numbers.get(kind, {}))  # type: ignore[arg-type]
 
     assert len(bases) == 1
     assert exit_code_of(error) is GROUPS[bases[0]]

@@ -10,15 +10,18 @@ import pickle
 import pytest
 
 from modelcache import errors
-from modelcache.errors import ErrorCode, ModelCacheError, NoSpace
+from modelcache.errors import ErrorCode, ModelCacheError, NoDeviceMemory, NoSpace
 
 CLASSES = [value for value in vars(errors).values() if inspect.isclass(value) and issubclass(value, ModelCacheError)]
 CONCRETE = [found for found in CLASSES if "code" in vars(found)]
-NUMBERS = {"needed_bytes": 40, "available_bytes": 30, "evictable_bytes": 20, "held_bytes": 10}
+NUMBERS_OF: dict[type[ModelCacheError], dict[str, int]] = {
+    NoSpace: {"needed_bytes": 40, "available_bytes": 30, "evictable_bytes": 20, "held_bytes": 10},
+    NoDeviceMemory: {"needed_bytes": 40, "free_bytes": 30},
+}
 
 
 def made(found: type[ModelCacheError], **fields: str) -> ModelCacheError:
-    return found("it failed", **fields, **(NUMBERS if found is NoSpace else {}))  # type: ignore[arg-type]
+    return found("it failed", **fields, **NUMBERS_OF.get(found, {}))  # type: ignore[arg-type]
 
 
 def test_every_class_that_can_be_raised_has_a_code_of_its_own() -> None:
@@ -67,14 +70,14 @@ def test_absent_fields_are_left_out_and_given_ones_kept() -> None:
     }  # fmt: skip
 
 
-def test_no_space_comes_with_its_numbers() -> None:
-    error = made(NoSpace)
-    assert error.as_dict().items() >= NUMBERS.items()
+@pytest.mark.parametrize("found", NUMBERS_OF)
+def test_no_room_comes_with_its_numbers(found: type[ModelCacheError]) -> None:
+    assert made(found).as_dict().items() >= NUMBERS_OF[found].items()
 
 
 @pytest.mark.parametrize("found", CONCRETE, ids=lambda found: found.__name__)
 def test_an_error_comes_whole_from_another_process(found: type[ModelCacheError]) -> None:
-    error = made(found, address="s3://b/m", expected="1", hint="wait") if found is not NoSpace else made(found, address="s3://b/m")
+    error = made(found, address="s3://b/m", **({} if found in NUMBERS_OF else {"expected": "1", "hint": "wait"}))
     error.add_note("seen in a worker")
     for again in (pickle.loads(pickle.dumps(error)), copy.copy(error)):
         assert type(again) is found
