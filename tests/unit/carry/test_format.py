@@ -23,7 +23,7 @@ from modelcache.store.store import LocalStore
 from modelcache.testing.store_filling import complete_all, digest_of, manifest_of, wanted
 from modelcache.testing.store_fixtures import NO_LIMITS
 
-DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "format.md"
+DOCUMENT = Path(__file__).resolve().parents[3] / "docs" / "format.md"
 FILES = {"config.json": b'{"model_type": "tiny"}\n', "empty": b""}
 KEY = RefKey("s3://models/tiny", "https://s3.eu-central-1.amazonaws.com:443")
 REF = Ref(

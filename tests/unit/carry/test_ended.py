@@ -1,0 +1,164 @@
+"""Exports and imports that are cancelled, meet damage or go through a pipe: what is left of them."""
+
+from __future__ import annotations
+
+import io
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from modelcache.carry import holding
+from modelcache.carry.holding import held_all
+from modelcache.carry.importing import ImportReport
+from modelcache.chunks import CHUNK_BYTES
+from modelcache.digest import Digest
+from modelcache.errors import Cancelled, DamagedBlob, InUse
+from modelcache.patience import Cancellation
+from modelcache.store.store import LocalStore
+from modelcache.testing.audit import Moment, audit
+from modelcache.testing.store_filling import digest_of, fill, manifest_of
+from tests.unit.carry.stores import ONE, SHARED, carried_in, carried_out, flip, shown, tree
+
+
+class Until(Cancellation):
+    """Cancelled at the n-th look."""
+
+    def __init__(self, looks: int) -> None:
+        super().__init__()
+        self.left = looks
+
+    def check(self) -> None:
+        self.left -= 1
+        if self.left <= 0:
+            self.cancel()
+        super().check()
+
+
+@pytest.mark.parametrize("looks", [1, 3, 8, 20])
+def test_a_cancelled_import_leaves_nothing(target: LocalStore, file: Path, looks: int) -> None:
+    before = tree(target.root)
+
+    with pytest.raises(Cancelled):
+        carried_in(target, file, cancel=Until(looks))
+
+    assert tree(target.root) == before
+
+
+@pytest.mark.parametrize("looks", [1, 4, 20])
+def test_a_cancelled_export_leaves_the_file_that_was_there(origin: LocalStore, tmp_path: Path, looks: int) -> None:
+    place = tmp_path / "backup" / "f.tar"
+    place.parent.mkdir()
+    place.write_bytes(b"older")
+
+    with pytest.raises(Cancelled):
+        carried_out(origin, place, cancel=Until(looks))
+
+    assert shown(place.parent) == {"f.tar": b"older"}
+    carried_out(origin, place)
+    assert list(shown(place.parent)) == ["f.tar"]
+    assert place.stat().st_mode & 0o777 == 0o600
+
+
+def test_damage_is_not_exported(origin: LocalStore, tmp_path: Path) -> None:
+    damaged = origin.root / "snapshots" / manifest_of(ONE).digest.hex / "shared.bin"
+    damaged.chmod(0o600)
+    flip(damaged, CHUNK_BYTES + 5)
+
+    with pytest.raises(DamagedBlob) as raised:
+        carried_out(origin, tmp_path / "f.tar")
+
+    assert raised.value.expected == str(digest_of(SHARED))
+    assert not (tmp_path / "f.tar").exists()
+
+
+def test_a_model_is_held_while_it_is_exported(origin: LocalStore) -> None:
+    refused: list[Digest] = []
+
+    class Reader(io.RawIOBase):
+        def write(self, data: object) -> int:
+            if not refused:
+                for info in origin.list():
+                    with pytest.raises(InUse):
+                        origin.evict(info.digest)
+                    refused.append(info.digest)
+            return memoryview(data).nbytes  # type: ignore[arg-type]
+
+    carried_out(origin, Reader())  # type: ignore[arg-type]
+
+    assert len(refused) == 2
+    assert origin.leases() == []
+
+
+def test_more_models_than_files_may_be_open_are_held_all_the_same(origin: LocalStore) -> None:
+    for number in range(4):
+        fill(origin, {"name": str(number).encode()}, uri=f"s3://models/{number}")
+    manifests = [info.digest for info in origin.list()]
+    now_s = [0.0]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(holding, "PROCESS_HOLDS", 2)
+        with held_all(origin, manifests, "export", clock=lambda: now_s[0]) as (held, renew):
+            assert list(held) == manifests
+            kinds = sorted(str(lease.kind) for lease in origin.leases())
+            assert kinds == ["lease"] * 4 + ["process"] * 2
+            before = {lease.id: lease.expires_at_s for lease in origin.leases()}
+            renew()
+            assert {lease.id: lease.expires_at_s for lease in origin.leases()} == before
+            now_s[0] = holding.LEASE_S / 2
+            renew()
+            after = {lease.id: lease.expires_at_s for lease in origin.leases()}
+            assert sum(after[lease_id] != expires_at_s for lease_id, expires_at_s in before.items()) == 4
+
+    assert origin.leases() == []
+
+
+# -- through a pipe ---------------------------------------------------------------------------------------------------
+
+
+def test_one_store_to_another_through_a_pipe(origin: LocalStore, target: LocalStore) -> None:
+    reading, writing = os.pipe()
+    reports: list[ImportReport] = []
+
+    def take() -> None:
+        with io.FileIO(reading, "rb") as stream:
+            reports.append(carried_in(target, stream))
+
+    thread = threading.Thread(target=take)
+    thread.start()
+    with io.FileIO(writing, "wb") as stream:
+        carried_out(origin, stream)
+    thread.join()
+
+    assert len(reports[0].snapshots) == 2
+    assert audit(target.root, Moment.SETTLED) == []
+
+
+@pytest.fixture
+def idle_pipe() -> Iterator[tuple[io.FileIO, io.FileIO]]:
+    """Two ends that nobody else uses."""
+    reading, writing = os.pipe()
+    with io.FileIO(reading, "rb") as reader, io.FileIO(writing, "wb") as writer:
+        yield reader, writer
+
+
+def test_an_export_that_nobody_reads_can_be_cancelled(origin: LocalStore, idle_pipe: tuple[io.FileIO, io.FileIO]) -> None:
+    with cancelled_soon() as cancel, pytest.raises(Cancelled):
+        carried_out(origin, idle_pipe[1], cancel=cancel)
+
+
+def test_an_import_that_nobody_writes_can_be_cancelled(target: LocalStore, idle_pipe: tuple[io.FileIO, io.FileIO]) -> None:
+    with cancelled_soon() as cancel, pytest.raises(Cancelled):
+        carried_in(target, idle_pipe[0], cancel=cancel)
+
+
+@contextmanager
+def cancelled_soon() -> Iterator[Cancellation]:
+    cancel = Cancellation()
+    timer = threading.Timer(0.1, cancel.cancel)
+    timer.start()
+    yield cancel
+    timer.join()
