@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from modelcache.loader.checkpoint import Shard
 from modelcache.loader.memory import Memory
@@ -24,6 +24,8 @@ class Way(StrEnum):
     """Through the page cache, because the file system can't do otherwise, or to find out."""
     ARRIVED = "arrived"
     """From a file that was still being fetched when it was asked for."""
+    SHARED = "shared"
+    """Read by another rank of the group."""
 
 
 class TensorFile(Protocol):
@@ -56,6 +58,15 @@ class TensorFile(Protocol):
 
     def close(self) -> None:
         """Let go of it. What was mapped stays."""
+        ...
+
+
+@runtime_checkable
+class Expecting(Protocol):
+    """A file whose bytes may still be on their way, and can be put where they are wanted as they pass."""
+
+    def expect(self, span: ByteRange, memory: Memory) -> None:
+        """`memory` is for the bytes of `span`, and begins with the first: `read` will be asked for all of it, in blocks."""
         ...
 
 

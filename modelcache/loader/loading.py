@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 
@@ -16,7 +16,7 @@ from modelcache.loader.host import HostStaging
 from modelcache.loader.landing import Staging
 from modelcache.loader.memory import HostMemory
 from modelcache.loader.placement import Device, Placement
-from modelcache.loader.plan import plan
+from modelcache.loader.plan import Extent, plan
 from modelcache.loader.reader import Reader, Reading
 from modelcache.loader.report import LoadReport
 from modelcache.loader.shard_file import open_shard
@@ -62,15 +62,17 @@ def stream_tensors(
     names: Sequence[str],
     wishes: Wishes,
     *,
+    extents: Sequence[Extent] | None = None,
     open_file: Opener = open_shard,
     report: LoadReport | None = None,
     cancel: Cancellation | None = None,
     progress: Callable[[int], None] | None = None,
-) -> Iterator[tuple[str, torch.Tensor]]:
+) -> Generator[tuple[str, torch.Tensor], None, None]:
     """The tensors of these names, in file order or as given. Reads on while the consumer works.
 
     Args:
         names: each once.
+        extents: that are read for them, in this order; the tensors in them are handed out. None: those that hold these tensors whole.
         open_file: every file of the checkpoint that a name is in, before the first is read.
         progress: called with the bytes of all tensors handed out so far.
 
@@ -80,7 +82,9 @@ def stream_tensors(
     """
     seen = report or LoadReport()
     told = 0
-    for reading in _readings(checkpoint, names, wishes, open_file, cancel or Cancellation(), seen):
+    if extents is None:
+        extents = plan(checkpoint, names, order=wishes.order, destination=wishes.placement.device_of)
+    for reading in _readings(checkpoint, extents, wishes, open_file, cancel or Cancellation(), seen):
         for entry in reading.extent.tensors:
             started_s = time.monotonic()
             tensor = _cast(reading.landing.tensor(entry), wishes.dtype)
@@ -97,24 +101,24 @@ def stream_tensors(
 
 
 def _readings(
-    checkpoint: Checkpoint, names: Sequence[str], wishes: Wishes, open_file: Opener, cancel: Cancellation, seen: LoadReport
+    checkpoint: Checkpoint, extents: Sequence[Extent], wishes: Wishes, open_file: Opener, cancel: Cancellation, seen: LoadReport
 ) -> Iterator[Reading]:
     """Every extent once it is read. Keeps no reference to what was handed out."""
     started_s = time.monotonic()
     own = Cancellation()
     place = wishes.placement.device_of
-    extents = iter(plan(checkpoint, names, order=wishes.order, destination=place))
+    coming = iter(extents)
     under_way: deque[Reading] = deque()
     with ExitStack() as ends:
         ends.enter_context(cancel.on_cancel(own.cancel))
-        files = {shard: ends.enter_context(closing(open_file(checkpoint.shards[shard], own))) for shard in _shards(checkpoint, names)}
+        files = {shard: ends.enter_context(closing(open_file(checkpoint.shards[shard], own))) for shard in _shards(extents)}
         stagings = _Stagings(ends.enter_context(ExitStack()))  # before the reader: closed when no read runs any more
         reader = ends.enter_context(Reader(own))
         seen.opened_s += time.monotonic() - started_s
         while True:
             own.check()
             started_s = time.monotonic()
-            while _wants_more(under_way) and (extent := next(extents, None)) is not None:
+            while _wants_more(under_way) and (extent := next(coming, None)) is not None:
                 under_way.append(reader.start(extent, files[extent.shard], stagings.of(place(extent.tensors[0].name))))
             if not under_way:
                 return
@@ -129,8 +133,8 @@ def _wants_more(under_way: Sequence[Reading]) -> bool:
     return len(under_way) < AHEAD_EXTENTS and sum(reading.extent.span.size_bytes for reading in under_way) < AHEAD_BYTES
 
 
-def _shards(checkpoint: Checkpoint, names: Sequence[str]) -> Sequence[int]:
-    return sorted({checkpoint.place[name][0] for name in names})
+def _shards(extents: Sequence[Extent]) -> Sequence[int]:
+    return sorted({extent.shard for extent in extents})
 
 
 class _Stagings:

@@ -6,7 +6,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from math import prod
-from typing import Literal
 
 from modelcache.errors import BadShard, NoSuchTensor
 from modelcache.loader.checkpoint import Checkpoint, Order
@@ -148,24 +147,21 @@ class Shard:
             yield TensorEntry(entry.name, entry.dtype, shape[dim:], ByteRange(start, start + run_bytes))
 
 
-Reads = Literal["alone", "group"]
-
-
-def extents_of_parts(parts: Mapping[str, Part], *, order: Order, destination: Destination, reads: Reads) -> list[Extent]:
+def extents_of_parts(parts: Mapping[str, Part], *, order: Order, destination: Destination, common_apart: bool) -> list[Extent]:
     """What a rank reads for its parts. Nothing between two pieces is read along: it is what other ranks have.
 
     Args:
-        reads: `group`: what all ranks read is in extents of its own, the same for every rank that gives the same names, order and
-            groups of destinations.
+        common_apart: what all ranks read is in extents of its own, the same for every rank that gives the same names and order, and
+            destinations that change at the same names.
     """
     found = [(part.file, piece) for part in parts.values() for piece in part.pieces]
     if order == "file":
         found.sort(key=lambda place: (place[0], place[1].span))
 
-    def cut(name: str) -> object:
-        return destination(name), reads == "group" and parts[name].is_common
+    def place(name: str) -> object:
+        return destination(name), common_apart and parts[name].is_common
 
-    return extents_of(found, destination=cut, gap_bytes=0)
+    return extents_of(found, destination=place, gap_bytes=0)
 
 
 def _dim(entry: TensorEntry, rule: int, address: str) -> int:

@@ -1,0 +1,256 @@
+"""One rank's side of a group that reads each block once: it reads its own, takes all, and says what it took."""
+
+from __future__ import annotations
+
+import selectors
+import socket
+import struct
+import threading
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Sequence
+from contextlib import closing, suppress
+from dataclasses import dataclass
+from enum import IntEnum
+from types import TracebackType
+from typing import Self
+
+from modelcache.errors import GroupBroken, ModelCacheError, StoreFault
+from modelcache.loader.files import TensorFile, Way
+from modelcache.loader.meeting import Seat
+from modelcache.loader.segment import Segment
+from modelcache.patience import Cancellation
+from modelcache.ranges import ByteRange
+
+READS = 4
+"""In flight in a group, together: what reaches the ceiling of a disk (`reader.THREADS`); each rank has one at least."""
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """What is read at once.
+
+    Attributes:
+        file: number of the checkpoint's file.
+        span: of the file, from an aligned start; at most BLOCK_BYTES.
+    """
+
+    file: int
+    span: ByteRange
+
+
+class Word(IntEnum):
+    """What ranks say to each other about a block."""
+
+    READY = 1
+    """It is in its slot: to every other rank."""
+    TAKEN = 2
+    """This rank needs it no more: to the one that reads the block which comes into that slot next."""
+    DONE = 3
+    """This rank has taken all blocks, so all are read: to every other one. The link ends then."""
+
+
+_FRAME = struct.Struct("<II")
+
+
+class Exchange:
+    """Block n is read by rank n mod ranks into slot n mod slots, when every rank has taken block n - slots. A context manager.
+
+    All ranks have the same blocks, and each takes all of them, nearly in order (some at a time). So the first block that somebody still
+    waits for can always be read, however slow the others are, and no more than the slots are in memory.
+    """
+
+    def __init__(self, seat: Seat, rank: int, blocks: Sequence[Block], open_file: Callable[[int], TensorFile], timeout_s: float) -> None:
+        """Takes the seat over.
+
+        Args:
+            open_file: by its number; opened by the threads that read, and closed by them.
+            timeout_s: for which a block is waited for when none at all comes.
+
+        Raises:
+            GroupBroken: the memory can't be used.
+        """
+        self._links = seat.links
+        try:
+            self._segment = Segment(seat.segment_fd)
+        except BaseException:
+            self._close_links()
+            raise
+        self._rank = rank
+        self._ranks = sorted([rank, *seat.links])
+        self._blocks = blocks
+        self._open_file = open_file
+        self._timeout_s = timeout_s
+        self._changed = threading.Condition()  # with a lock that is reentrant, so that a signal handler may cancel
+        self._own = deque(number for number in range(len(blocks)) if self._reader_of(number) == rank)
+        self._ready: set[int] = set()
+        self._ready_at_s = time.monotonic()
+        self._taken_by: Counter[int] = Counter()
+        self._taken = 0
+        self._ways: dict[int, Way] = {}
+        self._done: set[int] = set()
+        self._broken: Exception | None = None
+        self._closing = False
+        count = -(-READS // len(self._ranks))
+        self._threads = [threading.Thread(target=self._read_own, name=f"load-group-{number}") for number in range(count)]
+        self._listener = threading.Thread(target=self._listen, name="load-group-links")
+
+    def __enter__(self) -> Self:
+        for thread in (*self._threads, self._listener):
+            thread.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        """Tell the others whether this rank was done, and end. What others still need of it is in the memory and on the links."""
+        with self._changed:
+            self._closing = True
+            if self._taken == len(self._blocks):
+                self._say_all(Word.DONE, 0)
+            self._changed.notify_all()
+        for thread in self._threads:
+            thread.join()
+        for link in self._links.values():
+            with suppress(OSError):  # it may have ended already
+                link.shutdown(socket.SHUT_RDWR)
+        self._listener.join()
+        self._close_links()
+        self._segment.close()
+
+    def take(self, number: int, into: memoryview, cancel: Cancellation) -> Way:
+        """Fill the first bytes of `into` with a block; each block once. How it came: as this rank read it, or SHARED.
+
+        Raises:
+            GroupBroken: a rank died or left, or no block came in time.
+            Cancelled. What reading it raised, where this rank did.
+        """
+        self._await(number, cancel)
+        self._segment.copy(number % self._segment.slots, into[: self._blocks[number].span.size_bytes])
+        with self._changed:
+            self._taken += 1
+            way = self._ways.pop(number, Way.SHARED)
+        following = number + self._segment.slots
+        if following < len(self._blocks):
+            if (reader := self._reader_of(following)) == self._rank:
+                self._hear(self._rank, Word.TAKEN, number)
+            else:
+                self._say(reader, Word.TAKEN, number)
+        return way
+
+    def _await(self, number: int, cancel: Cancellation) -> None:
+        started_s = time.monotonic()
+        with cancel.on_cancel(self._wake), self._changed:
+            while number not in self._ready:
+                cancel.check()
+                if self._broken is not None:
+                    raise self._broken
+                remaining_s = max(started_s, self._ready_at_s) + self._timeout_s - time.monotonic()
+                if remaining_s <= 0:
+                    raise GroupBroken(
+                        f"no block came within {self._timeout_s:g} s: rank {self._reader_of(number)}, which reads the next one, "
+                        "or one that it waits for stands still"
+                    )
+                self._changed.wait(remaining_s)
+
+    def _wake(self) -> None:
+        with self._changed:
+            self._changed.notify_all()
+
+    def _reader_of(self, number: int) -> int:
+        return self._ranks[number % len(self._ranks)]
+
+    # -- reading ------------------------------------------------------------------------------------------------------
+
+    def _read_own(self) -> None:
+        file: tuple[int, TensorFile] | None = None
+        try:
+            while (number := self._next_own()) is not None:
+                block = self._blocks[number]
+                if file is None or file[0] != block.file:
+                    if file is not None:
+                        file[1].close()
+                    file = None
+                    file = block.file, self._open_file(block.file)
+                with self._segment.slot(number % self._segment.slots) as slot:
+                    way = file[1].read(block.span, slot)
+                self._ways[number] = way
+                self._hear(self._rank, Word.READY, number)
+                self._say_all(Word.READY, number)
+        except OSError as error:
+            self._break(StoreFault(f"a file of the checkpoint can't be read ({error.strerror})"))
+        except (ModelCacheError, MemoryError) as error:
+            self._break(error)
+        finally:
+            if file is not None:
+                file[1].close()
+
+    def _next_own(self) -> int | None:
+        """The next block that this rank reads, when its slot is free; None: there is none, or the others have no use for it."""
+        with self._changed:
+            if not self._own:
+                return None
+            number = self._own.popleft()
+            before = number - self._segment.slots
+            while before >= 0 and self._taken_by[before] < len(self._ranks):
+                if self._closing or self._broken is not None:
+                    return None
+                self._changed.wait()
+            self._taken_by.pop(before, None)
+            return None if self._closing or self._broken is not None else number
+
+    def _break(self, error: Exception) -> None:
+        with self._changed:
+            if self._broken is None:
+                self._broken = error
+            self._changed.notify_all()
+
+    # -- the others ---------------------------------------------------------------------------------------------------
+
+    def _say_all(self, word: Word, number: int) -> None:
+        for rank in self._links:
+            self._say(rank, word, number)
+
+    def _say(self, rank: int, word: Word, number: int) -> None:
+        try:
+            self._links[rank].send(_FRAME.pack(word, number), socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+        except BlockingIOError:  # it has not listened since before the last slots were filled
+            self._break(GroupBroken(f"rank {rank} of the group stands still"))
+        except OSError:  # it is gone; whether it was done is told by its link
+            pass
+
+    def _listen(self) -> None:
+        with closing(selectors.DefaultSelector()) as links:
+            for rank, link in self._links.items():
+                links.register(link, selectors.EVENT_READ, rank)
+            while links.get_map():
+                for key, _ in links.select():
+                    if not self._read_words(key.data):
+                        links.unregister(key.fileobj)
+
+    def _read_words(self, rank: int) -> bool:
+        """Hear what a rank said; False: its link has ended."""
+        try:
+            data = self._links[rank].recv(_FRAME.size * 512)  # frames are sent, and so come, whole
+        except OSError:
+            data = b""
+        for word, number in _FRAME.iter_unpack(data):
+            self._hear(rank, word, number)
+        if not data:
+            with self._changed:
+                if not self._closing and rank not in self._done:
+                    self._break(GroupBroken(f"rank {rank} of the group ended before its load did"))
+        return bool(data)
+
+    def _hear(self, rank: int, word: int, number: int) -> None:
+        with self._changed:
+            if word == Word.READY:
+                self._ready.add(number)
+                self._ready_at_s = time.monotonic()
+            elif word == Word.TAKEN:
+                self._taken_by[number] += 1
+            else:
+                self._done.add(rank)
+            self._changed.notify_all()
+
+    def _close_links(self) -> None:
+        for link in self._links.values():
+            link.close()
