@@ -15,6 +15,7 @@ from typing import Any
 from modelcache.abc.grants import Trust
 from modelcache.abc.ingest import Route
 from modelcache.abc.store import Limits
+from modelcache.config.aws import with_plain_sight
 from modelcache.config.file import ConfigFile, find_file
 from modelcache.config.resolving import Flag, Resolved, expect_private, resolve
 from modelcache.config.setting import Environ
@@ -135,10 +136,12 @@ class Settings:
 
     Attributes:
         file: the configuration file that was read, if there is one.
+        environ: that the values were read from.
     """
 
     values: Sequence[Resolved]
     file: Path | None
+    environ: Environ = field(repr=False)
 
     @classmethod
     def read(cls, environ: Environ | None = None, *, file: Path | None = None, flags: Mapping[str, Flag] | None = None) -> Settings:
@@ -149,7 +152,7 @@ class Settings:
         found = resolve(SETTINGS, _machine_defaults(variables), variables, opened, flags or {})
         if opened is not None:
             expect_private(opened, found)
-        return cls(found, path)
+        return cls(found, path, variables)
 
     def config(self) -> Config:
         """Raises BadConfig: values that contradict each other."""
@@ -160,7 +163,8 @@ class Settings:
             for parent in parents:
                 inner = inner.setdefault(parent, {})
             inner[name] = one.value
-        return Config(**{name: _filled(_DEFAULTS.get(name), value) for name, value in tree.items()})
+        config = Config(**{name: _filled(_DEFAULTS.get(name), value) for name, value in tree.items()})
+        return replace(config, s3=with_plain_sight(config.s3, self.environ))
 
 
 def _filled(default: Any, values: Any) -> Any:

@@ -9,11 +9,14 @@ from modelcache.sources.s3 import S3Options, S3Source
 from modelcache.testing.servers import Identity, Nginx, NginxOptions, SeaweedFS
 from modelcache.transport import Proxies, Timeouts
 
+REGIONS = {"sdk": None, "fixed": "us-east-1"}
+"""Without a region the SDK is asked for one; with it, endpoint and key, the source does without the SDK."""
 
-def options_of(server: SeaweedFS, who: Identity | None = None, *, endpoint: str | None = None) -> S3Options:
+
+def options_of(server: SeaweedFS, who: Identity | None = None, *, endpoint: str | None = None, region: str | None = None) -> S3Options:
     """Settings to read from the server (or from what stands before it) as `who`; by default, as its reader."""
     who = who or server.reader
-    return S3Options(endpoint=endpoint or server.endpoint, access_key=who.access_key, secret_key=who.secret_key)
+    return S3Options(endpoint=endpoint or server.endpoint, region=region, access_key=who.access_key, secret_key=who.secret_key)
 
 
 @contextmanager

@@ -15,9 +15,10 @@ from modelcache.abc.source import Source
 from modelcache.sources.http import HttpOptions, HttpSource
 from modelcache.sources.local import LocalSource
 from modelcache.sources.retrying import RetryingSource
-from modelcache.sources.s3 import S3Options, S3Source
+from modelcache.sources.s3 import S3Source
 from modelcache.sources.throttled import Allowances, RateLimits
 from modelcache.testing.hub_sources import RewrittenRepository, hub_source
+from modelcache.testing.s3_sources import REGIONS, options_of
 from modelcache.testing.servers import Certificate, Nginx, NginxOptions, SeaweedFS
 from modelcache.testing.servers.hub import HubServer
 from modelcache.testing.source_contract import SMALL, Place, SourceContract, listing
@@ -138,10 +139,9 @@ class TestThrottled(SourceContract):
 
 
 class TestS3(SourceContract):
-    @pytest.fixture
-    def place(self, seaweedfs: SeaweedFS, bucket: str) -> Iterator[Place]:
-        who = seaweedfs.reader
-        source = S3Source(S3Options(endpoint=seaweedfs.endpoint, access_key=who.access_key, secret_key=who.secret_key))
+    @pytest.fixture(params=list(REGIONS.values()), ids=list(REGIONS))
+    def place(self, request: pytest.FixtureRequest, seaweedfs: SeaweedFS, bucket: str) -> Iterator[Place]:
+        source = S3Source(options_of(seaweedfs, region=request.param))
         yield Bucket("s3", seaweedfs, bucket, source)  # SeaweedFS tidies unsafe names itself; test_source_s3 lists some from a stand-in
         source.close()
 

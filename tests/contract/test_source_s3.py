@@ -13,12 +13,16 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from modelcache.abc.source import RemoteFile
+from modelcache.chunks import CHUNK_BYTES
+from modelcache.digest import Digest
 from modelcache.errors import InvalidUri, NotFound, UnsafePath
 from modelcache.paths import checked_path
+from modelcache.patience import Cancellation
 from modelcache.ranges import ByteRange
 from modelcache.sources.s3 import S3Source
 from modelcache.testing.listings import listing_of
-from modelcache.testing.s3_sources import options_of, proxied, source_of
+from modelcache.testing.s3_sources import REGIONS, options_of, proxied, source_of
 from modelcache.testing.servers import SeaweedFS
 from modelcache.testing.source_contract import read
 from modelcache.units import MIB
@@ -27,9 +31,9 @@ from modelcache.uri import StorageUri
 CHECKSUMS = ("CRC32", "CRC32C", "CRC64NVME", "SHA1", "SHA256")
 
 
-@pytest.fixture
-def source(seaweedfs: SeaweedFS) -> Iterator[S3Source]:
-    with source_of(options_of(seaweedfs)) as made:
+@pytest.fixture(params=list(REGIONS.values()), ids=list(REGIONS))
+def source(request: pytest.FixtureRequest, seaweedfs: SeaweedFS) -> Iterator[S3Source]:
+    with source_of(options_of(seaweedfs, region=request.param)) as made:
         yield made
 
 
@@ -226,11 +230,21 @@ def test_without_the_right_to_versions_the_etag_alone_guards(seaweedfs: SeaweedF
 # -- checksums ------------------------------------------------------------------------------------------------------
 
 
-def test_every_checksum_of_a_whole_object_is_stated(source: S3Source, seaweedfs: SeaweedFS, bucket: str) -> None:
-    data = os.urandom(100_000)
+def told_with_bytes(source: S3Source, file: RemoteFile) -> tuple[Digest, ...]:
+    body = source.open(file, ByteRange(0, file.size_bytes), Cancellation())
+    body.close()
+    return body.stated
+
+
+@pytest.mark.parametrize("size_bytes", [100_000, CHUNK_BYTES + 1])
+def test_every_checksum_of_a_whole_object_is_stated(source: S3Source, seaweedfs: SeaweedFS, bucket: str, size_bytes: int) -> None:
+    """Of a small one with its bytes, of another in the listing."""
+    data = os.urandom(size_bytes)
     for name in CHECKSUMS:
         seaweedfs.put(bucket, f"m/{name}", data, checksum=name)
-    stated = {file.path: file.digests for file in listing_of(source, f"s3://{bucket}/m").files}
+    files = listing_of(source, f"s3://{bucket}/m").files
+    stated = {file.path: file.digests or told_with_bytes(source, file) for file in files}
+    assert [bool(file.digests) for file in files].count(True) == (1 if size_bytes <= CHUNK_BYTES else 5)  # of the newest, always
     assert all([digest.algorithm for digest in digests] == [name.lower()] for name, digests in stated.items())
     assert set(stated) == set(CHECKSUMS)
     assert stated["SHA256"][0].hex == hashlib.sha256(data).hexdigest()

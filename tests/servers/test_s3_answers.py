@@ -22,7 +22,7 @@ from modelcache.errors import (
 from modelcache.patience import Cancellation
 from modelcache.sources.s3 import S3Options
 from modelcache.testing.listings import listing_of
-from modelcache.testing.s3_sources import options_of, proxied, source_of
+from modelcache.testing.s3_sources import REGIONS, options_of, proxied, source_of
 from modelcache.testing.servers import PUBLIC_BUCKET, Certificate, Nginx, NginxOptions, SeaweedFS
 from modelcache.testing.servers.ports import LOOPBACK, free_ports
 from modelcache.testing.source_contract import read
@@ -32,10 +32,17 @@ from modelcache.uri import parse_uri
 BODY = b"weights of a model"
 
 
+@pytest.fixture(params=list(REGIONS.values()), ids=list(REGIONS))
+def region(request: pytest.FixtureRequest) -> str | None:
+    """Of the settings: it decides by whom the control plane is asked."""
+    found: str | None = request.param
+    return found
+
+
 # -- region, network ------------------------------------------------------------------------------------------------
 
 
-def test_a_wrong_region_is_corrected_once(seaweedfs: SeaweedFS, filled: str) -> None:
+def test_a_wrong_region_is_corrected_once(region: str | None, seaweedfs: SeaweedFS, filled: str) -> None:
     """nginx answers as S3 does to a request that is signed for another region than the bucket's; then SeaweedFS checks the signature."""
     refusal = "<Error><Code>AuthorizationHeaderMalformed</Code><Region>eu-central-1</Region></Error>"
     more = (
@@ -43,7 +50,7 @@ def test_a_wrong_region_is_corrected_once(seaweedfs: SeaweedFS, filled: str) -> 
         ' if ($http_authorization !~ "/eu-central-1/s3/") { add_header x-amz-bucket-region eu-central-1 always;'
         f" return 400 '{refusal}'; }} proxy_pass {seaweedfs.endpoint}; }}"
     )
-    with proxied(seaweedfs, more) as proxy, source_of(options_of(seaweedfs, endpoint=proxy.endpoint)) as source:
+    with proxied(seaweedfs, more) as proxy, source_of(options_of(seaweedfs, region=region, endpoint=proxy.endpoint)) as source:
         [file] = listing_of(source, filled).files
         assert read(source, file) == BODY
         refused = [request for request in proxy.requests() if request.status == 400]
@@ -53,9 +60,9 @@ def test_a_wrong_region_is_corrected_once(seaweedfs: SeaweedFS, filled: str) -> 
         assert {request.status for request in proxy.requests()} <= {200, 206}
 
 
-def test_a_region_that_can_not_be_corrected_is_an_error(seaweedfs: SeaweedFS, filled: str) -> None:
+def test_a_region_that_can_not_be_corrected_is_an_error(region: str | None, seaweedfs: SeaweedFS, filled: str) -> None:
     more = "if ($http_authorization) { return 400 '<Error><Code>AuthorizationHeaderMalformed</Code><Region>eu-west-9</Region></Error>'; }"
-    with proxied(seaweedfs, more) as proxy, source_of(options_of(seaweedfs, endpoint=proxy.endpoint)) as source:
+    with proxied(seaweedfs, more) as proxy, source_of(options_of(seaweedfs, region=region, endpoint=proxy.endpoint)) as source:
         with pytest.raises(AccessDenied, match="another region"):
             listing_of(source, filled)
         assert len(proxy.requests()) < 12
@@ -81,57 +88,57 @@ def test_the_bucket_is_addressed_as_asked(made: S3Options, asked: str) -> None:
         assert caught.value.address == asked
 
 
-def test_a_gateway_may_have_a_path(seaweedfs: SeaweedFS) -> None:
+def test_a_gateway_may_have_a_path(region: str | None, seaweedfs: SeaweedFS) -> None:
     seaweedfs.make_public_bucket()
     seaweedfs.put(PUBLIC_BUCKET, "gate/f g", BODY)
     with (
         proxied(seaweedfs, f"location /s3/ {{ proxy_pass {seaweedfs.endpoint}/; }}") as proxy,
-        source_of(S3Options(endpoint=f"{proxy.endpoint}/s3/", anonymous=True)) as source,
+        source_of(S3Options(endpoint=f"{proxy.endpoint}/s3/", region=region, anonymous=True)) as source,
     ):
         assert read(source, listing_of(source, f"s3://{PUBLIC_BUCKET}/gate").files[0]) == BODY
         assert {request.target.startswith("/s3/") for request in proxy.requests()} == {True}
 
 
-def test_both_planes_go_through_a_proxy(seaweedfs: SeaweedFS, filled: str) -> None:
+def test_both_planes_go_through_a_proxy(region: str | None, seaweedfs: SeaweedFS, filled: str) -> None:
     """The endpoint's name can't be resolved: only the proxy knows the way."""
     with (
         proxied(seaweedfs, "") as proxy,
-        source_of(options_of(seaweedfs, endpoint="http://store.invalid"), proxies=Proxies(http=proxy.endpoint)) as source,
+        source_of(options_of(seaweedfs, region=region, endpoint="http://store.invalid"), proxies=Proxies(http=proxy.endpoint)) as source,
     ):
         assert read(source, listing_of(source, filled).files[0]) == BODY
         assert {request.method for request in proxy.requests()} == {"GET", "HEAD"}
 
 
-def test_tls_with_a_ca_of_one_s_own(seaweedfs: SeaweedFS, filled: str, certificate: Certificate) -> None:
+def test_tls_with_a_ca_of_one_s_own(region: str | None, seaweedfs: SeaweedFS, filled: str, certificate: Certificate) -> None:
     with Nginx(seaweedfs.directory, NginxOptions(upstream=seaweedfs.endpoint, certificate=certificate)) as proxy:
         endpoint = f"https://localhost:{proxy.port}"
-        trusting = replace(options_of(seaweedfs, endpoint=endpoint), ca_file=certificate.ca)
+        trusting = replace(options_of(seaweedfs, region=region, endpoint=endpoint), ca_file=certificate.ca)
         with source_of(trusting) as source:
             assert read(source, listing_of(source, filled).files[0]) == BODY
             assert (source.origin.endpoint, len(source.origin.ca_sha256 or "")) == (endpoint, 64)
-        with source_of(options_of(seaweedfs, endpoint=endpoint)) as source, pytest.raises(OriginUnreachable):
+        with source_of(options_of(seaweedfs, region=region, endpoint=endpoint)) as source, pytest.raises(OriginUnreachable):
             listing_of(source, filled)
         kserves = Config.load({"HOME": "/nowhere", "S3_VERIFY_SSL": "0", "AWS_CA_BUNDLE": "/absent"}).s3
-        believing = replace(options_of(seaweedfs, endpoint=endpoint), verify_tls=kserves.verify_tls, ca_file=kserves.ca_file)
+        believing = replace(options_of(seaweedfs, region=region, endpoint=endpoint), verify_tls=kserves.verify_tls, ca_file=kserves.ca_file)
         with source_of(believing) as source:
             assert read(source, listing_of(source, filled).files[0]) == BODY
             assert str(source.origin) == f"{endpoint}#unverified"  # its refs are not those of the endpoint that was verified
 
 
-def test_nobody_answers(seaweedfs: SeaweedFS, filled: str) -> None:
+def test_nobody_answers(region: str | None, seaweedfs: SeaweedFS, filled: str) -> None:
     [port] = free_ports(1)
     endpoint = f"http://{LOOPBACK}:{port}"
-    with source_of(options_of(seaweedfs, endpoint=endpoint)) as source, pytest.raises(OriginUnreachable) as caught:
+    with source_of(options_of(seaweedfs, region=region, endpoint=endpoint)) as source, pytest.raises(OriginUnreachable) as caught:
         listing_of(source, filled)
     assert f"{LOOPBACK}:{port}" in str(caught.value)
 
 
-def test_listing_is_cancelled_while_it_waits(seaweedfs: SeaweedFS, filled: str) -> None:
+def test_listing_is_cancelled_while_it_waits(region: str | None, seaweedfs: SeaweedFS, filled: str) -> None:
     cancel = Cancellation()
     outcome: list[BaseException] = []
     with socket.create_server((LOOPBACK, 0)) as silent:
         endpoint = f"http://{LOOPBACK}:{silent.getsockname()[1]}"
-        with source_of(options_of(seaweedfs, endpoint=endpoint), timeouts=Timeouts(stall_s=3600)) as source:
+        with source_of(options_of(seaweedfs, region=region, endpoint=endpoint), timeouts=Timeouts(stall_s=3600)) as source:
 
             def run() -> None:
                 try:
@@ -181,35 +188,37 @@ SAME_TOKEN = "<ListBucketResult><IsTruncated>true</IsTruncated><NextContinuation
         (_list_answer("http://other.invalid/", 307), ProtocolViolation),
     ],
 )
-def test_answers_that_are_no_listing(seaweedfs: SeaweedFS, filled: str, more: str, error: type[ModelCacheError]) -> None:
-    with proxied(seaweedfs, more) as proxy, source_of(options_of(seaweedfs, endpoint=proxy.endpoint)) as source:
+def test_answers_that_are_no_listing(
+    region: str | None, seaweedfs: SeaweedFS, filled: str, more: str, error: type[ModelCacheError]
+) -> None:
+    with proxied(seaweedfs, more) as proxy, source_of(options_of(seaweedfs, region=region, endpoint=proxy.endpoint)) as source:
         with pytest.raises(error):
             listing_of(source, filled)
         assert len(proxy.requests()) < 20
 
 
-def test_one_key_is_readable_without_the_right_to_list(seaweedfs: SeaweedFS, filled: str) -> None:
+def test_one_key_is_readable_without_the_right_to_list(region: str | None, seaweedfs: SeaweedFS, filled: str) -> None:
     denied = "if ($args ~ list-type) { return 403 '<Error><Code>AccessDenied</Code></Error>'; }"
-    with proxied(seaweedfs, denied) as proxy, source_of(options_of(seaweedfs, endpoint=proxy.endpoint)) as source:
+    with proxied(seaweedfs, denied) as proxy, source_of(options_of(seaweedfs, region=region, endpoint=proxy.endpoint)) as source:
         assert read(source, listing_of(source, f"{filled}/f").files[0]) == BODY
         with pytest.raises(AccessDenied):
             listing_of(source, filled)
 
 
-def test_a_denied_head_of_the_prefix_itself_does_not_matter(seaweedfs: SeaweedFS, filled: str) -> None:
+def test_a_denied_head_of_the_prefix_itself_does_not_matter(region: str | None, seaweedfs: SeaweedFS, filled: str) -> None:
     """Without the right to list the prefix' own name, S3 denies a HEAD of what doesn't exist."""
     denied = "location ~ ^/[^/]+/[^/]+/m$ { return 403; }"
-    with proxied(seaweedfs, denied) as proxy, source_of(options_of(seaweedfs, endpoint=proxy.endpoint)) as source:
+    with proxied(seaweedfs, denied) as proxy, source_of(options_of(seaweedfs, region=region, endpoint=proxy.endpoint)) as source:
         assert read(source, listing_of(source, filled).files[0]) == BODY
     nothing = denied + " if ($args ~ list-type) { return 200 '<ListBucketResult></ListBucketResult>'; }"
     with (
         proxied(seaweedfs, nothing) as proxy,
-        source_of(options_of(seaweedfs, endpoint=proxy.endpoint)) as source,
+        source_of(options_of(seaweedfs, region=region, endpoint=proxy.endpoint)) as source,
         pytest.raises(AccessDenied),
     ):
         listing_of(source, filled)
 
 
-def test_a_missing_object_of_a_version_is_not_found(seaweedfs: SeaweedFS, filled: str) -> None:
-    with source_of(options_of(seaweedfs)) as source, pytest.raises(NotFound):
+def test_a_missing_object_of_a_version_is_not_found(region: str | None, seaweedfs: SeaweedFS, filled: str) -> None:
+    with source_of(options_of(seaweedfs, region=region)) as source, pytest.raises(NotFound):
         listing_of(source, f"{filled}/nothing?versionId=0123")

@@ -23,9 +23,9 @@ from modelcache.errors import (
     ModelCacheError,
     OriginUnreachable,
 )
-from modelcache.sources.s3 import S3Options
+from modelcache.sources.s3 import S3Options, sigv4
 from modelcache.testing.listings import listing_of
-from modelcache.testing.s3_sources import options_of, proxied, source_of
+from modelcache.testing.s3_sources import REGIONS, options_of, proxied, source_of
 from modelcache.testing.servers import PUBLIC_BUCKET, Identity, SeaweedFS
 from modelcache.testing.servers.ports import LOOPBACK
 from modelcache.testing.source_contract import read
@@ -182,6 +182,7 @@ def test_a_wrong_clock_is_named(seaweedfs: SeaweedFS, filled: str, monkeypatch: 
         def an_hour_ago(**how: bool) -> datetime:
             return compat.get_current_datetime(**how) - timedelta(hours=1)
 
+        monkeypatch.setattr(sigv4, "utc_now", lambda: an_hour_ago(remove_tzinfo=False))
         for signer in (botocore.auth, botocore.crt.auth):
             monkeypatch.setattr(signer, "get_current_datetime", an_hour_ago)
         with pytest.raises(AccessDenied, match="RequestTimeTooSkewed") as caught:
@@ -202,7 +203,8 @@ def _everything_said(error: BaseException | None) -> str:
     return said
 
 
-def test_no_secret_is_logged_or_told(seaweedfs: SeaweedFS, filled: str, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize("region", list(REGIONS.values()), ids=list(REGIONS))
+def test_no_secret_is_logged_or_told(seaweedfs: SeaweedFS, filled: str, region: str | None, caplog: pytest.LogCaptureFixture) -> None:
     """Everything that works and everything that fails, with every logger at its most talkative."""
     caplog.set_level(logging.DEBUG)
     token = "session-token-of-a-role"
@@ -211,14 +213,14 @@ def test_no_secret_is_logged_or_told(seaweedfs: SeaweedFS, filled: str, caplog: 
     attempts: list[Callable[[], object]] = []
     with (
         proxied(seaweedfs, f"if ($args ~ list-type) {{ {echo} }}") as echoing,
-        source_of(options_of(seaweedfs)) as good,
-        source_of(options_of(seaweedfs, wrong)) as bad,
-        source_of(replace(options_of(seaweedfs, endpoint=echoing.endpoint), session_token=token)) as told,
+        source_of(options_of(seaweedfs, region=region)) as good,
+        source_of(options_of(seaweedfs, wrong, region=region)) as bad,
+        source_of(replace(options_of(seaweedfs, region=region, endpoint=echoing.endpoint), session_token=token)) as told,
     ):
         [file] = listing_of(good, filled).files
         attempts += [lambda: listing_of(bad, filled), lambda: read(bad, file), lambda: listing_of(told, filled), lambda: read(told, file)]
         attempts += [lambda: listing_of(good, "s3://no-such-bucket/x"), lambda: read(good, replace(file, validator='"other"'))]
-        said = repr([good, bad, told, good._options, good._sdk, good._signer.sign("GET", file.locator, {})])
+        said = repr([good, bad, told, good._options, good._control, good._signer.sign("GET", file.locator, {})])
         for attempt in attempts:
             with pytest.raises(ModelCacheError) as caught:
                 attempt()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any
@@ -12,9 +12,9 @@ from modelcache.errors import AccessDenied, InvalidUri, ModelCacheError, NotFoun
 from modelcache.paths import check_tree
 from modelcache.patience import Cancellation
 from modelcache.sources.attempts import attempted
-from modelcache.sources.s3.heads import ObjectHead, object_head
+from modelcache.sources.s3.control import ControlPlane
+from modelcache.sources.s3.heads import ListedObject, ObjectHead, object_head
 from modelcache.sources.s3.locator import ObjectName
-from modelcache.sources.s3.sdk import Sdk
 from modelcache.sources.s3.signing import S3Signer
 from modelcache.transport import RangeClient, Response
 from modelcache.uri import StorageUri
@@ -29,7 +29,7 @@ CHECKSUMS_ASKED = {"x-amz-checksum-mode": "ENABLED"}
 
 @dataclass(frozen=True, slots=True)
 class FoundObject:
-    """An object, where it goes in the snapshot, and what its HeadObject said."""
+    """An object, where it goes in the snapshot, and what is known of it."""
 
     path: str
     name: ObjectName
@@ -47,16 +47,20 @@ class Found:
 class Lister:
     """One listing of one URI."""
 
-    def __init__(self, sdk: Sdk, transport: RangeClient, uri: StorageUri, cancel: Cancellation) -> None:
-        self._sdk = sdk
-        self._signer = S3Signer(sdk)
+    def __init__(
+        self, control: ControlPlane, transport: RangeClient, uri: StorageUri, cancel: Cancellation, *, believe: bool = True
+    ) -> None:
+        """`believe`: False: every object is asked for by HeadObject, whatever the listing says of it."""
+        self._control = control
+        self._signer = S3Signer(control)
         self._transport = transport
         self._uri = uri
         self._cancel = cancel
+        self._believe = believe
         self._bucket = uri.authority
 
     def found(self) -> Found:
-        """The selected objects, each as HeadObject saw it (its answer is newer than the listing's).
+        """The selected objects, as the listing or HeadObject saw them (`_described`).
 
         An object whose key is the URI's path is the only file; else the files are everything below that path.
 
@@ -73,14 +77,8 @@ class Lister:
                 # To a credential that may not list, S3 denies keys that don't exist; and an answer to HEAD has no body
                 # to say more. Listing tells.
                 doubt = error
-        keys = self._selected_keys(doubt)
-        with ThreadPoolExecutor(HEAD_THREADS, thread_name_prefix="s3-head") as threads:
-            try:
-                objects = list(threads.map(self._object, keys))
-            except BaseException:
-                threads.shutdown(wait=True, cancel_futures=True)
-                raise
-        return Found(_as_files(self._with_versions(objects)), None)
+        selected = self._selected(doubt)
+        return Found(_as_files(self._with_versions(self._described(selected))), None)
 
     # -- one object -------------------------------------------------------------------------------------------------
 
@@ -106,17 +104,18 @@ class Lister:
 
     # -- a prefix ---------------------------------------------------------------------------------------------------
 
-    def _selected_keys(self, doubt: ModelCacheError | None) -> list[tuple[str, ObjectName]]:
+    def _selected(self, doubt: ModelCacheError | None) -> list[tuple[str, ListedObject]]:
         prefix = f"{self._uri.path}/" if self._uri.path else ""
         selected = []
         seen_any = False
-        for key, size_bytes in self._keys(prefix):
-            if size_bytes == 0 and key.endswith("/"):
+        for listed in self._listed(prefix):
+            key = listed.name.key
+            if listed.size_bytes == 0 and key.endswith("/"):
                 continue  # stands for a folder
             seen_any = True
             path = key.removeprefix(prefix)
             if self._uri.selects(path):
-                selected.append((path, ObjectName(self._bucket, key)))
+                selected.append((path, listed))
             if len(selected) > MAX_OBJECTS:
                 hint = "name a folder further down, or add an include pattern"
                 raise InvalidUri(f"over {MAX_OBJECTS:,} objects are under one URI", address=str(self._uri), hint=hint)
@@ -127,8 +126,8 @@ class Lister:
         check_tree((path for path, _ in selected), address=str(self._uri))
         return selected
 
-    def _keys(self, prefix: str) -> Iterator[tuple[str, int]]:
-        """Key and size of every object under a prefix, page by page."""
+    def _listed(self, prefix: str) -> Iterator[ListedObject]:
+        """Every object under a prefix, page by page."""
         page: dict[str, Any] = {}
         for _ in range(MAX_PAGES):
             token = {"ContinuationToken": page["NextContinuationToken"]} if page else {}
@@ -138,19 +137,39 @@ class Lister:
                     raise ProtocolViolation(
                         "the store lists an object outside of the prefix", address=str(self._uri), got=ascii(each["Key"])
                     )
-                yield each["Key"], int(each["Size"])
+                yield _listed_object(self._bucket, each)
             if not page.get("IsTruncated"):
                 return
             if page.get("NextContinuationToken", "") in ("", token.get("ContinuationToken")):
                 raise ProtocolViolation("the store's listing does not go on", address=str(self._uri))
         raise InvalidUri(f"over {MAX_PAGES * 1000:,} objects are under one URI", address=str(self._uri), hint="name a folder further down")
 
-    def _object(self, key: tuple[str, ObjectName]) -> FoundObject:
-        path, name = key
-        answer = self._ask_head(name)
+    def _described(self, selected: Sequence[tuple[str, ListedObject]]) -> Sequence[FoundObject]:
+        """Ask for those of which the listing does not say enough; for all, where versions have names of their own.
+
+        The newest object tells whether the bucket keeps versions: what is older may be from before it did.
+        """
+        newest = max(range(len(selected)), key=lambda number: selected[number][1].modified_at_s)
+        first = self._object(selected[newest])
+        believe = self._believe and not first.head.versioned
+        asked = [number for number, (_, listed) in enumerate(selected) if number != newest and not (believe and listed.says_enough)]
+        found = [FoundObject(path, listed.name, listed.head) for path, listed in selected]
+        found[newest] = first
+        with ThreadPoolExecutor(HEAD_THREADS, thread_name_prefix="s3-head") as threads:
+            try:
+                for number, one in zip(asked, threads.map(self._object, [selected[number] for number in asked]), strict=True):
+                    found[number] = one
+            except BaseException:
+                threads.shutdown(wait=True, cancel_futures=True)
+                raise
+        return found
+
+    def _object(self, selected: tuple[str, ListedObject]) -> FoundObject:
+        path, listed = selected
+        answer = self._ask_head(listed.name)
         if answer.status != 200:
             raise answer.error(listed=True)
-        return FoundObject(path, name, object_head(answer.headers, name))
+        return FoundObject(path, listed.name, object_head(answer.headers, listed.name))
 
     # -- versions ---------------------------------------------------------------------------------------------------
 
@@ -184,16 +203,27 @@ class Lister:
                 raise answer.error(listed=True)
             return answer
 
-        return attempted(ask, self._sdk.renew, self._cancel)
+        return attempted(ask, self._control.renew, self._cancel)
 
     def _call(self, operation: str, address: str, **parameters: object) -> dict[str, Any]:
         def call() -> dict[str, Any]:
-            return self._sdk.call(operation, self._cancel, bucket=self._bucket, address=address, **parameters)
+            return self._control.call(operation, self._cancel, bucket=self._bucket, address=address, **parameters)
 
-        return attempted(call, self._sdk.renew, self._cancel)
+        return attempted(call, self._control.renew, self._cancel)
 
     def _nothing(self, what: str) -> NotFound:
         return NotFound(f"the bucket has {what}", address=str(self._uri))
+
+
+def _listed_object(bucket: str, entry: Mapping[str, Any]) -> ListedObject:
+    return ListedObject(
+        ObjectName(bucket, entry["Key"]),
+        int(entry["Size"]),
+        entry.get("ETag", ""),
+        entry.get("StorageClass", ""),
+        frozenset(entry.get("ChecksumAlgorithm", ())),
+        entry["LastModified"].timestamp() if "LastModified" in entry else 0.0,
+    )
 
 
 def _as_files(found: Sequence[FoundObject]) -> tuple[RemoteFile, ...]:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from modelcache.errors import BadConfig, InvalidUri
+from modelcache.sources.s3.sigv4 import Key
 from modelcache.transport import Target, safe_address
 
 
@@ -24,6 +25,8 @@ class S3Options:
         verify_tls: False: the certificate is not checked (KServe's `S3_VERIFY_SSL=0`), whatever `ca_file` says.
         access_key, secret_key, session_token: one fixed credential. None: the SDK's chain (environment, profile, web
             identity (IRSA), container, instance metadata), asked again when a credential is refused or expires.
+        chain_key: what that chain is known to give: the environment's own key. It saves asking the chain, and goes with it where a
+            profile, a key or anonymous access is named.
     """
 
     endpoint: str | None = None
@@ -36,6 +39,7 @@ class S3Options:
     access_key: str | None = field(default=None, repr=False)
     secret_key: str | None = field(default=None, repr=False)
     session_token: str | None = field(default=None, repr=False)
+    chain_key: Key | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         """Raises BadConfig: settings that contradict each other or can't be used."""
@@ -49,9 +53,23 @@ class S3Options:
             _check_endpoint(self.endpoint)
 
     @property
+    def key(self) -> Key | None:
+        """To sign with; None: anonymous, or only the SDK's chain can tell."""
+        if self.access_key is not None and self.secret_key is not None:
+            return Key(self.access_key, self.secret_key, self.session_token)
+        return None if self.anonymous or self.profile is not None else self.chain_key
+
+    @property
+    def complete(self) -> bool:
+        """Whether endpoint, region, style of addresses and key are all here, so that the SDK has nothing to find."""
+        placed = self.endpoint is not None and self.region is not None and self.path_style is not False
+        return placed and (self.anonymous or self.key is not None)
+
+    @property
     def secrets(self) -> tuple[str, ...]:
         """What must not be seen anywhere."""
-        return tuple(value for value in (self.access_key, self.secret_key, self.session_token) if value)
+        chain = () if self.chain_key is None else (self.chain_key.access_key, self.chain_key.secret_key, self.chain_key.token)
+        return tuple(value for value in (self.access_key, self.secret_key, self.session_token, *chain) if value)
 
 
 def _check_endpoint(endpoint: str) -> None:

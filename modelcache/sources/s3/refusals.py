@@ -1,9 +1,10 @@
-"""botocore's errors as ours: what was refused, where, and what to do; no key, signature or token in them."""
+"""What a store's error answers and botocore's own errors mean: what was refused, where, and what to do; no key, signature or token."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from modelcache.errors import (
@@ -46,25 +47,47 @@ SAID_BYTES = 400
 _SIGNATURE = re.compile(r"\b[0-9A-Fa-f]{40,}\b|\b(?:AKIA|ASIA)[A-Z0-9]{12,}\b")
 
 
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """An error answer.
+
+    Attributes:
+        operation: of the API, as it is called there.
+        code: the store's own; the status where it gave none.
+        said: its words.
+    """
+
+    operation: str
+    status: int
+    headers: Mapping[str, str] = field(repr=False)
+    code: str
+    said: str = field(repr=False)
+
+    def error(self, *, address: str, secrets: Iterable[str]) -> ModelCacheError:
+        """What it means."""
+        text = f"{self.operation}: {self.status or 'no status'}, {self.code}"
+        if self.code in MISSING:
+            return NotFound(f"{MISSING[self.code]} ({text})", address=address)
+        if self.code in DENIED:
+            sentence, hint = DENIED[self.code]
+            detail = f": {redacted(self.said, secrets)}" if self.code == "AccessDenied" and self.said else ""
+            return AccessDenied(f"{sentence} ({text}){detail}", address=address, hint=hint)
+        if self.operation.startswith(("AssumeRole", "GetRoleCredentials", "GetSessionToken")) and self.status < 500:
+            return AccessDenied(
+                f"no credential was given ({text})", address=address, hint="check the role, its trust policy and the identity token"
+            )
+        if self.code in BUSY:
+            return OriginBusy(f"the store is busy ({text})", address=address, retry_after_s=retry_after_s(self.headers))
+        code = None if self.code == str(self.status) else self.code
+        return error_of_status(self.status or 400, self.headers, address=address, listed=False, code=code)
+
+
 def error_of_client(error: ClientError, *, address: str, secrets: Iterable[str]) -> ModelCacheError:
-    """What an error answer of the store (or of STS) means."""
+    """What an error answer of the store (or of STS) means, as botocore raises it."""
     answer: Mapping[str, object] = error.response
     code, said = _code_and_message(answer)
     status, headers = _status(answer)
-    text = f"{error.operation_name}: {status or 'no status'}, {code}"
-    if code in MISSING:
-        return NotFound(f"{MISSING[code]} ({text})", address=address)
-    if code in DENIED:
-        sentence, hint = DENIED[code]
-        detail = f": {redacted(said, secrets)}" if code == "AccessDenied" and said else ""
-        return AccessDenied(f"{sentence} ({text}){detail}", address=address, hint=hint)
-    if error.operation_name.startswith(("AssumeRole", "GetRoleCredentials", "GetSessionToken")) and status < 500:
-        return AccessDenied(
-            f"no credential was given ({text})", address=address, hint="check the role, its trust policy and the identity token"
-        )
-    if code in BUSY:
-        return OriginBusy(f"the store is busy ({text})", address=address, retry_after_s=retry_after_s(headers))
-    return error_of_status(status or 400, headers, address=address, listed=False, code=None if code == str(status) else code)
+    return Refusal(error.operation_name, status, headers, code, said).error(address=address, secrets=secrets)
 
 
 def error_of_sdk(error: BotoCoreError, *, address: str) -> ModelCacheError:
@@ -99,12 +122,16 @@ def redacted(text: str, secrets: Iterable[str]) -> str:
     return text.encode("ascii", "backslashreplace").decode()[:SAID_BYTES]
 
 
+def clean_code(text: str) -> str:
+    """A code of the store's as far as it is one."""
+    return re.sub(r"[^A-Za-z0-9._-]", "?", text)[:64]
+
+
 def _code_and_message(answer: Mapping[str, object]) -> tuple[str, str]:
     fields = answer.get("Error")
     if not isinstance(fields, Mapping):
         return "no code", ""
-    code = re.sub(r"[^A-Za-z0-9._-]", "?", str(fields.get("Code", "no code")))[:64]
-    return code, str(fields.get("Message", ""))
+    return clean_code(str(fields.get("Code", "no code"))), str(fields.get("Message", ""))
 
 
 def _status(answer: Mapping[str, object]) -> tuple[int, Mapping[str, str]]:

@@ -19,15 +19,16 @@ from urllib.parse import quote, urlsplit
 from modelcache.errors import AccessDenied, ModelCacheError, ProtocolViolation, UnknownScheme
 from modelcache.patience import Cancellation
 from modelcache.sources.attempts import attempted
+from modelcache.sources.s3.control import Place
 from modelcache.sources.s3.locator import KEY_SAFE, ObjectName
 from modelcache.sources.s3.options import S3Options
 from modelcache.sources.s3.refusals import error_of_client, error_of_sdk, unusable_settings
+from modelcache.sources.s3.sigv4 import Key
 from modelcache.transport import RangeClient, Timeouts, safe_address
 from modelcache.units import MIB
 
 if TYPE_CHECKING:
     from botocore.awsrequest import AWSPreparedRequest, AWSResponse
-    from botocore.credentials import ReadOnlyCredentials
     from botocore.session import Session
 
 T = TypeVar("T")
@@ -42,17 +43,6 @@ _TOLD = re.compile(r"(?:Credential|Signature)=([^/,]+)")
 _TRANSPORTS_OWN = frozenset({"host", "user-agent", "connection", "accept-encoding", "content-length"})
 
 
-@dataclass(frozen=True, slots=True)
-class Place:
-    """Where the objects of a bucket are and for which region a request is signed. Holds no secret."""
-
-    base_url: str
-    region: str
-
-    def url(self, name: ObjectName) -> str:
-        return f"{self.base_url}{quote(name.key, safe=KEY_SAFE)}{name.query}"
-
-
 @dataclass(frozen=True)
 class Connection:
     """A session of the SDK with the credential that its chain found.
@@ -65,23 +55,24 @@ class Connection:
     client: Any = field(repr=False)
     anonymous: bool
 
-    def credentials(self) -> ReadOnlyCredentials | None:
+    def credentials(self) -> Key | None:
         """The credential of this moment: the SDK renews one that is about to expire. None: anonymous.
 
         Raises NoCredentialsError and whatever the chain raises.
         """
         if self.anonymous:
             return None
-        found = self.session.get_credentials()
-        if found is None:
-            from botocore.exceptions import NoCredentialsError
+        from botocore.exceptions import NoCredentialsError
 
+        found = self.session.get_credentials()
+        frozen = None if found is None else found.get_frozen_credentials()
+        if frozen is None or not frozen.access_key or not frozen.secret_key:
             raise NoCredentialsError
-        return found.get_frozen_credentials()
+        return Key(frozen.access_key, frozen.secret_key, frozen.token)
 
 
 class Sdk:
-    """One S3 endpoint as one identity. botocore is imported at the first call. Safe for many threads.
+    """`ControlPlane` by the SDK, which finds what settings leave open. botocore is imported at the first call.
 
     Args:
         timeouts: for what the credential chain asks over the network by itself (STS, SSO), which can't be cancelled.
@@ -101,12 +92,6 @@ class Sdk:
     # -- calls ------------------------------------------------------------------------------------------------------
 
     def call(self, operation: str, cancel: Cancellation, *, bucket: str, address: str, **parameters: object) -> dict[str, Any]:
-        """One operation of the S3 API; its parsed answer, with the headers as sent under `ResponseMetadata.HTTPHeaders`.
-
-        A bucket in another region is asked there, once.
-
-        Raises: what `Source.list` promises, and BadConfig for settings that the SDK can't work with.
-        """
         self._calls.cancel = cancel
         try:
             method: Callable[..., dict[str, Any]] = getattr(self.connection(address).client, operation)
@@ -117,15 +102,10 @@ class Sdk:
         finally:
             del self._calls.cancel
 
-    def credentials(self, address: str) -> ReadOnlyCredentials | None:
-        """The credential to sign with now; None: anonymous. Raises AccessDenied, Unavailable, BadConfig."""
+    def credentials(self, address: str) -> Key | None:
         return self._translated(self.connection(address).credentials, address)
 
     def place(self, name: ObjectName) -> Place:
-        """Where a bucket's objects are: as the last call to it that succeeded was addressed and signed.
-
-        Without such a call a HeadObject is made. Raises: as `call`.
-        """
         place = self._places.get(name.bucket)
         if place is None:
             cancel = Cancellation()
@@ -135,7 +115,6 @@ class Sdk:
 
     @property
     def endpoint(self) -> str:
-        """The service's URL, before a bucket is put into it."""
         return str(self.connection("s3://").client.meta.endpoint_url)
 
     def renew(self) -> bool:

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from modelcache.sources.s3.control import ControlPlane
 from modelcache.sources.s3.locator import ObjectName
-from modelcache.sources.s3.sdk import Sdk
 from modelcache.sources.s3.sigv4 import signed_headers
 from modelcache.transport import SignedRequest
 
@@ -18,14 +18,14 @@ from modelcache.transport import SignedRequest
 class S3Signer:
     """Signs requests for objects with the credential of the moment. Safe for many threads."""
 
-    def __init__(self, sdk: Sdk) -> None:
-        self._sdk = sdk
+    def __init__(self, control: ControlPlane) -> None:
+        self._control = control
 
     def sign(self, method: str, locator: str, headers: Mapping[str, str]) -> SignedRequest:
         """Raises: AccessDenied, Unavailable or BadConfig if there is no credential to sign with."""
         name = ObjectName.of_locator(locator)
-        place = self._sdk.place(name)
-        credentials = self._sdk.credentials(name.address)
+        place = self._control.place(name)
+        credentials = self._control.credentials(name.address)
         url = place.url(name)
         if credentials is None:
             return SignedRequest(url, headers)
@@ -33,4 +33,4 @@ class S3Signer:
 
     def renew(self) -> bool:
         """Run the credential chain again; whether it gave another credential."""
-        return self._sdk.renew()
+        return self._control.renew()

@@ -10,8 +10,8 @@ import datetime
 import hashlib
 import hmac
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Protocol
 from urllib.parse import urlsplit
 
 from modelcache.transport import Target
@@ -21,15 +21,17 @@ SERVICE = "s3"
 EMPTY_SHA256 = hashlib.sha256(b"").hexdigest()
 
 
-class Key(Protocol):
-    """A credential of AWS's kind, as botocore freezes one too."""
+@dataclass(frozen=True, slots=True)
+class Key:
+    """A credential of AWS's kind.
 
-    @property
-    def access_key(self) -> str: ...
-    @property
-    def secret_key(self) -> str: ...
-    @property
-    def token(self) -> str | None: ...
+    Attributes:
+        token: of a session; None: the key lasts.
+    """
+
+    access_key: str = field(repr=False)
+    secret_key: str = field(repr=False)
+    token: str | None = field(default=None, repr=False)
 
 
 def signed_headers(
@@ -41,7 +43,7 @@ def signed_headers(
         url: percent-encoded once, as it is sent; parameters without a value have their `=`.
         at: UTC; None: now.
     """
-    at = at or datetime.datetime.now(datetime.UTC)
+    at = at or utc_now()
     stamp = at.strftime("%Y%m%dT%H%M%SZ")
     sent = {**headers, "X-Amz-Date": stamp, "X-Amz-Content-SHA256": EMPTY_SHA256}
     if key.token:
@@ -59,6 +61,11 @@ def signed_headers(
     signature = hmac.digest(_signing_key(key.secret_key, day, region), to_sign.encode(), "sha256").hex()
     sent["Authorization"] = f"{ALGORITHM} Credential={key.access_key}/{scope}, SignedHeaders={listed}, Signature={signature}"
     return sent
+
+
+def utc_now() -> datetime.datetime:
+    """What signatures are dated by."""
+    return datetime.datetime.now(datetime.UTC)
 
 
 @lru_cache(maxsize=32)
