@@ -23,6 +23,8 @@ from modelcache.store.trash import Trash
 
 EMPTY = sha256("e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855")
 """sha256 of no bytes; empty files are created, never linked, so this blob is on no disk and always here."""
+BLOCK_BYTES = 512
+"""Unit of `st_blocks`, whatever the file system's block size: stat(2)."""
 SWEEP_BATCH = 512
 """Blobs removed under one hold of the store lock: about 10 ms."""
 
@@ -82,26 +84,33 @@ class Blobs:
         """Every blob inode of the store; names that are none of ours are left out."""
         return ((Path(path), sha256(digits), found) for path, digits, found in self._rows())
 
-    def facts(self, doomed: Mapping[int, int] | None = None, only: Iterable[Digest] | None = None) -> dict[str, BlobFact]:
-        """Hex digits → fact, of all blobs or of some. Names in `doomed` (inode → count) count as gone already."""
+    def fact(self, digest: Digest) -> BlobFact | None:
+        """None if it is not here."""
+        fact = None
+        for _, row in self.inodes(digest):
+            fact = _with(fact, row, {})
+        return fact
+
+    def facts(self, doomed: Mapping[int, int] | None = None) -> Iterator[tuple[str, dict[str, BlobFact]]]:
+        """Of all blobs, one `ab/` directory at a time, so that no more is in memory at once: its name, and hex digits → fact.
+
+        Args:
+            doomed: names (inode → count) that count as gone already.
+        """
         gone = doomed or {}
-        found: dict[str, BlobFact] = {}
-        some = None if only is None else ((str(path), digest.hex, row) for digest in only for path, row in self.inodes(digest))
-        for _, digits, row in self._rows() if some is None else some:
-            names = row.st_nlink - 1 - gone.get(row.st_ino, 0)
-            before = found.get(digits)
-            if before is None:
-                found[digits] = BlobFact(row.st_size, row.st_blocks * 512, names)
-            else:
-                found[digits] = BlobFact(row.st_size, before.allocated_bytes + row.st_blocks * 512, before.names + names)
-        return found
+        for parent in _parents(self._layout.blobs):
+            found: dict[str, BlobFact] = {}
+            for _, digits, row in _blob_rows(parent):
+                found[digits] = _with(found.get(digits), row, gone)
+            yield parent.rpartition("/")[2], found
+
+    def blocks(self) -> Iterator[dict[int, int]]:
+        """Inode → blocks (`st_blocks`) of every blob inode, one `ab/` directory at a time."""
+        return ({row.st_ino: row.st_blocks for _, _, row in _blob_rows(parent)} for parent in _parents(self._layout.blobs))
 
     def _rows(self) -> Iterator[tuple[str, str, os.stat_result]]:
         """Path, hex digits and status of every blob inode; plain strings, because there may be very many."""
-        for path, name, found in _scan(self._layout.blobs):
-            digits, dot, number = name.partition(".")
-            if is_hex(digits, 64) and (not dot or number.isdecimal()) and stat.S_ISREG(found.st_mode):
-                yield path, digits, found
+        return (row for parent in _parents(self._layout.blobs) for row in _blob_rows(parent))
 
     def table(self, digest: Digest) -> ChunkTable | None:
         """The chunk table of a blob; None if there is none (blobs of one chunk need none). Raises DamagedRecord."""
@@ -200,21 +209,21 @@ class Blobs:
 
     # -- removing; takes the exclusive store lock -----------------------------------------------------------------
 
-    def unnamed(self, doomed: Mapping[int, int] | None = None) -> dict[Digest, BlobFact]:
-        """Blobs with an inode that no snapshot and no ingest names; of it alone the fact is. A look: `drop_unnamed` looks again."""
+    def unnamed(self, doomed: Mapping[int, int] | None = None) -> Iterator[tuple[Digest, int]]:
+        """Blobs with inodes that no snapshot and no ingest names, and the blocks of those in bytes. A look: `drop_unnamed` looks again."""
         gone = doomed or {}
-        allocated: Counter[str] = Counter()
-        sizes: dict[str, int] = {}
-        for _, digits, row in self._rows():
-            if row.st_nlink - 1 - gone.get(row.st_ino, 0) <= 0:
-                allocated[digits] += row.st_blocks * 512
-                sizes[digits] = row.st_size
-        return {sha256(digits): BlobFact(sizes[digits], allocated[digits], 0) for digits in sizes}
+        for parent in _parents(self._layout.blobs):
+            allocated: Counter[str] = Counter()
+            for _, digits, row in _blob_rows(parent):
+                if row.st_nlink - 1 - gone.get(row.st_ino, 0) <= 0:
+                    allocated[digits] += row.st_blocks * BLOCK_BYTES
+            for digits in sorted(allocated):
+                yield sha256(digits), allocated[digits]
 
     def drop_unnamed(self, digests: Iterable[Digest]) -> int:
         """Move the inodes of these blobs that nothing else names to the trash; of how many blobs some went."""
         dropped = 0
-        todo = iter(sorted(set(digests)))
+        todo = iter(digests)
         while batch := list(itertools.islice(todo, SWEEP_BATCH)):
             with self._root.lock.exclusive():
                 dropped += sum(self._drop(digest) for digest in batch)
@@ -226,9 +235,10 @@ class Blobs:
         dropped = 0
         with self._root.lock.exclusive():
             aside = {digits for digits, _ in self._aside()}
-            for path, name, _ in _scan(self._layout.tables):
-                if not is_hex(name, 64) or (name not in aside and next(self.inodes(sha256(name)), None) is None):
-                    dropped += remove(Path(path))
+            for parent in _parents(self._layout.tables):
+                for path, name, _ in _files(parent):
+                    if not is_hex(name, 64) or (name not in aside and next(self.inodes(sha256(name)), None) is None):
+                        dropped += remove(Path(path))
         return dropped
 
     def _drop(self, digest: Digest) -> bool:
@@ -330,14 +340,33 @@ def total_names(trees: Iterable[Mapping[int, int]]) -> Counter[int]:
     return found
 
 
-def _scan(directory: Path) -> Iterator[tuple[str, str, os.stat_result]]:
-    """The files of all `ab/` directories below `directory`; what vanishes meanwhile is left out."""
+def _with(before: BlobFact | None, row: os.stat_result, gone: Mapping[int, int]) -> BlobFact:
+    """The fact with one more inode of the same content."""
+    allocated_bytes, names = row.st_blocks * BLOCK_BYTES, row.st_nlink - 1 - gone.get(row.st_ino, 0)
+    if before is not None:
+        allocated_bytes, names = allocated_bytes + before.allocated_bytes, names + before.names
+    return BlobFact(row.st_size, allocated_bytes, names)
+
+
+def _parents(directory: Path) -> list[str]:
+    """The `ab/` directories below `directory`."""
     with os.scandir(directory) as prefixes:
-        parents = [entry.path for entry in prefixes if entry.is_dir(follow_symlinks=False)]
-    for parent in parents:
-        with os.scandir(parent) as entries:
-            for entry in entries:
-                try:
-                    yield entry.path, entry.name, entry.stat(follow_symlinks=False)
-                except FileNotFoundError:
-                    continue
+        return [entry.path for entry in prefixes if entry.is_dir(follow_symlinks=False)]
+
+
+def _files(parent: str) -> Iterator[tuple[str, str, os.stat_result]]:
+    """Path, name and status of what is in a directory; what vanishes meanwhile is left out."""
+    with os.scandir(parent) as entries:
+        for entry in entries:
+            try:
+                yield entry.path, entry.name, entry.stat(follow_symlinks=False)
+            except FileNotFoundError:
+                continue
+
+
+def _blob_rows(parent: str) -> Iterator[tuple[str, str, os.stat_result]]:
+    """Path, hex digits and status of every blob inode in a directory."""
+    for path, name, found in _files(parent):
+        digits, dot, number = name.partition(".")
+        if is_hex(digits, 64) and (not dot or number.isdecimal()) and stat.S_ISREG(found.st_mode):
+            yield path, digits, found

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import os
+from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from modelcache.abc.store import Limits
+from modelcache.store.blobs import BLOCK_BYTES
 from modelcache.store.parts import Parts
 from modelcache.store.workspace import RESERVED, TREE, ingest_directories
-
-BLOCK_BYTES = 512
-"""Unit of `st_blocks`, whatever the file system's block size: stat(2)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,13 +56,19 @@ class Budget:
     def own_bytes(self) -> int:
         """Blocks of all that the store holds, and what it has promised to ingests.
 
-        Each inode once, and looked for in the order in which others may move it meanwhile: none is missed.
+        Each inode once, and looked for in the order in which others may move it meanwhile: none is missed. Of blobs, the many, only the
+        numbers of the inodes are kept, 8 bytes each.
         """
-        blocks = {found.st_ino: found.st_blocks for found in regular_files(self._layout.ingests)}
-        blocks |= {found.st_ino: found.st_blocks for _, _, found in self._parts.blobs.every()}
+        elsewhere = {found.st_ino: found.st_blocks for found in regular_files(self._layout.ingests)}
+        seen, blocks = array("Q"), 0
+        for directory in self._parts.blobs.blocks():
+            seen.extend(directory)
+            blocks += sum(directory.values())
         for place in (self._layout.quarantine, self._layout.trash):
-            blocks |= {found.st_ino: found.st_blocks for found in regular_files(place)}
-        return sum(blocks.values()) * BLOCK_BYTES + self.promised_bytes()
+            elsewhere |= {found.st_ino: found.st_blocks for found in regular_files(place)}
+        for inode in seen:
+            elsewhere.pop(inode, None)
+        return (blocks + sum(elsewhere.values())) * BLOCK_BYTES + self.promised_bytes()
 
     def ingest_bytes(self) -> int:
         """Blocks of what is on its way in and no blob yet, and what is promised to it."""

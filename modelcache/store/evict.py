@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from modelcache.digest import Digest
@@ -14,13 +14,13 @@ class Candidate:
     """A snapshot as eviction sees it.
 
     Attributes:
-        links: hex digits of a blob → how many files of the tree are links to it.
+        number: what `Queue.count` calls it.
         held: by a lease, a pin or a process; never chosen.
     """
 
+    number: int
     digest: Digest
     last_used_at_s: float
-    links: Mapping[str, int]
     held: bool
 
 
@@ -32,44 +32,47 @@ class Victim:
     freed_bytes: int
 
 
-def choose_victims(snapshots: Iterable[Candidate], blobs: Mapping[str, BlobFact], need_bytes: int) -> list[Victim]:
-    """The least recently used snapshots whose removal frees at least `need_bytes`; all that free anything if that is not enough.
+class Queue:
+    """The snapshots that nobody holds, least recently used first, and what goes with each of them when all before it are gone.
 
-    A blob counts only with the last of its names: what a held snapshot, an ingest or a file outside of the store also names
-    frees nothing, and a snapshot that frees nothing even together with the other victims is left alone.
+    It is told of the contents one by one, in any order, and keeps two numbers per snapshot and nothing per content.
     """
-    if need_bytes <= 0:
-        return []
-    left = {digits: fact.names for digits, fact in blobs.items()}
-    chosen: list[tuple[Candidate, int]] = []
-    freed: set[str] = set()
-    total = 0
-    for snapshot in sorted((item for item in snapshots if not item.held), key=lambda item: (item.last_used_at_s, item.digest.hex)):
-        if total >= need_bytes:
-            break
-        bytes_here = 0
-        for digits, count in snapshot.links.items():
-            if digits in left:
-                left[digits] -= count
-                if left[digits] == 0:
-                    bytes_here += blobs[digits].allocated_bytes
-                    freed.add(digits)
-        chosen.append((snapshot, bytes_here))
-        total += bytes_here
-    return [Victim(item.digest, bytes_here) for item, bytes_here in chosen if bytes_here or not freed.isdisjoint(item.links)]
 
+    def __init__(self, snapshots: Iterable[Candidate]) -> None:
+        unheld = sorted((item for item in snapshots if not item.held), key=lambda item: (item.last_used_at_s, item.digest.hex))
+        self._digests = [item.digest for item in unheld]
+        self._turns = {item.number: turn for turn, item in enumerate(unheld)}
+        self._freed_bytes = [0] * len(unheld)
+        self._helps_at = [len(unheld)] * len(unheld)
+        """The first turn at which a content goes that the snapshot of this turn shows."""
 
-def freed_bytes(snapshots: Sequence[Candidate], blobs: Mapping[str, BlobFact]) -> int:
-    """Blocks, in bytes, that the removal of all unheld snapshots would free."""
-    total = sum(fact.allocated_bytes for fact in blobs.values()) + 1
-    return sum(victim.freed_bytes for victim in choose_victims(snapshots, blobs, total))
+    def count(self, fact: BlobFact, shown: Iterable[tuple[int, int]]) -> None:
+        """A content goes with the last of its names: what a held snapshot, an ingest or a file outside of the store also names stays.
 
+        Args:
+            shown: the numbers of the snapshots that show it, and how often each does.
+        """
+        turns = sorted((self._turns[number], count) for number, count in shown if number in self._turns)
+        left = fact.names
+        for turn, count in turns:
+            left -= count
+            if left == 0:
+                self._freed_bytes[turn] += fact.allocated_bytes
+                for other, _ in turns:
+                    self._helps_at[other] = min(self._helps_at[other], turn)
 
-def own(links: Mapping[str, int], blobs: Mapping[str, BlobFact]) -> list[BlobFact]:
-    """The blobs that only the snapshot of these links names."""
-    return [fact for digits, count in links.items() if (fact := blobs.get(digits)) is not None and fact.names == count]
+    @property
+    def evictable_bytes(self) -> int:
+        """Blocks, in bytes, that the removal of all unheld snapshots would free."""
+        return sum(self._freed_bytes)
 
+    def victims(self, need_bytes: int) -> list[Victim]:
+        """The least recently used snapshots whose removal frees at least `need_bytes`; all that free anything if that is not enough.
 
-def own_bytes(links: Mapping[str, int], blobs: Mapping[str, BlobFact]) -> int:
-    """Bytes of content that only the snapshot of these links names."""
-    return sum(fact.size_bytes for fact in own(links, blobs))
+        A snapshot that frees nothing even together with the other victims is left alone.
+        """
+        end = total = 0
+        while end < len(self._digests) and total < need_bytes:
+            total += self._freed_bytes[end]
+            end += 1
+        return [Victim(self._digests[turn], self._freed_bytes[turn]) for turn in range(end) if self._helps_at[turn] < end]

@@ -6,6 +6,8 @@ import fcntl
 import os
 import struct
 import tempfile
+from array import array
+from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +24,8 @@ EXTENTS = 64
 _HEAD = struct.Struct("=QQIIII")
 _EXTENT = struct.Struct("=QQQQQIIII")
 PROBE_BYTES = 4096
+REGION_BYTES = 16 << 30
+"""Overlaps are looked for in so much of the disk at a time: of runs of a chunk, 4 MiB, that many can be sorted in a megabyte."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,19 +89,34 @@ def can_share(directory: Path) -> bool:
 
 
 def doubly_used_bytes(files: Iterator[Path]) -> int:
-    """Blocks that these files use more than once, as often as they are used beyond the first time."""
-    runs = []
+    """Blocks that these files use more than once, as often as they are used beyond the first time. Keeps 16 bytes per shared extent."""
+    regions: defaultdict[int, array[int]] = defaultdict(lambda: array("Q"))
     for path in files:
         try:
             fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
         except FileNotFoundError:
             continue
         try:
-            runs += [(item.physical, item.physical + item.size_bytes) for item in extents(fd, 0, os.fstat(fd).st_size) if item.is_shared]
+            for item in extents(fd, 0, os.fstat(fd).st_size):
+                if item.is_shared:
+                    _note(regions, item.physical, item.physical + item.size_bytes)
         finally:
             os.close(fd)
+    return sum(_overlap_bytes(runs) for runs in regions.values())
+
+
+def _note(regions: defaultdict[int, array[int]], first: int, stop: int) -> None:
+    while first < stop:
+        region = first // REGION_BYTES
+        end = min(stop, (region + 1) * REGION_BYTES)
+        regions[region].extend((first, end))
+        first = end
+
+
+def _overlap_bytes(runs: array[int]) -> int:
+    """Args: runs: begin and end of each, one behind the other."""
     total = end = 0
-    for first, stop in sorted(runs):
+    for first, stop in sorted(zip(runs[::2], runs[1::2], strict=True)):
         total += max(0, min(end, stop) - first)
         end = max(end, stop)
     return total

@@ -10,7 +10,8 @@ from modelcache.abc.ingest import IngestFile
 from modelcache.abc.snapshot import RefKey
 from modelcache.chunks import chunk_count
 from modelcache.paths import check_tree
-from modelcache.store.budget import BLOCK_BYTES, Budget
+from modelcache.store.blobs import BLOCK_BYTES
+from modelcache.store.budget import Budget
 from modelcache.store.claims import Claims
 from modelcache.store.faults import translated
 from modelcache.store.incoming import LocalIncoming

@@ -1,65 +1,123 @@
-"""Everything that a store holds, read once: what lists, figures and eviction are computed from."""
+"""Everything that a store holds, looked at once: what lists, figures and eviction are computed from."""
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from modelcache.abc.snapshot import RefHead
 from modelcache.abc.store import Lease, LeaseKind, SnapshotInfo
 from modelcache.digest import Digest, sha256
 from modelcache.store.blobs import BlobFact
-from modelcache.store.evict import Candidate, freed_bytes, own, own_bytes
+from modelcache.store.evict import Candidate, Queue
+from modelcache.store.layout import is_hex
+from modelcache.store.links import Links
 from modelcache.store.parts import Parts
 from modelcache.store.snapshots import Summary
+
+Contents = Callable[[], Iterable[tuple[BlobFact, Sequence[tuple[int, int]]]]]
+"""A look at every blob: what the disk says of it, and the snapshots (by their place in the inventory) that show it, how often each."""
+
+
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """A snapshot without what it shows."""
+
+    digest: Digest
+    size_bytes: int
+    file_count: int
+    last_used_at_s: float
+
+
+@dataclass(slots=True)
+class Share:
+    """What one snapshot shows of the store's content: in all, alone, and the blocks of what it shows alone."""
+
+    shown_bytes: int = 0
+    own_bytes: int = 0
+    freed_bytes: int = 0
+
+
+@dataclass(slots=True)
+class Totals:
+    """`Usage` of what is published, named as there."""
+
+    content_bytes: int = 0
+    own_bytes: int = 0
+    shared_bytes: int = 0
+    blobs_bytes: int = 0
+    leased_bytes: int = 0
+    pinned_bytes: int = 0
+    evictable_bytes: int = 0
 
 
 @dataclass(frozen=True)
 class Inventory:
-    """Snapshots with what they name, and what every blob is named by. Read without the lock: a look, not a decision."""
+    """The published snapshots, and a look at what they show. Read without the lock: a look, not a decision.
 
-    summaries: Mapping[Digest, Summary]
-    last_used_at_s: Mapping[Digest, float]
-    blobs: Mapping[str, BlobFact]
+    Of a content nothing is kept but the packed links to it (`store/links.py`): every figure is a sum over the blobs, taken as they go by.
+    """
+
+    snapshots: Sequence[Listed]
+    contents: Contents
 
     @classmethod
     def read(cls, parts: Parts, doomed: Mapping[int, int] | None = None) -> Inventory:
         """Args: doomed: names (inode → count) that count as gone already."""
-        digests = parts.snapshots.every()
-        return cls(
-            {digest: parts.snapshots.summary(digest) for digest in digests},
-            {digest: parts.snapshots.last_used_at_s(digest) for digest in digests},
-            parts.blobs.facts(doomed),
-        )
+        links = Links()
+        listed = []
+        for number, digest in enumerate(parts.snapshots.every()):
+            summary = parts.snapshots.summary(digest)
+            links.add(number, summary.links)
+            listed.append(_listed(summary, parts))
+
+        def contents() -> Iterator[tuple[BlobFact, Sequence[tuple[int, int]]]]:
+            for directory, facts in parts.blobs.facts(doomed):
+                shown = links.of(directory)
+                for digits, fact in facts.items():
+                    yield fact, shown.get(Links.key(digits), ())
+
+        return cls(listed, contents)
 
     @classmethod
     def of(cls, parts: Parts, digest: Digest) -> Inventory:
         """Of one snapshot and its blobs alone."""
         summary = parts.snapshots.summary(digest)
-        last_used_at_s = parts.snapshots.last_used_at_s(digest)
-        return cls({digest: summary}, {digest: last_used_at_s}, parts.blobs.facts(only=map(sha256, summary.links)))
 
-    def candidates(self, held: Iterable[Digest]) -> list[Candidate]:
-        kept = frozenset(held)
-        return [Candidate(digest, self.last_used_at_s[digest], summary.links, digest in kept) for digest, summary in self.summaries.items()]
+        def contents() -> Iterator[tuple[BlobFact, Sequence[tuple[int, int]]]]:
+            for digits, count in summary.links.items():
+                if is_hex(digits, 64) and (fact := parts.blobs.fact(sha256(digits))) is not None:
+                    yield fact, ((0, count),)
 
-    def content_bytes(self, digests: Iterable[Digest]) -> int:
-        """Blocks of all that these snapshots show, each content once."""
-        named = {digits for digest in digests if digest in self.summaries for digits in self.summaries[digest].names}
-        return sum(self.blobs[digits].allocated_bytes for digits in named if digits in self.blobs)
+        return cls([_listed(summary, parts)], contents)
 
-    def evictable_bytes(self, held: Iterable[Digest]) -> int:
-        return freed_bytes(self.candidates(held), self.blobs)
+    @property
+    def digests(self) -> set[Digest]:
+        return {listed.digest for listed in self.snapshots}
 
-    def shared_bytes(self) -> int:
-        """Content that several snapshots show, each once."""
-        showing = Counter(digits for summary in self.summaries.values() for digits in summary.links)
-        return sum(self.blobs[digits].size_bytes for digits, count in showing.items() if count > 1 and digits in self.blobs)
+    def queue(self, held: Iterable[Digest]) -> tuple[Queue, int]:
+        """What may leave, and the blocks of all that held snapshots show, each content once."""
+        queue, keeping, held_bytes = self._queue(held), self._numbers(held), 0
+        for fact, shown in self.contents():
+            queue.count(fact, shown)
+            held_bytes += fact.allocated_bytes if _shows(keeping, shown) else 0
+        return queue, held_bytes
 
-    def own_bytes(self) -> int:
-        """Content that one snapshot alone needs."""
-        return sum(own_bytes(summary.links, self.blobs) for summary in self.summaries.values())
+    def totals(self, *, leased: Iterable[Digest], pinned: Iterable[Digest], held: Iterable[Digest]) -> Totals:
+        """Args: held: what eviction must leave, which is more than what is leased if the leases can't be read."""
+        totals, queue = Totals(), self._queue(held)
+        leasing, pinning = self._numbers(leased), self._numbers(pinned)
+        for fact, shown in self.contents():
+            totals.content_bytes += fact.size_bytes
+            totals.blobs_bytes += fact.allocated_bytes
+            totals.own_bytes += sum(fact.size_bytes for _, count in shown if count == fact.names)
+            totals.shared_bytes += fact.size_bytes if len(shown) > 1 else 0
+            totals.leased_bytes += fact.allocated_bytes if _shows(leasing, shown) else 0
+            totals.pinned_bytes += fact.allocated_bytes if _shows(pinning, shown) else 0
+            queue.count(fact, shown)
+        totals.evictable_bytes = queue.evictable_bytes
+        return totals
 
     def infos(self, parts: Parts, refs: Iterable[RefHead], leases: Iterable[Lease]) -> list[SnapshotInfo]:
         """What `ls` shows, most recently used first."""
@@ -69,25 +127,49 @@ class Inventory:
         of_leases: defaultdict[Digest, list[Lease]] = defaultdict(list)
         for lease in leases:
             of_leases[lease.manifest].append(lease)
-        found = [self._info(parts, summary, tuple(of_refs[digest]), tuple(of_leases[digest])) for digest, summary in self.summaries.items()]
+        found = [
+            SnapshotInfo(
+                digest=listed.digest,
+                path=parts.root.layout.snapshot(listed.digest),
+                size_bytes=listed.size_bytes,
+                own_bytes=share.own_bytes,
+                shared_bytes=share.shown_bytes - share.own_bytes,
+                freed_bytes=share.freed_bytes,
+                file_count=listed.file_count,
+                refs=tuple(of_refs[listed.digest]),
+                leases=tuple(of_leases[listed.digest]),
+                last_used_at_s=listed.last_used_at_s,
+            )
+            for listed, share in zip(self.snapshots, self._shares(), strict=True)
+        ]
         return sorted(found, key=lambda info: (-info.last_used_at_s, info.digest.hex))
 
-    def _info(self, parts: Parts, summary: Summary, refs: tuple[RefHead, ...], leases: tuple[Lease, ...]) -> SnapshotInfo:
-        shown_bytes = sum(self.blobs[digits].size_bytes for digits in summary.links if digits in self.blobs)
-        alone = own(summary.links, self.blobs)
-        own_bytes = sum(fact.size_bytes for fact in alone)
-        return SnapshotInfo(
-            digest=summary.digest,
-            path=parts.root.layout.snapshot(summary.digest),
-            size_bytes=summary.size_bytes,
-            own_bytes=own_bytes,
-            shared_bytes=shown_bytes - own_bytes,
-            freed_bytes=sum(fact.allocated_bytes for fact in alone),
-            file_count=summary.file_count,
-            refs=refs,
-            leases=leases,
-            last_used_at_s=self.last_used_at_s[summary.digest],
-        )
+    def _shares(self) -> list[Share]:
+        shares = [Share() for _ in self.snapshots]
+        for fact, shown in self.contents():
+            for number, count in shown:
+                share = shares[number]
+                share.shown_bytes += fact.size_bytes
+                if count == fact.names:
+                    share.own_bytes += fact.size_bytes
+                    share.freed_bytes += fact.allocated_bytes
+        return shares
+
+    def _queue(self, held: Iterable[Digest]) -> Queue:
+        kept = frozenset(held)
+        return Queue(Candidate(number, item.digest, item.last_used_at_s, item.digest in kept) for number, item in enumerate(self.snapshots))
+
+    def _numbers(self, digests: Iterable[Digest]) -> set[int]:
+        wanted = frozenset(digests)
+        return {number for number, listed in enumerate(self.snapshots) if listed.digest in wanted}
+
+
+def _listed(summary: Summary, parts: Parts) -> Listed:
+    return Listed(summary.digest, summary.size_bytes, summary.file_count, parts.snapshots.last_used_at_s(summary.digest))
+
+
+def _shows(numbers: set[int], shown: Sequence[tuple[int, int]]) -> bool:
+    return any(number in numbers for number, _ in shown)
 
 
 def pinned(leases: Iterable[Lease]) -> set[Digest]:

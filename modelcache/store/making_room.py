@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from modelcache.abc.store import CollectReport, Evicted
-from modelcache.digest import Digest
+from modelcache.digest import Digest, sha256
 from modelcache.errors import DamagedRecord, NoSpace
-from modelcache.store.blobs import BlobFact, total_names
-from modelcache.store.budget import BLOCK_BYTES, Budget, Room, regular_files
-from modelcache.store.evict import Victim, choose_victims
+from modelcache.store.blobs import BLOCK_BYTES, total_names
+from modelcache.store.budget import Budget, Room, regular_files
+from modelcache.store.evict import Victim
 from modelcache.store.inventory import Inventory
 from modelcache.store.parts import Parts
 from modelcache.store.removal import GRACE_S, Removal
 from modelcache.store.trash import inode_names
 from modelcache.units import format_bytes
 
+DIGEST_BYTES = 32
 ROUNDS = 5
 """A round is spoilt by a lease taken between choice and removal, or by blocks that reflinks keep; then it is all looked at again."""
 
@@ -28,13 +29,18 @@ class Garbage:
     """What is nobody's: trash, ended ingests, and the blobs that only these name.
 
     Attributes:
+        blobs: their digests, 32 bytes each: a crash may leave very many.
         doomed: names (inode → count) that go with it.
     """
 
     ingests: Sequence[Path]
-    blobs: dict[Digest, BlobFact]
+    blobs: bytearray
     doomed: Counter[int]
     freed_bytes: int
+
+    @property
+    def digests(self) -> Iterator[Digest]:
+        return (sha256(self.blobs[at : at + DIGEST_BYTES].hex()) for at in range(0, len(self.blobs), DIGEST_BYTES))
 
 
 class MakingRoom:
@@ -59,7 +65,7 @@ class MakingRoom:
         return CollectReport(
             evicted=evicted,
             ingests_removed=len(garbage.ingests),
-            blobs_removed=len(garbage.blobs),
+            blobs_removed=len(garbage.blobs) // DIGEST_BYTES,
             freed_bytes=garbage.freed_bytes + sum(item.freed_bytes for item in evicted),
             dry_run=dry_run,
         )
@@ -81,23 +87,26 @@ class MakingRoom:
                 return
             self._make_some(need_bytes, room)
         inventory = Inventory.read(self._parts)
-        held = self._held(inventory)
-        raise self._no_space(need_bytes, self._budget.room(), inventory.evictable_bytes(held), inventory.content_bytes(held))
+        queue, held_bytes = inventory.queue(self._held(inventory))
+        raise self._no_space(need_bytes, self._budget.room(), queue.evictable_bytes, held_bytes)
 
     def garbage(self, grace_s: float) -> Garbage:
         """What `collect` would remove before it thinks of snapshots."""
         ingests = self._removal.ended(grace_s=grace_s)
         doomed = total_names([self._parts.trash.links(), *(inode_names(path) for path in ingests)])
-        blobs = self._parts.blobs.unnamed(doomed)
+        blobs, freed_bytes = bytearray(), 0
+        for digest, allocated_bytes in self._parts.blobs.unnamed(doomed):
+            blobs += bytes.fromhex(digest.hex)
+            freed_bytes += allocated_bytes
         places = [self._parts.root.layout.trash, *ingests]
         own = sum(found.st_blocks * BLOCK_BYTES for place in places for found in regular_files(place) if found.st_nlink == 1)
-        return Garbage(ingests, blobs, doomed, own + sum(fact.allocated_bytes for fact in blobs.values()))
+        return Garbage(ingests, blobs, doomed, own + freed_bytes)
 
     def _remove_garbage(self, garbage: Garbage) -> None:
         self._parts.trash.empty()
         if garbage.ingests:
             self._removal.remove_ingests(garbage.ingests)
-        if self._parts.blobs.drop_unnamed(garbage.blobs):
+        if self._parts.blobs.drop_unnamed(garbage.digests):
             self._parts.trash.empty()
 
     # -- for one booking ------------------------------------------------------------------------------------------
@@ -105,16 +114,15 @@ class MakingRoom:
     def _make_some(self, need_bytes: int, room: Room) -> None:
         """One round: choose under what is known now, and remove it if it is still so."""
         inventory = Inventory.read(self._parts)
-        held = self._held(inventory)
-        evictable = inventory.evictable_bytes(held)
+        queue, held_bytes = inventory.queue(self._held(inventory))
         lacking = need_bytes - room.available_bytes
-        ended = self.garbage(grace_s=0) if lacking > evictable else None
-        freeable = evictable + (ended.freed_bytes if ended is not None else 0)
+        ended = self.garbage(grace_s=0) if lacking > queue.evictable_bytes else None
+        freeable = queue.evictable_bytes + (ended.freed_bytes if ended is not None else 0)
         if lacking > freeable:
-            raise self._no_space(need_bytes, room, freeable, inventory.content_bytes(held))
+            raise self._no_space(need_bytes, room, freeable, held_bytes)
         if ended is not None:
             self._remove_garbage(ended)
-        victims = choose_victims(inventory.candidates(held), inventory.blobs, _goal(need_bytes, room, evictable))
+        victims = queue.victims(_goal(need_bytes, room, queue.evictable_bytes))
         self._removal.evict_all([victim.digest for victim in victims])
 
     def _held(self, inventory: Inventory) -> set[Digest]:
@@ -122,7 +130,7 @@ class MakingRoom:
         try:
             return {lease.manifest for lease in self._parts.leases.deciding()}
         except DamagedRecord:
-            return set(inventory.summaries)
+            return inventory.digests
 
     def _no_space(self, need_bytes: int, room: Room, evictable_bytes: int, held_bytes: int) -> NoSpace:
         available = max(0, room.available_bytes)
@@ -160,10 +168,10 @@ class MakingRoom:
             return []
         inventory = Inventory.read(self._parts, None if garbage is None else garbage.doomed)
         held = {lease.manifest for lease in self._parts.leases.deciding()}
-        evictable = inventory.evictable_bytes(held)
-        if need_bytes > 0 and need_bytes - after.available_bytes > evictable:
+        queue, _ = inventory.queue(held)
+        if need_bytes > 0 and need_bytes - after.available_bytes > queue.evictable_bytes:
             return []
-        return choose_victims(inventory.candidates(held), inventory.blobs, _goal(need_bytes, after, evictable))
+        return queue.victims(_goal(need_bytes, after, queue.evictable_bytes))
 
     def _named(self, victims: Sequence[Victim]) -> tuple[Evicted, ...]:
         return tuple(Evicted(victim.digest, self._removal.uris(victim.digest), victim.freed_bytes) for victim in victims)

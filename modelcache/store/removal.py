@@ -11,7 +11,7 @@ from modelcache.digest import Digest, sha256
 from modelcache.errors import InUse, NotCached
 from modelcache.store import records
 from modelcache.store.blobs import EMPTY
-from modelcache.store.evict import Candidate, freed_bytes
+from modelcache.store.inventory import Inventory
 from modelcache.store.layout import TEMP_PREFIX
 from modelcache.store.parts import Parts
 from modelcache.store.workspace import JOURNAL, PLAN, TREE, ingest_directories, is_owned
@@ -72,8 +72,8 @@ class Removal:
     def drop(self, names: Collection[str]) -> None:
         """Delete what is in the trash, and then those of these blobs (hex digits) that nothing names."""
         self._parts.trash.empty()
-        known = [sha256(digits) for digits in names if len(digits) == len(EMPTY.hex)]
-        todo = known if len(known) == len(names) else list(self._parts.blobs.unnamed())
+        known: Sequence[Digest] = [sha256(digits) for digits in sorted(names) if len(digits) == len(EMPTY.hex)]
+        todo: Iterable[Digest] = known if len(known) == len(names) else (digest for digest, _ in self._parts.blobs.unnamed())
         if self._parts.blobs.drop_unnamed(todo):
             self._parts.trash.empty()
 
@@ -83,9 +83,8 @@ class Removal:
         holders = sorted({lease.holder for lease in self._parts.leases.deciding() if lease.manifest == digest})
         if holders:
             raise InUse(f"snapshot `{digest}` is held by {', '.join(f'`{holder}`' for holder in holders)}")
-        links = self._parts.snapshots.summary(digest).links
-        facts = self._parts.blobs.facts(only=[sha256(digits) for digits in links if len(digits) == len(EMPTY.hex)])
-        return Evicted(digest, self.uris(digest), freed_bytes([Candidate(digest, 0.0, links, held=False)], facts))
+        queue, _ = Inventory.of(self._parts, digest).queue(held=())
+        return Evicted(digest, self.uris(digest), queue.evictable_bytes)
 
     def uris(self, digest: Digest) -> tuple[str, ...]:
         return tuple(ref.key.uri for ref in self._parts.refs.of_manifest(digest))

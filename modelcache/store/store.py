@@ -220,22 +220,24 @@ class LocalStore:
     def usage(self) -> Usage:
         inventory = Inventory.read(self._parts)
         leases = self._parts.leases.living()
-        held = {lease.manifest for lease in leases} if not self._parts.leases.damaged() else set(inventory.summaries)
+        leased = {lease.manifest for lease in leases}
+        held = leased if not self._parts.leases.damaged() else inventory.digests
+        totals = inventory.totals(leased=leased, pinned=pinned(leases), held=held)
         room = self._budget.room()
         return Usage(
-            snapshots=len(inventory.summaries),
-            apart_bytes=sum(summary.size_bytes for summary in inventory.summaries.values()),
-            content_bytes=sum(fact.size_bytes for fact in inventory.blobs.values()),
-            own_bytes=inventory.own_bytes(),
-            shared_bytes=inventory.shared_bytes(),
+            snapshots=len(inventory.snapshots),
+            apart_bytes=sum(listed.size_bytes for listed in inventory.snapshots),
+            content_bytes=totals.content_bytes,
+            own_bytes=totals.own_bytes,
+            shared_bytes=totals.shared_bytes,
             doubly_used_bytes=self._sharing.doubly_used_bytes(),
-            blobs_bytes=sum(fact.allocated_bytes for fact in inventory.blobs.values()),
+            blobs_bytes=totals.blobs_bytes,
             ingest_bytes=self._budget.ingest_bytes(),
             trash_bytes=unshared_bytes(self._root.layout.trash),
             quarantine_bytes=unshared_bytes(self._root.layout.quarantine),
-            leased_bytes=inventory.content_bytes({lease.manifest for lease in leases}),
-            pinned_bytes=inventory.content_bytes(pinned(leases)),
-            evictable_bytes=inventory.evictable_bytes(held),
+            leased_bytes=totals.leased_bytes,
+            pinned_bytes=totals.pinned_bytes,
+            evictable_bytes=totals.evictable_bytes,
             file_system_bytes=room.total_bytes,
             free_bytes=room.free_bytes,
             available_bytes=max(0, room.available_bytes),
