@@ -29,7 +29,10 @@ from modelcache.units import GIB, parse_bytes
 STATES = ("cold", "half", "warm")
 SHARDS = 4
 TIMEOUT_S = 900
-PEERS = ("safetensors", "safetensors-clone", "runai", "runai-direct", "runai-buffered", "fastsafetensors", "torch-load", "torch-load-mmap")
+PEERS = (
+    "safetensors", "safetensors-clone", "runai", "runai-direct", "runai-buffered", "fastsafetensors", "tensorizer", "tensorizer-4",
+    "torch-load", "torch-load-mmap",
+)  # fmt: skip
 HEADINGS = ("state", "contender", "GiB/s", "CPU s/GiB", "peak ÷ model", "import s", "runs")
 
 
@@ -39,13 +42,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if unknown := [name for name in chosen if name not in LOADERS]:
         raise SystemExit(f"no contender `{unknown[0]}`; there are {', '.join(LOADERS)}")
     options.cache.mkdir(parents=True, exist_ok=True)
-    if any(name.startswith(("runai", "fast")) for name in chosen):
+    if any(name.startswith(("runai", "fast", "tensorizer")) for name in chosen):
         install(options.cache, ["load"])
     out: Path = options.out or Path(__file__).parent / "results" / f"load-{datetime.datetime.now(datetime.UTC):%Y-%m-%d-%H%M}.jsonl"
     out.parent.mkdir(parents=True, exist_ok=True)
     model = options.cache / f"llama-{options.size}"
     make_llama(model, options.size, SHARDS, pickled=any(name.startswith("torch") for name in chosen))
     mark_published(model)
+    if any(name.startswith("tensorizer") for name in chosen) and len(list(model.glob("*.tensors"))) < SHARDS:
+        subprocess.run([sys.executable, str(DRIVERS / "to_tensorizer.py"), str(model)], env=environ_of(options.cache), check=True)
     lines = []
     for line in measure(chosen, model, options):
         lines.append(line)
@@ -98,15 +103,19 @@ def measure(chosen: Sequence[str], model: Path, options: argparse.Namespace) -> 
 
 def run(name: str, state: str, model: Path, cache: Path) -> dict[str, Any]:
     """One contender in a process of its own."""
-    version = f"python{sys.version_info[0]}.{sys.version_info[1]}"
-    packages = cache / "venv-load" / "lib" / version / "site-packages"
-    environ = {"PATH": os.environ.get("PATH", os.defpath), "HOME": str(cache), "PYTHONPATH": f"{packages.resolve()}:{Path.cwd()}"}
     argv = [sys.executable, str(DRIVERS / "loads.py"), name, state, str(model)]
-    done = subprocess.run(argv, env=environ, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
+    done = subprocess.run(argv, env=environ_of(cache), capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
     if done.returncode != 0:
         raise SystemExit(f"error: {name} ended with {done.returncode}: {done.stderr[-2000:]}")
     took: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return took
+
+
+def environ_of(cache: Path) -> dict[str, str]:
+    """This interpreter with the contenders' packages."""
+    version = f"python{sys.version_info[0]}.{sys.version_info[1]}"
+    packages = cache / "venv-load" / "lib" / version / "site-packages"
+    return {"PATH": os.environ.get("PATH", os.defpath), "HOME": str(cache), "PYTHONPATH": f"{packages.resolve()}:{Path.cwd()}"}
 
 
 Rows = Mapping[tuple[str, str], Mapping[str, float]]

@@ -47,7 +47,7 @@ def main() -> None:
     started_s = time.monotonic()
     load = LOADERS[contender]()
     import_s = time.monotonic() - started_s
-    files = sorted(directory.glob("*.pt" if contender.startswith("torch") else "*.safetensors"))
+    files = sorted(directory.glob(f"*{suffix_of(contender)}"))
     if contender == "ours-reused":
         set_state(files, "cold")
         load(files)  # and dropped: its memory is lent again
@@ -71,6 +71,11 @@ def main() -> None:
         "ways": getattr(load, "ways", None),
     }
     print(json.dumps(answer))
+
+
+def suffix_of(contender: str) -> str:
+    """Of the files that a contender loads."""
+    return {"torch": ".pt", "tensorizer": ".tensors"}.get(contender.split("-")[0], ".safetensors")
 
 
 # -- memory and the page cache -------------------------------------------------------------------------------------------
@@ -132,16 +137,17 @@ def digest_of(loaded: Loaded) -> str:
 # -- contenders: each a function that imports what it needs and gives the one that is timed ---------------------------
 
 
-def ours() -> Callable[[list[Path]], Loaded]:
+def ours(*, may_map: bool | None = None) -> Callable[[list[Path]], Loaded]:
     import modelcache
-    from modelcache.loader.loading import LoadReport, memory
+    from modelcache.loader.loading import memory
+    from modelcache.loader.report import LoadReport
 
     memory.idle_limit_bytes = 64 << 30  # all that comes back is kept: `ours-reused` measures what that is worth
     modelcache.load  # noqa: B018 - imports it
 
     def load(files: list[Path]) -> Loaded:
         report = LoadReport()
-        loaded = modelcache.load(files[0].parent, report=report)
+        loaded = modelcache.load(files[0].parent, may_map=may_map, report=report)
         setattr(load, "ways", {str(way): size_bytes for way, size_bytes in report.read_bytes.items()})  # noqa: B010
         return loaded
 
@@ -180,6 +186,20 @@ def fastsafetensors() -> Callable[[list[Path]], Loaded]:
         buffer = loader.copy_files_to_device()
         KEPT.append((loader, buffer))
         return {name: buffer.get_tensor(name) for name in loader.get_keys()}
+
+    return load
+
+
+def tensorizer(*, readers: int | None) -> Callable[[list[Path]], Loaded]:
+    from tensorizer import TensorDeserializer
+
+    def load(files: list[Path]) -> Loaded:
+        found: dict[str, Any] = {}
+        for path in files:
+            opened = TensorDeserializer(path, device="cpu", num_readers=readers)
+            KEPT.append(opened)
+            found.update(opened)
+        return found
 
     return load
 
@@ -259,12 +279,15 @@ KEPT: list[object] = []
 LOADERS: Mapping[str, Callable[[], Callable[[list[Path]], Loaded]]] = {
     "ours": ours,
     "ours-reused": ours,
+    "ours-unmapped": lambda: ours(may_map=False),
     "safetensors": safetensors_mapped,
     "safetensors-clone": safetensors_cloned,
     "runai": runai,
     "runai-direct": runai,
     "runai-buffered": runai,
     "fastsafetensors": fastsafetensors,
+    "tensorizer": lambda: tensorizer(readers=None),
+    "tensorizer-4": lambda: tensorizer(readers=4),
     "torch-load": lambda: torch_load(mapped=False),
     "torch-load-mmap": lambda: torch_load(mapped=True),
     "ceiling-direct": lambda: preadv(direct=True, prefaulted=False),

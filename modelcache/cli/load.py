@@ -12,7 +12,7 @@ from modelcache.cli.exit_codes import ExitCode
 from modelcache.cli.interrupts import cancelled_by_signals
 from modelcache.cli.options import OriginOptions
 from modelcache.cli.session import Session
-from modelcache.cli.tables import counted
+from modelcache.cli.tables import Column, Table, counted
 from modelcache.patience import Cancellation
 from modelcache.units import format_bytes, format_duration, format_rate
 
@@ -24,9 +24,17 @@ Source = Annotated[
     typer.Argument(metavar="SOURCE", help="A URI (fetched first if it isn't here), a file or a directory.", autocompletion=complete_name),
 ]
 Device = Annotated[str | None, typer.Option("--device", metavar="DEVICE", help="As torch names it: cuda:0. Default: host memory.")]
+Time = Annotated[bool, typer.Option("--time", help="Show the seconds of each phase, too.")]
+PHASES = {
+    "fetching": "fetched_s",
+    "opening": "opened_s",
+    "waiting for bytes": "waited_s",
+    "placing": "placed_s",
+    "consuming": "consumed_s",
+}
 
 
-def load(session: Session, source: Source, origin: OriginOptions, device: Device = None) -> ExitCode:
+def load(session: Session, source: Source, origin: OriginOptions, device: Device = None, time: Time = False) -> ExitCode:
     """Load every tensor once, and say how the bytes came and how fast.
 
     Needs torch. "mapped" bytes were in memory already and were not copied; "direct" ones came from the disk, around the page cache.
@@ -44,6 +52,9 @@ def load(session: Session, source: Source, origin: OriginOptions, device: Device
     output.line(f"took      {format_duration(report.seconds)}, {format_rate(report.rate_bytes_per_s)}")
     for way, size_bytes in sorted(report.read_bytes.items()):
         output.line(f"{way:<9} {format_bytes(size_bytes)}")
+    if time:
+        rows = tuple((phase, format_duration(getattr(report, name))) for phase, name in PHASES.items())
+        output.table(Table((Column("phase"), Column("took", right=True)), rows))
     return ExitCode.OK
 
 
@@ -52,7 +63,7 @@ def _document(report: LoadReport) -> dict[str, object]:
         "tensors": report.tensors,
         "tensor_bytes": report.tensor_bytes,
         "seconds": report.seconds,
-        "waited_s": report.waited_s,
+        **{name: getattr(report, name) for name in PHASES.values()},
         "rate_bytes_per_s": report.rate_bytes_per_s,
         "read_bytes": {str(way): size_bytes for way, size_bytes in sorted(report.read_bytes.items())},
     }

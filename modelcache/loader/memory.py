@@ -11,12 +11,14 @@ from contextlib import suppress
 
 Memory = ctypes.Array[ctypes.c_ubyte]
 """Bytes that stay while anything refers to them."""
+_MEMORIES: weakref.WeakSet[HostMemory] = weakref.WeakSet()
 REUSE_SHARE = 0.75
 """A kept piece is lent again to who asks for at least this share of it."""
 
 
 class HostMemory:
-    """Lends pieces of page-aligned memory; keeps those that came back, up to a bound. Thread-safe.
+    """Lends pieces of page-aligned memory; keeps those that came back, up to a bound. Thread-safe, and usable in both processes after a
+    fork: the child begins with none.
 
     A piece comes back by itself when the last tensor in it is gone.
 
@@ -28,6 +30,13 @@ class HostMemory:
         self.idle_limit_bytes = idle_limit_bytes
         self._lock = threading.RLock()  # what comes back may do so in the middle of a lend, by garbage collection
         self._idle: list[mmap.mmap] = []
+        self._owner_pid = os.getpid()
+        _MEMORIES.add(self)
+
+    def begin_anew(self) -> None:
+        """In the child of a fork: another thread of the parent may have had the lock, and what is kept is the parent's."""
+        self._lock = threading.RLock()
+        self._idle = []
         self._owner_pid = os.getpid()
 
     @property
@@ -68,6 +77,14 @@ class HostMemory:
         with self._lock:
             if sum(map(len, self._idle)) + len(piece) <= self.idle_limit_bytes:
                 self._idle.append(piece)
+
+
+def _after_fork() -> None:
+    for each in list(_MEMORIES):
+        each.begin_anew()
+
+
+os.register_at_fork(after_in_child=_after_fork)
 
 
 def _new(size_bytes: int) -> mmap.mmap:

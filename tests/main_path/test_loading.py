@@ -89,4 +89,10 @@ def test_the_commands(tmp_path: Path, served: Path, tensors: dict[str, torch.Ten
     document = json.loads(capfd.readouterr().out)
     assert (document["tensors"], document["tensor_bytes"]) == (len(tensors), size_bytes)
     assert sum(document["read_bytes"].values()) >= size_bytes
+    phases = [document[name] for name in ("opened_s", "waited_s", "placed_s", "consumed_s")]
+    assert document["seconds"] == pytest.approx(sum(phases))
+    assert document["rate_bytes_per_s"] == pytest.approx(size_bytes / document["seconds"])
     assert main(["load", "--json", str(served / "model.safetensors")]) == 0
+    capfd.readouterr()
+    assert main(["load", "--time", str(served / "model.safetensors")]) == 0
+    assert "waiting for bytes" in capfd.readouterr().out
