@@ -334,7 +334,8 @@ class Fetch:
             self.fail(caught)
         with self._changed:
             self.active -= 1
-            self._changed.notify_all()
+            if done < span.stop or (self.ended and self.active == 0):  # whoever ended it takes the next span itself
+                self._changed.notify_all()
 
     def _may_start_over(self, file: int, error: BaseException) -> bool:
         if self.cancelled.requested or not self.is_whole(file):
@@ -364,7 +365,7 @@ class Fetch:
             followers = self._around.published(self, file, digest)
             if not self._left and self._error is None:
                 self._around.ended(self)
-            self._changed.notify_all()
+                self._changed.notify_all()
         self.audiences.completed(file)
         for follower, number in followers:
             follower.link(number, digest)
