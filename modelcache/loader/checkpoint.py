@@ -83,21 +83,28 @@ def open_checkpoint(path: Path) -> Checkpoint:
         index = _index_in(path) if is_index else _index(path)
         path = path.parent if is_index else path
         names = sorted(set(index.values())) if index is not None else sorted(each.name for each in path.glob(f"*{SUFFIX}"))
+        if not names and index is not None:
+            raise BadCheckpoint("the index names no shard", address=str(path))
         if not names:
             raise NotFound("there are no safetensors files", address=str(path))
         shards = [_shard(path / name, wanted_by_index=index is not None) for name in names]
     else:
         index, shards = None, [_shard(path, wanted_by_index=False)]
+    return assembled(path, shards, index)
+
+
+def assembled(root: Path, shards: Sequence[Shard], index: Mapping[str, str] | None) -> Checkpoint:
+    """A checkpoint of these shards. Raises BadCheckpoint: two have a tensor of one name, or `index` does not agree with them."""
     place: dict[str, tuple[int, TensorEntry]] = {}
     for number, shard in enumerate(shards):
         for entry in shard.header.tensors:
             if entry.name in place:
                 first = shards[place[entry.name][0]].path.name
-                raise BadCheckpoint(f"two shards have a tensor `{entry.name}`", address=str(path), expected=first, got=shard.path.name)
+                raise BadCheckpoint(f"two shards have a tensor `{entry.name}`", address=str(root), expected=first, got=shard.path.name)
             place[entry.name] = number, entry
     if index is not None:
-        _check_index(path, index, shards, place)
-    return Checkpoint(path, tuple(shards), place)
+        _check_index(root, index, shards, place)
+    return Checkpoint(root, tuple(shards), place)
 
 
 def read_header(fd: int, file_bytes: int, address: str) -> Header:
@@ -144,18 +151,28 @@ def _index(root: Path) -> Mapping[str, str] | None:
 
 def _index_in(path: Path) -> Mapping[str, str]:
     """As one index file has it. Raises BadCheckpoint."""
-    if path.stat().st_size > MAX_INDEX_BYTES:
-        raise BadCheckpoint("the index is too large", address=str(path), expected=str(MAX_INDEX_BYTES), got=str(path.stat().st_size))
+    check_index_size(path.stat().st_size, str(path))
+    return parse_index(path.read_bytes(), str(path))
+
+
+def check_index_size(size_bytes: int, address: str) -> None:
+    """Raises BadCheckpoint: no index is so large."""
+    if size_bytes > MAX_INDEX_BYTES:
+        raise BadCheckpoint("the index is too large", address=address, expected=str(MAX_INDEX_BYTES), got=str(size_bytes))
+
+
+def parse_index(data: bytes, address: str) -> Mapping[str, str]:
+    """Tensor name → file name, as an index has it. Raises BadCheckpoint."""
     try:
-        value: Any = strict_json.loads(path.read_bytes())
+        value: Any = strict_json.loads(data)
         weight_map = value["weight_map"]
         if not isinstance(weight_map, dict) or not all(isinstance(each, str) for each in weight_map.values()):
             raise TypeError("weight_map is not an object of strings")
     except (ValueError, KeyError, TypeError) as error:
-        raise BadCheckpoint(f"the index is not one ({error})", address=str(path)) from None
+        raise BadCheckpoint(f"the index is not one ({error})", address=address) from None
     for name in set(weight_map.values()):
         if not name.endswith(SUFFIX) or Path(name).name != name or "\0" in name:
-            raise BadCheckpoint("the index names a file that is no shard beside it", address=str(path), got=name[:100])
+            raise BadCheckpoint("the index names a file that is no shard beside it", address=address, got=name[:100])
     return dict(weight_map)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import math
 from collections.abc import Mapping
 
 import torch
@@ -11,6 +12,8 @@ from modelcache.errors import BadCheckpoint
 from modelcache.loader.header import Dtype, TensorEntry
 from modelcache.loader.memory import Memory
 
+MAX_NUMBER = 2**63 - 1
+"""Dimensions and strides of torch have 64 bits with a sign."""
 TORCH_DTYPES: Mapping[Dtype, torch.dtype] = {
     Dtype.BOOL: torch.bool,
     Dtype.F4: torch.float4_e2m1fn_x2,
@@ -42,7 +45,7 @@ def tensor_in(memory: Memory, offset: int, entry: TensorEntry, address: str) -> 
     Only one whose bytes don't lie on a multiple of its element's size is copied.
 
     Raises:
-        BadCheckpoint: torch has no such dtype, or packs two elements into a byte where a row has an odd number.
+        BadCheckpoint: torch has no such dtype or dimensions, or packs two elements into a byte where a row has an odd number.
     """
     dtype, shape = torch_form(entry, address)
     if entry.span.size_bytes == 0:
@@ -65,6 +68,8 @@ def torch_form(entry: TensorEntry, address: str) -> tuple[torch.dtype, tuple[int
     dtype = TORCH_DTYPES.get(entry.dtype)
     if dtype is None:
         raise BadCheckpoint(f"torch has no dtype for tensor `{entry.name}`", address=address, got=entry.dtype.label)
+    if max(entry.shape, default=0) > MAX_NUMBER or math.prod(max(each, 1) for each in entry.shape[1:]) > MAX_NUMBER:  # one of no bytes
+        raise BadCheckpoint(f"torch has no tensor of such a shape as `{entry.name}`", address=address, got=str(list(entry.shape)))
     if entry.dtype is not Dtype.F4:
         return dtype, entry.shape
     if not entry.shape or entry.shape[-1] % 2:
