@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from modelcache.errors import ModelCacheError as ModelCacheError
     from modelcache.fetch.plan import Priority as Priority
     from modelcache.fetch.progress import Progress as Progress
+    from modelcache.loader.group import NodeGroup as NodeGroup
+    from modelcache.loader.shard_plan import Owned as Owned
     from modelcache.loading import load as load
     from modelcache.loading import load_into as load_into
     from modelcache.loading import open_checkpoint as open_checkpoint
@@ -32,6 +34,8 @@ _HOMES = {
     "Config": "modelcache.config",
     "ModelCache": "modelcache.cache",
     "ModelCacheError": "modelcache.errors",
+    "NodeGroup": "modelcache.loader.group",
+    "Owned": "modelcache.loader.shard_plan",
     "Priority": "modelcache.fetch.plan",
     "Progress": "modelcache.fetch.progress",
     "Refresh": "modelcache.cache",

@@ -11,12 +11,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from modelcache.cache import ModelCache
-from modelcache.errors import BadConfig
+from modelcache.errors import BadConfig, BadShard
 from modelcache.loader.checkpoint import Checkpoint, Order, Shard
 from modelcache.loader.checkpoint import open_checkpoint as open_local
 from modelcache.loader.files import Opener
+from modelcache.loader.group import NodeGroup
 from modelcache.loader.report import LoadReport
 from modelcache.loader.shard_file import ShardFile
+from modelcache.loader.shard_plan import Rule, ShardPlan, Share
 from modelcache.patience import Cancellation
 from modelcache.store.layout import FIXED_MTIME_S
 
@@ -34,6 +36,8 @@ def load(
     names: Iterable[str] | None = None,
     order: Order = "file",
     dtype: torch.dtype | None = None,
+    shard: tuple[int, int, Mapping[str, Rule]] | None = None,
+    group: NodeGroup | str | None = None,
     may_map: bool | None = None,
     report: LoadReport | None = None,
     cache: ModelCache | None = None,
@@ -53,6 +57,10 @@ def load(
         names: of tensors, or shell patterns; None: all.
         order: `given`: tensors are read and handed out as `names` has them; a scattered order costs a request for each.
         dtype: that floating-point tensors are cast to, on their device.
+        shard: rank, world and plan: this rank's parts alone. The plan maps names or shell patterns to the dimension that is split in
+            `world` equal parts, to `Owned(rank)`, or to None (whole, as what no pattern fits).
+        group: the ranks of the shard on this node, which load at the same time: what several of them need is read from the disk once.
+            A name that no other job on the node has, or a `NodeGroup`. None: this one reads what it needs by itself.
         may_map: files that are not a store's are mapped, too, where they are in memory: whoever says so knows that nobody makes them
             shorter while their tensors are used (that ends the process by SIGBUS). None: only those that are certain to stay as they
             are. False: none.
@@ -62,8 +70,10 @@ def load(
 
     Raises:
         NotFound: there are no safetensors files.
-        NoSuchTensor: a name fits no tensor.
+        NoSuchTensor: a name fits no tensor, of `names` or of the plan.
         BadCheckpoint: the files are no checkpoint, or changed while they were read.
+        BadShard: a tensor can't be split so, or ranks of a group ask for different things.
+        GroupBroken: a rank of the group died, left or did not come in time.
         StoreFault: the disk failed. MemoryError. Cancelled. What `ModelCache.ensure` raises.
     """
     found = stream(
@@ -72,6 +82,8 @@ def load(
         names=names,
         order=order,
         dtype=dtype,
+        shard=shard,
+        group=group,
         may_map=may_map,
         report=report,
         cache=cache,
@@ -88,6 +100,8 @@ def stream(
     names: Iterable[str] | None = None,
     order: Order = "file",
     dtype: torch.dtype | None = None,
+    shard: tuple[int, int, Mapping[str, Rule]] | None = None,
+    group: NodeGroup | str | None = None,
     may_map: bool | None = None,
     report: LoadReport | None = None,
     cache: ModelCache | None = None,
@@ -97,15 +111,34 @@ def stream(
     """As `load`, one tensor after the other: what the consumer drops is given back while the rest is read."""
     expect_torch()
     from modelcache.loader.loading import Wishes, stream_tensors
+    from modelcache.loader.sharded import stream_parts
 
     wishes = Wishes(device, dtype, order)
+    share = _share(shard, group)
     seen = report or LoadReport()
     with ExitStack() as held:
         opened = _open(source, may_map=may_map, cache=cache, held=held, cancel=cancel, seen=seen)
-        chosen = opened.checkpoint.select(names, order=order)
-        yield from stream_tensors(
-            opened.checkpoint, chosen, wishes, open_file=opened.open_file, report=seen, cancel=cancel, progress=progress
+        checkpoint, open_file = opened.checkpoint, opened.open_file
+        chosen = checkpoint.select(names, order=order)
+        if share is None:
+            yield from stream_tensors(checkpoint, chosen, wishes, open_file=open_file, report=seen, cancel=cancel, progress=progress)
+            return
+        together = NodeGroup(group) if isinstance(group, str) else group
+        yield from stream_parts(
+            checkpoint, chosen, wishes, share, group=together, open_file=open_file, report=seen, cancel=cancel, progress=progress
         )
+
+
+def _share(shard: tuple[int, int, Mapping[str, Rule]] | None, group: NodeGroup | str | None) -> Share | None:
+    """Raises BadShard: there is no such rank, or a group of nobody knows whom."""
+    if shard is not None:
+        rank, world, plan = shard
+        return Share(rank, world, ShardPlan(plan))
+    if group is not None:
+        raise BadShard(
+            "a group reads for ranks, and this load has none", hint="give `shard=(rank, world, plan)`; an empty plan splits nothing"
+        )
+    return None
 
 
 def timed_load(
@@ -244,7 +277,7 @@ def _local(source: str | os.PathLike[str], *, cache: ModelCache | None, held: Ex
 
 
 def release_memory() -> int:
-    """Give the memory that earlier loads left for the next one back to the machine; how many bytes."""
-    from modelcache.loader.loading import memory
+    """Give the memory that earlier loads left for the next one back to the machine, what is pinned for devices, too; how many bytes."""
+    from modelcache.loader.loading import release_memory as release
 
-    return memory.release()
+    return release()

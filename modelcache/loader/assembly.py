@@ -8,13 +8,13 @@ import torch
 
 from modelcache.loader.header import TensorEntry
 from modelcache.loader.report import LoadReport
-from modelcache.loader.shard_plan import Part, Shard
+from modelcache.loader.shard_plan import Part, Share
 from modelcache.loader.tensors import torch_form
 from modelcache.ranges import ByteRange
 
 
 def assembled(
-    pieces: Iterable[tuple[str, torch.Tensor]], parts: Mapping[str, Part], shard: Shard, *, address: str, report: LoadReport
+    pieces: Iterable[tuple[str, torch.Tensor]], parts: Mapping[str, Part], share: Share, *, address: str, report: LoadReport
 ) -> Iterator[tuple[str, torch.Tensor]]:
     """The parts, each once its last piece is there: contiguous, and a copy only where the piece holds more than the part.
 
@@ -43,7 +43,7 @@ def assembled(
             del puzzle
         elif part.dim is not None:
             report.tensor_bytes -= part.whole.span.size_bytes - part.size_bytes
-            tensor = _share(tensor, part.dim, shard)
+            tensor = _narrowed(tensor, part.dim, share)
             yield name, tensor
             del tensor
         else:
@@ -65,9 +65,9 @@ class _Puzzle:
         self.missing -= 1
 
 
-def _share(tensor: torch.Tensor, dim: int, shard: Shard) -> torch.Tensor:
-    size = tensor.shape[dim] // shard.world
-    return _raw(tensor).narrow(dim, shard.rank * size, size).clone(memory_format=torch.contiguous_format).view(tensor.dtype)
+def _narrowed(tensor: torch.Tensor, dim: int, share: Share) -> torch.Tensor:
+    size = tensor.shape[dim] // share.world
+    return _raw(tensor).narrow(dim, share.rank * size, size).clone(memory_format=torch.contiguous_format).view(tensor.dtype)
 
 
 def _raw(tensor: torch.Tensor) -> torch.Tensor:

@@ -76,7 +76,7 @@ class Part:
         shape: of the part, in elements as the header counts them.
         pieces: what is read of the file, in order, each by itself a tensor: the whole, or the part's contiguous runs.
         dim: None: the pieces one after the other are the part. Else the part is the rank's share of this dimension of the one piece.
-        is_common: every rank of the shard reads the same piece.
+        is_common: every rank reads the same piece.
     """
 
     file: int
@@ -92,7 +92,7 @@ class Part:
 
 
 @dataclass(frozen=True, slots=True)
-class Shard:
+class Share:
     """One rank of some, and how they split a model."""
 
     rank: int

@@ -14,7 +14,7 @@ from modelcache.loader.group import NodeGroup
 from modelcache.loader.loading import Wishes, stream_tensors
 from modelcache.loader.report import LoadReport
 from modelcache.loader.shard_file import open_shard
-from modelcache.loader.shard_plan import Shard, extents_of_parts
+from modelcache.loader.shard_plan import Share, extents_of_parts
 from modelcache.loader.together import reading_together
 from modelcache.patience import Cancellation
 
@@ -23,7 +23,7 @@ def stream_parts(
     checkpoint: Checkpoint,
     names: Sequence[str],
     wishes: Wishes,
-    shard: Shard,
+    share: Share,
     *,
     group: NodeGroup | None = None,
     open_file: Opener = open_shard,
@@ -42,8 +42,8 @@ def stream_parts(
         GroupBroken: the group did not meet, or lost a rank. What `stream_tensors` raises.
     """
     seen, stop = report or LoadReport(), cancel or Cancellation()
-    member = None if group is None else group.member(shard.rank, shard.world)
-    parts = shard.parts(checkpoint, names)
+    member = None if group is None else group.member(share.rank, share.world)
+    parts = share.parts(checkpoint, names)
     extents = extents_of_parts(parts, order=wishes.order, destination=wishes.placement.device_of, common_apart=member is not None)
     with ExitStack() as ends:
         if member is not None:
@@ -53,4 +53,4 @@ def stream_parts(
             checkpoint, list(parts), wishes, extents=extents, open_file=open_file, report=seen, cancel=stop, progress=progress
         )
         ends.enter_context(closing(pieces))
-        yield from assembled(pieces, parts, shard, address=str(checkpoint.root), report=seen)
+        yield from assembled(pieces, parts, share, address=str(checkpoint.root), report=seen)
