@@ -18,10 +18,14 @@ def with_plain_sight(options: S3Options, environ: Environ) -> S3Options:
     The environment is the first place where the SDK's chain looks, unless a profile is named. A key that says when it expires is left
     to the chain, which looks again.
     """
-    access_key, secret_key = environ.get("AWS_ACCESS_KEY_ID"), environ.get("AWS_SECRET_ACCESS_KEY")
-    if access_key and secret_key and not environ.get("AWS_CREDENTIAL_EXPIRATION"):
-        options = replace(options, chain_key=Key(access_key, secret_key, environ.get("AWS_SESSION_TOKEN") or None))
-    if options.endpoint is not None and options.region is None and not _config_file(environ).exists():
+    access_key, secret_key, token, expires = (
+        environ.get(name) or None
+        for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_CREDENTIAL_EXPIRATION")
+    )
+    if access_key and secret_key and not expires:
+        options = replace(options, chain_key=Key(access_key, secret_key, token))
+    file = _config_file(environ)
+    if options.endpoint is not None and options.region is None and not file.exists():
         options = replace(options, region=DEFAULT_REGION)
     return options
 
