@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import secrets
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -24,6 +23,7 @@ from modelcache.paths import check_tree
 from modelcache.patience import Cancellation
 from modelcache.testing.memory_grants import MemoryGrants
 from modelcache.testing.memory_ingest import MemoryBlob, MemoryIngest, MemoryShelf, digest_of
+from modelcache.testing.memory_leases import MemoryLeases
 
 EMPTY = digest_of(b"")
 GRACE_S = 24 * 3600
@@ -44,7 +44,7 @@ class MemoryStore:
         self._refs: dict[RefKey, Ref] = {}
         self._manifests: dict[Digest, Manifest] = {}
         self._last_used: dict[Digest, float] = {}
-        self._leases: dict[str, Lease] = {}
+        self._leases = MemoryLeases(clock, self._lock)
 
     def file(self, digest: Digest, path: str) -> bytes:
         """The bytes of one file of a snapshot."""
@@ -55,7 +55,7 @@ class MemoryStore:
         with self._lock:
             found = [f"ingest {ingest.id}" for ingest in (*self.shelf.open_ingests.values(), *self.shelf.kept.values())]
             found += [f"blob {digest}" for digest in self._unnamed()]
-            return found + [f"lease {lease.id}" for lease in self._leases.values()]
+            return found + [f"lease {lease_id}" for lease_id in self._leases.all_ids()]
 
     def damage(self, digest: Digest, offset: int) -> None:
         """Flip the bits of one byte of a blob, as a dying disk would."""
@@ -134,20 +134,10 @@ class MemoryStore:
         return self._add_lease(manifest, holder, LeaseKind.LEASE, self.clock() + ttl_s)
 
     def renew(self, lease_id: str, *, ttl_s: float) -> Lease:
-        with self._lock:
-            found = self._leases.get(lease_id)
-            if found is None or found.kind is not LeaseKind.LEASE or not self._lives(found):
-                raise NotCached(f"no living lease `{lease_id}`")
-            self._leases[lease_id] = replace(found, expires_at_s=self.clock() + ttl_s)
-            return self._leases[lease_id]
+        return self._leases.renew(lease_id, ttl_s)
 
     def release(self, lease_id: str) -> bool:
-        with self._lock:
-            found = self._leases.get(lease_id)
-            if found is None or found.kind is not LeaseKind.LEASE or not self._lives(found):
-                return False
-            del self._leases[lease_id]
-            return True
+        return self._leases.release(lease_id)
 
     @contextmanager
     def hold(self, manifest: Digest, *, holder: str) -> Iterator[Snapshot]:
@@ -155,26 +145,23 @@ class MemoryStore:
         try:
             yield self._snapshot(manifest)
         finally:
-            self._leases.pop(lease.id, None)
+            self._leases.end(lease)
 
     def pin(self, manifest: Digest, *, holder: str) -> Lease:
         with self._lock:
-            for lease in self._leases.values():
-                if lease.kind is LeaseKind.PIN and (lease.manifest, lease.holder) == (manifest, holder):
-                    return lease
+            for lease in self._leases.pins(manifest, holder):
+                return lease
             return self._add_lease(manifest, holder, LeaseKind.PIN, None)
 
     def unpin(self, manifest: Digest, *, holder: str | None = None) -> int:
         with self._lock:
-            pins = [lease for lease in self._leases.values() if lease.kind is LeaseKind.PIN and lease.manifest == manifest]
-            ended = [lease.id for lease in pins if holder in (None, lease.holder)]
-            for lease_id in ended:
-                del self._leases[lease_id]
+            ended = self._leases.pins(manifest, holder)
+            for lease in ended:
+                self._leases.end(lease)
             return len(ended)
 
     def leases(self) -> list[Lease]:
-        with self._lock:
-            return [lease for lease in self._leases.values() if self._lives(lease)]
+        return self._leases.living()
 
     # -- room -----------------------------------------------------------------------------------------------------
 
@@ -232,7 +219,7 @@ class MemoryStore:
                 for item in evicted:
                     self._remove(item.digest)
                 self._forget_unnamed()
-                self._leases = {lease.id: lease for lease in self.leases()}
+                self._leases.forget_ended()
             freed += sum(item.freed_bytes for item in evicted)
             return CollectReport(tuple(evicted), len(ended), len(unnamed), freed, dry_run)
 
@@ -275,14 +262,9 @@ class MemoryStore:
     def _add_lease(self, manifest: Digest, holder: str, kind: LeaseKind, expires_at_s: float | None) -> Lease:
         with self._lock:
             self.manifest(manifest)
-            now = self.clock()
-            lease = Lease(secrets.token_hex(8), manifest, holder, kind, now, expires_at_s)
-            self._leases[lease.id] = lease
-            self._last_used[manifest] = now
+            lease = self._leases.add(manifest, holder, kind, expires_at_s)
+            self._last_used[manifest] = lease.created_at_s
             return lease
-
-    def _lives(self, lease: Lease) -> bool:
-        return lease.expires_at_s is None or lease.expires_at_s > self.clock()
 
     def _info(self, digest: Digest) -> SnapshotInfo:
         manifest = self._manifests[digest]
