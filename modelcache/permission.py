@@ -50,7 +50,7 @@ class Caller:
         s3, gs, hf = self.config.s3, self.config.gs, self.config.hf
         return replace(
             self.config,
-            s3=replace(s3, profile=None, anonymous=s3.access_key is None),
+            s3=replace(s3, profile=None, chain_key=None, anonymous=s3.access_key is None),
             gs=replace(gs, credentials_file=None, anonymous=gs.access_token is None),
             hf=replace(hf, token_file=None, anonymous=hf.token is None),
             mirrors=tuple(replace(mirror, profile=None, credentials_file=None) for mirror in self.config.mirrors),
