@@ -7,12 +7,14 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
+from itertools import chain
 
 import torch
 
+from modelcache.errors import NoDeviceMemory
 from modelcache.loader.checkpoint import Checkpoint, Order
+from modelcache.loader.devices import cast, expect_device, open_staging, release_pinned, threads_for
 from modelcache.loader.files import Opener
-from modelcache.loader.host import HostStaging
 from modelcache.loader.landing import Staging
 from modelcache.loader.memory import HostMemory
 from modelcache.loader.placement import Device, Placement
@@ -51,10 +53,12 @@ class Wishes:
     placement: Placement = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        """Raises TypeError: a dtype that weights are not cast to. RuntimeError: no such device."""
+        """Raises TypeError: a dtype that weights are not cast to. NoSuchDevice. RuntimeError: torch knows no such kind of device."""
         if self.dtype is not None and not self.dtype.is_floating_point:
             raise TypeError(f"tensors are cast to floating-point types, and not to {self.dtype}")
         object.__setattr__(self, "placement", Placement(self.device))
+        for device in self.placement.devices:
+            expect_device(device)
 
 
 def stream_tensors(
@@ -78,7 +82,8 @@ def stream_tensors(
 
     Raises:
         BadCheckpoint: a file changed or vanished since its header was read, or torch has no such dtype.
-        StoreFault: the disk failed. MemoryError. Cancelled. OSError: a file can't be opened. What `open_file`'s files raise.
+        StoreFault: the disk failed. MemoryError. NoDeviceMemory, DeviceFault. Cancelled.
+        OSError: a file can't be opened. What `open_file`'s files raise.
     """
     seen = report or LoadReport()
     told = 0
@@ -87,7 +92,7 @@ def stream_tensors(
     for reading in _readings(checkpoint, extents, wishes, open_file, cancel or Cancellation(), seen):
         for entry in reading.extent.tensors:
             started_s = time.monotonic()
-            tensor = _cast(reading.landing.tensor(entry), wishes.dtype)
+            tensor = cast(reading.landing.tensor(entry), wishes.dtype)
             given_s = time.monotonic()
             seen.placed_s += given_s - started_s
             seen.tensors += 1
@@ -98,6 +103,7 @@ def stream_tensors(
             seen.consumed_s += time.monotonic() - given_s
         if progress is not None:
             progress(told)
+        del reading, entry  # its memory, before more is asked for
 
 
 def _readings(
@@ -107,19 +113,25 @@ def _readings(
     started_s = time.monotonic()
     own = Cancellation()
     place = wishes.placement.device_of
-    coming = iter(extents)
+    coming: Iterator[Extent] = iter(extents)
     under_way: deque[Reading] = deque()
     with ExitStack() as ends:
         ends.enter_context(cancel.on_cancel(own.cancel))
         files = {shard: ends.enter_context(closing(open_file(checkpoint.shards[shard], own))) for shard in _shards(extents)}
-        stagings = _Stagings(ends.enter_context(ExitStack()))  # before the reader: closed when no read runs any more
-        reader = ends.enter_context(Reader(own))
+        stagings = _Stagings(ends.enter_context(ExitStack()), own)  # before the reader: closed when no read runs any more
+        reader = ends.enter_context(Reader(own, threads_for({place(extent.tensors[0].name) for extent in extents})))
         seen.opened_s += time.monotonic() - started_s
         while True:
             own.check()
             started_s = time.monotonic()
             while _wants_more(under_way) and (extent := next(coming, None)) is not None:
-                under_way.append(reader.start(extent, files[extent.shard], stagings.of(place(extent.tensors[0].name))))
+                try:
+                    under_way.append(reader.start(extent, files[extent.shard], stagings.of(place(extent.tensors[0].name))))
+                except (MemoryError, NoDeviceMemory):
+                    if not under_way:
+                        raise
+                    coming = chain([extent], coming)  # once what was read ahead is handed out, and maybe dropped
+                    break
             if not under_way:
                 return
             reading = under_way.popleft()
@@ -140,21 +152,18 @@ def _shards(extents: Sequence[Extent]) -> Sequence[int]:
 class _Stagings:
     """Of the devices that a load brings tensors to; each is opened with the first, and closed after the last read."""
 
-    def __init__(self, ends: ExitStack) -> None:
+    def __init__(self, ends: ExitStack, cancel: Cancellation) -> None:
         self._ends = ends
+        self._cancel = cancel
         self._by_device: dict[torch.device, Staging] = {}
 
     def of(self, device: torch.device) -> Staging:
         staging = self._by_device.get(device)
         if staging is None:
-            staging = self._by_device[device] = self._ends.enter_context(closing(open_staging(device)))
+            staging = self._by_device[device] = self._ends.enter_context(closing(open_staging(device, memory, self._cancel)))
         return staging
 
 
-def open_staging(device: torch.device) -> Staging:
-    """What brings tensors to a device, for one load."""
-    return HostStaging(memory, device)
-
-
-def _cast(tensor: torch.Tensor, dtype: torch.dtype | None) -> torch.Tensor:
-    return tensor if dtype is None or not tensor.dtype.is_floating_point else tensor.to(dtype)
+def release_memory() -> int:
+    """Give back what earlier loads left for the next one, pinned memory, too; how many bytes. Raises DeviceFault."""
+    return memory.release() + release_pinned()

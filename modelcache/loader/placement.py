@@ -26,6 +26,16 @@ class Placement:
         self._exact = {name: torch.device(device) for name, device in by_name.items()}
         self._patterns = sorted(self._exact, key=len, reverse=True)
 
+    @property
+    def devices(self) -> frozenset[torch.device]:
+        """Every device that it names."""
+        return frozenset(self._exact.values())
+
+    @property
+    def in_host(self) -> bool:
+        """Whether everything stays in host memory."""
+        return all(device.type == HOST.type for device in self._exact.values())
+
     def device_of(self, name: str) -> torch.device:
         """Where the tensor of this name goes."""
         if name in self._exact:

@@ -54,13 +54,14 @@ class Reading:
 class Reader:
     """Reads extents of one load. A context manager; what is not read when it ends is dropped, and reads that wait are cancelled."""
 
-    def __init__(self, cancel: Cancellation) -> None:
+    def __init__(self, cancel: Cancellation, threads: int = THREADS) -> None:
         """
         Args:
             cancel: the load's own; asked for when the block ends with an error.
+            threads: that read.
         """
         self._cancel = cancel
-        self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="load")
+        self._threads = ThreadPoolExecutor(threads, thread_name_prefix="load")
 
     def __enter__(self) -> Self:
         return self

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -15,31 +13,14 @@ from safetensors.torch import save_file
 import modelcache
 from modelcache.errors import NoSuchTensor
 from modelcache.loader import loading
-from modelcache.loader.checkpoint import Checkpoint, Order, Shard, open_checkpoint
+from modelcache.loader.checkpoint import Order, open_checkpoint
 from modelcache.loader.files import TensorFile, Way
-from modelcache.loader.header import Dtype, Header, TensorEntry
 from modelcache.loader.host import HostLanding, HostStaging
 from modelcache.loader.placement import Placement
-from modelcache.loader.plan import ALIGNMENT, BLOCK_BYTES, EXTENT_BYTES, GAP_BYTES, Extent, plan
+from modelcache.loader.plan import Extent
 from modelcache.loader.report import LoadReport
-from modelcache.ranges import ByteRange
 from modelcache.units import MIB
-
-SIZES = (0, 0, 1, 5000, 100_000, GAP_BYTES, GAP_BYTES * 3, BLOCK_BYTES + 1, EXTENT_BYTES)
-
-
-def checkpoint_of(sizes: Sequence[Sequence[int]]) -> Checkpoint:
-    """Shards with tensors of these sizes, on no disk."""
-    shards: list[Shard] = []
-    place: dict[str, tuple[int, TensorEntry]] = {}
-    for number, of_shard in enumerate(sizes):
-        at, entries = 1000, []
-        for index, size_bytes in enumerate(of_shard):
-            entries.append(TensorEntry(f"s{number}.t{index}", Dtype.U8, (size_bytes,), ByteRange(at, at + size_bytes)))
-            at += size_bytes
-        shards.append(Shard(Path(f"{number}"), Header(tuple(entries), 1000, at, {})))
-        place |= {entry.name: (number, entry) for entry in entries}
-    return Checkpoint(Path("model"), tuple(shards), place)
+from tests.fuzz.plans import SIZES, checkpoint_of, expect_sound
 
 
 @given(st.data())
@@ -51,22 +32,7 @@ def test_every_wanted_tensor_lies_in_one_extent_of_one_destination(data: st.Data
     far = set(data.draw(st.lists(st.sampled_from(sorted(checkpoint.place)))))
     orders: list[Order] = ["file", "given"]
     order = data.draw(st.sampled_from(orders))
-    extents = plan(checkpoint, names, order=order, destination=far.__contains__)
-
-    planned = [entry.name for extent in extents for entry in extent.tensors]
-    assert planned == (list(names) if order == "given" else [name for name in checkpoint.place if name in set(names)])
-    for extent in extents:
-        assert len({entry.name in far for entry in extent.tensors}) == 1
-        assert {checkpoint.place[entry.name][0] for entry in extent.tensors} == {extent.shard}
-        assert all(extent.span.start <= entry.span.start and entry.span.stop <= extent.span.stop for entry in extent.tensors)
-        assert extent.span.size_bytes == 0 or extent.span.start % ALIGNMENT == 0
-        assert sum(block.size_bytes for block in extent.blocks()) == extent.span.size_bytes
-        gaps = [after.span.start - before.span.stop for before, after in zip(extent.tensors, extent.tensors[1:], strict=False)]
-        assert all(0 <= gap <= GAP_BYTES for gap in gaps)
-        assert extent.span.size_bytes <= EXTENT_BYTES + ALIGNMENT or len(extent.tensors) == 1
-    if order == "file":
-        spans = [(extent.shard, extent.span) for extent in extents if extent.span.size_bytes]
-        assert all(one[0] != two[0] or one[1].stop - two[1].start < ALIGNMENT for one, two in pairwise(spans))
+    expect_sound(checkpoint, names, order, far.__contains__)
 
 
 @pytest.fixture
@@ -113,7 +79,7 @@ class Recorded(HostStaging):
 
 def test_each_device_has_one_staging_that_is_closed_when_reading_has_ended(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     said: dict[str, list[str]] = {}
-    monkeypatch.setattr(loading, "open_staging", lambda device: Recorded(device, said.setdefault(str(device), [])))
+    monkeypatch.setattr(loading, "open_staging", lambda device, *_: Recorded(device, said.setdefault(str(device), [])))
     report = LoadReport()
     loaded = modelcache.load(model, device={"layers.[0-2].w": "meta", "head": "cpu"}, report=report)
     assert {name for name, tensor in loaded.items() if tensor.is_meta} == {"layers.0.w", "layers.1.w", "layers.2.w"}

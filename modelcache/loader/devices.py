@@ -1,0 +1,63 @@
+"""Which way tensors take to which device."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection
+
+import torch
+
+from modelcache.loader import cuda
+from modelcache.loader.host import HostStaging
+from modelcache.loader.landing import Staging
+from modelcache.loader.memory import HostMemory
+from modelcache.loader.placement import HOST
+from modelcache.loader.reader import THREADS
+from modelcache.loader.staging import DeviceStaging
+from modelcache.patience import Cancellation
+
+DEVICE_THREADS = 16
+"""At most, reads in flight on the way to a GPU: a thread copies 4 to 5 GiB/s out of the page cache (`reference/loaders.md`, warm), and
+PCIe 5.0 x16 takes 60."""
+
+
+def expect_device(device: torch.device) -> None:
+    """Raises NoSuchDevice: this machine has no such GPU. Other kinds of devices are torch's matter."""
+    if device.type == "cuda":
+        cuda.expect(device)
+
+
+def open_staging(device: torch.device, memory: HostMemory, cancel: Cancellation) -> Staging:
+    """What brings tensors to a device, for one load: through pinned memory to GPUs, through `memory` to all others.
+
+    Args:
+        cancel: the load's own.
+
+    Raises:
+        NoSuchDevice, DeviceFault.
+    """
+    if device.type == "cuda":
+        return DeviceStaging(cuda.CudaDevice(device), device, cuda.ring, cancel)
+    return HostStaging(memory, device)
+
+
+def threads_for(devices: Collection[torch.device]) -> int:
+    """How many threads read for a load that fills these."""
+    if all(device == HOST for device in devices):
+        return THREADS
+    return max(THREADS, min(DEVICE_THREADS, len(os.sched_getaffinity(0))))
+
+
+def cast(tensor: torch.Tensor, dtype: torch.dtype | None) -> torch.Tensor:
+    """On its device, if it is of floating point. Raises NoDeviceMemory."""
+    if dtype is None or not tensor.dtype.is_floating_point:
+        return tensor
+    try:
+        return tensor.to(dtype)
+    except torch.OutOfMemoryError as error:
+        raise cuda.no_memory(tensor.device, tensor.numel() * dtype.itemsize) from error
+
+
+def release_pinned() -> int:
+    """Give pinned memory that no load uses back to the machine; how many bytes. Raises DeviceFault."""
+    return cuda.ring.release()

@@ -1,0 +1,92 @@
+"""To devices: blocks of files into pinned buffers, and from there by copies that go on while the next blocks are read."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Sequence
+
+import torch
+
+from modelcache.loader.device import Copy, Device, Target
+from modelcache.loader.files import TensorFile, Way
+from modelcache.loader.header import TensorEntry
+from modelcache.loader.layout import layout
+from modelcache.loader.pinned import PinnedRing
+from modelcache.loader.plan import Extent
+from modelcache.loader.tensors import torch_form
+from modelcache.patience import Cancellation
+from modelcache.ranges import ByteRange
+
+
+class DeviceStaging:
+    """Lands extents in the memory of one device (a `Staging`), each in one allocation."""
+
+    def __init__(self, device: Device, to: torch.device, ring: PinnedRing, cancel: Cancellation) -> None:
+        """
+        Args:
+            to: what torch calls the device.
+            cancel: the load's own; ends waits for a buffer.
+        """
+        self._device = device
+        self._to = to
+        self._ring = ring
+        self._cancel = cancel
+        self._landings: weakref.WeakSet[DeviceLanding] = weakref.WeakSet()
+
+    def land(self, extent: Extent, file: TensorFile) -> DeviceLanding:
+        landing = DeviceLanding(extent, file, self._device, self._to, self._ring, self._cancel)
+        self._landings.add(landing)
+        return landing
+
+    def close(self) -> None:
+        try:
+            self._device.drain()  # before memory that copies go to is dropped
+        finally:
+            for landing in list(self._landings):
+                landing.drop()
+
+
+class DeviceLanding:
+    """One extent on its way to a device (a `Landing`)."""
+
+    def __init__(self, extent: Extent, file: TensorFile, device: Device, to: torch.device, ring: PinnedRing, cancel: Cancellation) -> None:
+        """Raises NoDeviceMemory, DeviceFault."""
+        self._layout = layout(extent.tensors)
+        self.missing: Sequence[ByteRange] = tuple(extent.blocks())
+        self._address = str(file.path)
+        self._device = device
+        self._to = to
+        self._ring = ring
+        self._cancel = cancel
+        self._copies: list[Copy] = []  # `append` is atomic
+        self._target: Target | None = device.allocate(self._layout.size_bytes) if self._layout.size_bytes else None
+
+    def fill(self, file: TensorFile, block: ByteRange) -> Way:
+        assert self._target is not None  # dropped only when no `fill` runs any more
+        buffer = self._ring.take(self._device, self._cancel)
+        copies: list[Copy] = []
+        try:
+            with memoryview(buffer.memory) as whole, whole.cast("B") as view:
+                way = file.read(block, view)
+            if pieces := tuple(self._layout.pieces(block)):
+                copies.append(self._device.copy(buffer.tensor, pieces, self._target))
+        finally:
+            self._ring.give(buffer, copies)
+        self._copies += copies
+        return way
+
+    def tensor(self, entry: TensorEntry) -> torch.Tensor:
+        """Begins at a multiple of TENSOR_ALIGNMENT bytes, whatever its place in the file; shares its storage with the extent's others."""
+        dtype, shape = torch_form(entry, self._address)
+        if not entry.span.size_bytes:
+            return torch.empty(shape, dtype=dtype, device=self._to)
+        assert self._target is not None
+        self._device.hand_over(self._target, self._copies)
+        at = self._layout.place_of(entry)
+        raw = self._target.memory[at : at + entry.span.size_bytes]
+        return raw.view(dtype).view(shape)
+
+    def drop(self) -> None:
+        """Let go of what was not handed out; whoever keeps an error that was raised in the middle keeps no device memory by it."""
+        self._target = None
+        self._copies = []
