@@ -180,10 +180,10 @@ class ModelCache(Upkeeping, Prewarming, Carrying, SingleFiles):
         cancel: Cancellation | None = None,
         caller: Caller | None = None,
         tell: Tell | None = None,
+        reads_next: bool = True,
     ) -> Iterator[Snapshot]:
-        """`ensure` for a caller who reads next, and hold the snapshot for the block (or until this process ends). Who is told of the
-        fetch needs no page cache to read it: it is written around that."""
-        ask = partial(self.ensure, uri, refresh=refresh, priority=priority, reads_next=tell is None, caller=caller, tell=tell)
+        """`ensure` for a caller who reads next, and hold the snapshot for the block (or until this process ends)."""
+        ask = partial(self.ensure, uri, refresh=refresh, priority=priority, reads_next=reads_next, caller=caller, tell=tell)
         with ExitStack() as held:
             for _ in range(HOLD_TRIES):
                 snapshot = ask(progress=progress, cancel=cancel)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-from modelcache.loader.files import TensorFile, Way
+from modelcache.loader.files import Expecting, TensorFile, Way
 from modelcache.loader.header import TensorEntry
 from modelcache.loader.memory import HostMemory, Memory
 from modelcache.loader.placement import HOST
@@ -31,7 +31,10 @@ class HostStaging:
             return HostLanding(extent, file, None, (), self._device)
         if file.may_map(extent.span):
             return HostLanding(extent, file, file.mapped(extent.span), (), self._device)
-        return HostLanding(extent, file, self._memory.lend(extent.memory_bytes), tuple(extent.blocks()), self._device)
+        memory = self._memory.lend(extent.memory_bytes)
+        if isinstance(file, Expecting):
+            file.expect(extent.span, memory)
+        return HostLanding(extent, file, memory, tuple(extent.blocks()), self._device)
 
     def close(self) -> None:
         """Memory comes back with its last tensor."""

@@ -14,11 +14,12 @@ class LoadReport:
 
     Attributes:
         read_bytes: by the way they came; what lies between wanted tensors and is read along is in it.
-        fetched_s: until the snapshot of a URI was here and held. Not in `seconds`.
+        fetched_s: until the snapshot of a URI was here and held, or until its fetch had begun. Not in `seconds`.
         opened_s: headers, and opening the files.
         waited_s: for bytes, beyond what was read while the consumer worked.
         placed_s: tensors made of bytes, copied to devices that have no staging, cast. Work on a device that goes on by itself isn't seen.
         consumed_s: in the hands of who iterates.
+        verified_s: of a model that arrived, from the last tensor until all of it was verified and published. Not in `seconds`.
     """
 
     tensors: int = 0
@@ -29,6 +30,7 @@ class LoadReport:
     waited_s: float = 0.0
     placed_s: float = 0.0
     consumed_s: float = 0.0
+    verified_s: float = 0.0
 
     @property
     def seconds(self) -> float:

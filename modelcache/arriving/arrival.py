@@ -1,0 +1,200 @@
+"""A model that was asked for: here, or on its way; and whether what was handed out on its way is what it turned out to be."""
+
+from __future__ import annotations
+
+import mmap
+import os
+import threading
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import xxhash
+
+from modelcache.abc.snapshot import Snapshot
+from modelcache.arriving.passing import Passing
+from modelcache.cache import ModelCache
+from modelcache.digest import Digest
+from modelcache.errors import DigestMismatch
+from modelcache.fetch.begun import Begun
+from modelcache.patience import Cancellation
+from modelcache.ranges import ByteRange
+
+LOOK_S = 0.5
+"""Longest sleep between two looks, for a thread that can be interrupted."""
+HINT = "drop what was handed out and load again: the model is verified and here now"
+
+
+@dataclass(frozen=True, slots=True)
+class HandedOut:
+    """Bytes of a file that somebody got before the file was verified.
+
+    Attributes:
+        mark: xxh3-128 of what they got.
+        passing, pass_number: on whose way, and on which try.
+    """
+
+    name: str
+    span: ByteRange
+    mark: bytes
+    passing: Passing
+    pass_number: int
+
+
+class Arrival:
+    """One model that somebody reads, from when they ask for it until all of it is verified, published and compared with what they
+    got. A context manager: what is still on its way when the block ends is cancelled (chunks are kept), and the snapshot is held
+    until then. Thread-safe.
+    """
+
+    def __init__(self, cache: ModelCache, uri: str, cancel: Cancellation, *, page_cache: bool = False) -> None:
+        """
+        Args:
+            cancel: the caller's; ends every wait with `Cancelled`.
+            page_cache: what is fetched goes through it, for readers who can't take bytes as they pass.
+        """
+        self._cache = cache
+        self._uri = uri
+        self._page_cache = page_cache
+        self._cancel = Cancellation()
+        self._changed = threading.Condition()
+        self._begun: Begun | None = None
+        self._snapshot: Snapshot | None = None
+        self._error: BaseException | None = None
+        self._over = False
+        self._handed_out: list[HandedOut] = []
+        self._read: dict[str, Digest] = {}
+        self._held = ExitStack()
+        self._held.enter_context(cancel.on_cancel(self._stop))
+        self._thread = threading.Thread(target=self._bring, name="arrival", daemon=True)
+
+    def __enter__(self) -> Self:
+        try:
+            self._thread.start()
+        except BaseException:
+            self._held.close()
+            raise
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._stop()
+        self._thread.join()
+        self._held.close()
+
+    def _stop(self) -> None:
+        self._cancel.cancel()
+        self._wake()
+
+    def _wake(self) -> None:
+        with self._changed:
+            self._changed.notify_all()
+
+    def _bring(self) -> None:
+        try:
+            opened = self._cache.open(self._uri, reads_next=self._page_cache, cancel=self._cancel, tell=self._note)
+            self._snapshot = self._held.enter_context(opened)
+        except BaseException as error:  # told to everyone who waits
+            self._error = error
+        with self._changed:
+            self._over = True
+            self._changed.notify_all()
+
+    def _note(self, begun: Begun) -> None:
+        with self._changed:
+            if self._begun is None or begun.number > self._begun.number:
+                self._begun = begun
+                self._changed.notify_all()
+
+    # -- on its way -------------------------------------------------------------------------------------------------
+
+    def later(self, number: int = 0, cancel: Cancellation | None = None) -> Begun | Path:
+        """The fetch that brings it now, when it is a later one than this number, or the directory of the snapshot; waits for either.
+
+        Raises:
+            What `ModelCache.ensure` raises. Cancelled: also by `cancel`.
+        """
+        cancel = cancel or self._cancel
+        with cancel.on_cancel(self._wake), self._changed:
+            while True:
+                if self._over:
+                    return self._path()
+                if self._begun is not None and self._begun.number > number:
+                    return self._begun
+                self._cancel.check()
+                cancel.check()
+                self._changed.wait(LOOK_S)
+
+    def _path(self) -> Path:
+        if self._snapshot is None:
+            assert self._error is not None
+            raise self._error
+        return self._snapshot.path
+
+    def handed_out(self, what: HandedOut) -> None:
+        """Somebody got these bytes."""
+        with self._changed:
+            self._handed_out.append(what)
+
+    def read_of(self, name: str, digest: Digest) -> None:
+        """Somebody reads a verified file of this content."""
+        with self._changed:
+            self._read.setdefault(name, digest)
+
+    # -- at its end -------------------------------------------------------------------------------------------------
+
+    def finish(self) -> Path:
+        """Wait until all of it is verified and published, and compare what was handed out with it; the snapshot's directory.
+
+        Raises:
+            DigestMismatch: something else was handed out. What `later` raises.
+        """
+        with self._changed:
+            while not self._over:
+                self._cancel.check()
+                self._changed.wait(LOOK_S)
+            path = self._path()
+        if self._handed_out or self._read:
+            assert self._snapshot is not None
+            manifest = self._cache.manifest(str(self._snapshot.digest))
+            self._compare(path, {file.path: file.sha256 for file in manifest.files})
+        return path
+
+    def _compare(self, path: Path, published: Mapping[str, Digest]) -> None:
+        """Another version may have come instead of one that was begun, and a file a second time instead of one that was damaged."""
+        for name, digest in self._read.items():
+            if published.get(name) != digest:
+                raise DigestMismatch(
+                    f"`{name}` was handed out, and the model that arrived in the end has another one",
+                    address=self._uri,
+                    expected=str(published.get(name)),
+                    got=str(digest),
+                    hint=HINT,
+                )
+        for what in self._handed_out:
+            if what.passing.vouches(what.pass_number, published.get(what.name)):
+                continue
+            got = _mark_of(path / what.name, what.span)
+            if got != what.mark:
+                raise DigestMismatch(
+                    f"bytes {what.span} of `{what.name}` were handed out while they arrived, and proved wrong when all were here",
+                    address=self._uri,
+                    expected=f"xxh3-128:{got.hex()}",
+                    got=f"xxh3-128:{what.mark.hex()}",
+                    hint=HINT,
+                )
+
+
+def _mark_of(path: Path, span: ByteRange) -> bytes:
+    """xxh3-128 of a range of a published file; of no bytes if it doesn't reach so far."""
+    with mmap.mmap(-1, max(1, span.size_bytes)) as memory, memoryview(memory) as view:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            got = 0
+            while got < span.size_bytes and (count := os.preadv(fd, [view[got : span.size_bytes]], span.start + got)):
+                got += count
+        finally:
+            os.close(fd)
+        return xxhash.xxh3_128_digest(view[:got])

@@ -1,0 +1,109 @@
+"""A checkpoint whose files may still be on their way: its headers, which come first, and how its files are opened."""
+
+from __future__ import annotations
+
+import mmap
+from collections.abc import Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from modelcache.arriving.arrival import Arrival
+from modelcache.arriving.file import ArrivingFile
+from modelcache.errors import BadCheckpoint, NotFound
+from modelcache.fetch.begun import Begun
+from modelcache.loader.checkpoint import INDEX_SUFFIX, SUFFIX, Checkpoint, Shard, assembled, check_index_size, parse_index
+from modelcache.loader.header import LENGTH_BYTES, header_bytes, parse_header
+from modelcache.patience import Cancellation
+from modelcache.ranges import ByteRange
+from modelcache.units import KIB
+
+FIRST_BYTES = 64 * KIB
+"""Of a file, read at once: the whole header of most."""
+
+
+@dataclass(frozen=True, slots=True)
+class ArrivingFolder:
+    """The files of a model of which a fetch has begun.
+
+    Attributes:
+        verified_only: tensors are handed out file by file, as each is verified.
+        may_map: files that are verified when they are read are mapped.
+    """
+
+    arrival: Arrival
+    begun: Begun
+    cancel: Cancellation
+    verified_only: bool = False
+    may_map: bool = True
+    _sizes: Mapping[str, int] = field(init=False, repr=False)
+    _root: Path = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        sizes = {item.path: item.size_bytes for item in self.begun.listing.files if "/" not in item.path}
+        place = next((item.place for item in self.begun.ingest.files if item.path in sizes), None)
+        object.__setattr__(self, "_sizes", sizes)
+        object.__setattr__(self, "_root", Path() if place is None else place.parent)
+
+    def open_checkpoint(self) -> Checkpoint:
+        """As of a directory that holds these files; waits for the index and the headers.
+
+        Raises:
+            NotFound: there are no safetensors among them. BadCheckpoint. What `Arrival.later` raises.
+        """
+        index = self._index()
+        names = sorted(set(index.values())) if index is not None else sorted(name for name in self._sizes if name.endswith(SUFFIX))
+        if not names:
+            raise NotFound("there are no safetensors files", address=str(self.begun.listing.uri))
+        for name in names:
+            if name not in self._sizes:
+                raise BadCheckpoint("the index names a shard that is missing", address=str(self._root / name))
+        return assembled(self._root, [self._shard(name) for name in names], index)
+
+    def open_file(self, shard: Shard, cancel: Cancellation) -> ArrivingFile:
+        """An `Opener`."""
+        return self._open(shard.path.name, cancel, verified_only=self.verified_only)
+
+    def _open(self, name: str, cancel: Cancellation, *, verified_only: bool) -> ArrivingFile:
+        return ArrivingFile(
+            self.arrival,
+            self.begun,
+            self._root / name,
+            self._sizes[name],
+            cancel,
+            verified_only=verified_only,
+            may_map=self.may_map,
+        )
+
+    def _index(self) -> Mapping[str, str] | None:
+        found = sorted(name for name in self._sizes if name.endswith(INDEX_SUFFIX))
+        if not found:
+            return None
+        if len(found) > 1:
+            raise _several(self._root, found)
+        address = str(self._root / found[0])
+        check_index_size(self._sizes[found[0]], address)
+        with closing(self._open(found[0], self.cancel, verified_only=False)) as file:
+            return parse_index(_first(file, self._sizes[found[0]]), address)
+
+    def _shard(self, name: str) -> Shard:
+        size_bytes, address = self._sizes[name], str(self._root / name)
+        with closing(self._open(name, self.cancel, verified_only=False)) as file:
+            data = _first(file, min(FIRST_BYTES, size_bytes))
+            needed_bytes = header_bytes(data[:LENGTH_BYTES], size_bytes, address)
+            if needed_bytes > len(data):
+                data = _first(file, needed_bytes)
+        return Shard(self._root / name, parse_header(data[:needed_bytes], size_bytes, address))
+
+
+def _several(root: Path, names: Sequence[str]) -> BadCheckpoint:
+    return BadCheckpoint("the directory has several checkpoints", address=str(root), got=", ".join(names), hint="name one file of them")
+
+
+def _first(file: ArrivingFile, size_bytes: int) -> bytes:
+    """The first bytes of a file, once they are here."""
+    if size_bytes == 0:
+        return b""
+    with mmap.mmap(-1, -(-size_bytes // mmap.PAGESIZE) * mmap.PAGESIZE) as memory, memoryview(memory) as view:
+        file.read(ByteRange(0, size_bytes), view)
+        return bytes(view[:size_bytes])

@@ -1,0 +1,146 @@
+"""A file of a checkpoint that may still be on its way, as the loader takes it."""
+
+from __future__ import annotations
+
+import threading
+from contextlib import ExitStack
+from pathlib import Path
+
+import xxhash
+
+from modelcache.arriving.arrival import Arrival, HandedOut
+from modelcache.arriving.passing import Passing
+from modelcache.errors import BadCheckpoint, Cancelled
+from modelcache.fetch.begun import Begun
+from modelcache.loader.files import Way
+from modelcache.loader.memory import Memory
+from modelcache.loader.shard_file import ShardFile
+from modelcache.patience import Cancellation
+from modelcache.ranges import ByteRange
+
+OPEN_TRIES = 5
+"""A file moves once, when its ingest is published, and may do so just before it is opened."""
+
+
+class ArrivingFile:
+    """One file that is read while it arrives (a `TensorFile`): each block as soon as it is here; when the file is verified, as what it
+    is then. If its fetch ends and another takes its place, reads go on with that one.
+    """
+
+    def __init__(
+        self,
+        arrival: Arrival,
+        begun: Begun,
+        path: Path,
+        size_bytes: int,
+        cancel: Cancellation,
+        *,
+        verified_only: bool = False,
+        may_map: bool = True,
+    ) -> None:
+        """
+        Args:
+            path: where it was to be when the fetch began; its last part is its name in the model.
+            verified_only: no block before the whole file is verified. So it is in any case for a file that can't be resumed: the
+                next try of it may bring another version.
+            may_map: its own pages, once it is verified.
+        """
+        self.path = path
+        self._arrival = arrival
+        self._size_bytes = size_bytes
+        self._cancel = cancel
+        self._verified_only = verified_only
+        self._may_map = may_map
+        self._lock = threading.RLock()
+        self._whole: ShardFile | None = None
+        self._attending = ExitStack()
+        self._passing = self._attend(begun)
+
+    # -- as a TensorFile --------------------------------------------------------------------------------------------
+
+    def may_map(self, span: ByteRange) -> bool:
+        found = self._now()
+        return isinstance(found, ShardFile) and found.may_map(span)
+
+    def mapped(self, span: ByteRange) -> Memory:
+        assert self._whole is not None  # by `may_map`
+        return self._whole.mapped(span)
+
+    def expect(self, span: ByteRange, memory: Memory) -> None:
+        found = self._now()
+        if isinstance(found, Passing) and not self._waits(found):
+            found.expect(span, memory)
+
+    def read(self, block: ByteRange, into: memoryview) -> Way:
+        while True:
+            found = self._now()
+            passing = self._passing
+            if isinstance(found, ShardFile) and not passing.holds(block, into):
+                return found.read(block, into)
+            try:
+                if not self._waits(passing):
+                    return self._take(passing, block, into)
+                passing.wait_complete(self._cancel)
+            except Cancelled:
+                self._cancel.check()
+                self._follow(passing)  # its fetch has ended without this file
+
+    def close(self) -> None:
+        with self._lock:
+            self._leave()
+            if self._whole is not None:
+                self._whole.close()
+
+    # -- inside -----------------------------------------------------------------------------------------------------
+
+    def _waits(self, passing: Passing) -> bool:
+        return (self._verified_only or not passing.is_resumable) and passing.incoming.sha256 is None
+
+    def _take(self, passing: Passing, block: ByteRange, into: memoryview) -> Way:
+        passed, pass_number = passing.take(block, into, self._cancel)
+        mark = xxhash.xxh3_128_digest(into[: block.size_bytes])
+        self._arrival.handed_out(HandedOut(self.path.name, block, mark, passing, pass_number))
+        return Way.ARRIVED if passed else Way.BUFFERED
+
+    def _now(self) -> Passing | ShardFile:
+        """The file itself once it is verified, else its way here."""
+        with self._lock:
+            if self._whole is None and self._passing.incoming.sha256 is not None:
+                self._whole = self._open_verified(self._passing)
+            return self._whole or self._passing
+
+    def _follow(self, ended: Passing) -> None:
+        """Go on with what takes the place of a way that has ended; waits for it."""
+        found = self._arrival.later(ended.begun.number, self._cancel)
+        with self._lock:
+            if self._passing is ended and self._whole is None:  # no other thread was faster
+                self._leave()
+                if isinstance(found, Path):
+                    self._whole = ShardFile(found / self.path.name, self._size_bytes, stays_whole=self._may_map)
+                else:
+                    self._passing = self._attend(found)
+
+    def _attend(self, begun: Begun) -> Passing:
+        passing = Passing(begun, self.path.name, self._size_bytes)
+        self._attending.callback(passing.forget)
+        self._attending.enter_context(begun.fetch.audiences.attending(passing))
+        return passing
+
+    def _leave(self) -> None:
+        self._attending.close()
+        self._attending = ExitStack()
+
+    def _open_verified(self, passing: Passing) -> ShardFile | None:
+        digest = passing.incoming.sha256
+        assert digest is not None
+        self._arrival.read_of(self.path.name, digest)
+        for tries_left in reversed(range(OPEN_TRIES)):
+            place = passing.incoming.place
+            if place is None:
+                return None
+            try:
+                return ShardFile(place, self._size_bytes, stays_whole=self._may_map)
+            except BadCheckpoint:
+                if tries_left == 0:
+                    raise
+        raise AssertionError("unreachable")

@@ -1,0 +1,105 @@
+"""What a source of tensors names, opened: files that are here, or a model that arrives."""
+
+from __future__ import annotations
+
+import os
+import time
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+from modelcache.arriving.arrival import Arrival
+from modelcache.arriving.checkpoint import ArrivingFolder
+from modelcache.cache import ModelCache
+from modelcache.fetch.begun import Begun
+from modelcache.loader.checkpoint import Checkpoint, Shard, open_checkpoint
+from modelcache.loader.files import Opener
+from modelcache.loader.report import LoadReport
+from modelcache.loader.shard_file import ShardFile
+from modelcache.patience import Cancellation
+from modelcache.store.layout import FIXED_MTIME_S
+
+
+@dataclass(frozen=True, slots=True)
+class How:
+    """How a source is opened.
+
+    Attributes:
+        may_map: None: only files that are certain to stay as they are.
+        verified_only: of a model that arrives, no byte of a file before all of it is verified.
+        page_cache: what arrives goes through it, for readers who can't have bytes put where they want them as they pass.
+    """
+
+    may_map: bool | None = None
+    verified_only: bool = False
+    page_cache: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """A checkpoint whose headers were read, and how its files are opened for their tensors."""
+
+    checkpoint: Checkpoint
+    open_file: Opener
+    arrival: Arrival | None = None
+
+    def finish(self, seen: LoadReport) -> None:
+        """After the last tensor of a model that arrives: wait until all of it is verified, and what was handed out with it.
+
+        Raises:
+            DigestMismatch: something else was handed out. What `ModelCache.ensure` raises.
+        """
+        if self.arrival is not None:
+            started_s = time.monotonic()
+            self.arrival.finish()
+            seen.verified_s += time.monotonic() - started_s
+
+
+def open_source(
+    source: str | os.PathLike[str], how: How, *, cache: ModelCache | None, held: ExitStack, cancel: Cancellation | None, seen: LoadReport
+) -> Opened:
+    """Find what a source names, or begin to fetch it; it is held until `held` ends.
+
+    Raises:
+        What `open_checkpoint` and `ModelCache.ensure` raise.
+    """
+    started_s = time.monotonic()
+    text = os.fspath(source)
+    arrival: Arrival | None = None
+    found: Begun | Path = Path(text)
+    if "://" in text:
+        used = cache or held.enter_context(ModelCache())
+        arrival = held.enter_context(Arrival(used, text, cancel or Cancellation(), page_cache=how.page_cache))
+        found = arrival.later()
+    seen.fetched_s += time.monotonic() - started_s
+    started_s = time.monotonic()
+    if isinstance(found, Begun):
+        assert arrival is not None
+        arriving = ArrivingFolder(arrival, found, cancel or Cancellation(), how.verified_only, may_map=how.may_map is not False)
+        opened = Opened(arriving.open_checkpoint(), arriving.open_file, arrival)
+    else:
+        opened = Opened(open_checkpoint(found), _opener(how.may_map))
+    seen.opened_s += time.monotonic() - started_s
+    return opened
+
+
+def _opener(may_map: bool | None) -> Opener:
+    """Of files that are here."""
+
+    def open_file(shard: Shard, cancel: Cancellation) -> ShardFile:
+        stays_whole = _is_published(shard.path) if may_map is None else may_map
+        return ShardFile(shard.path, shard.header.file_bytes, stays_whole=stays_whole)
+
+    return open_file
+
+
+def _is_published(path: Path) -> bool:
+    """Whether a file bears the marks of one that a store published, wherever it is mounted: nobody may write it, and its fixed time.
+
+    Such a file never changes; the store itself only unlinks it, which takes no page from who has it mapped.
+    """
+    try:
+        found = os.stat(path)
+    except OSError:
+        return False  # who opens it says what is wrong
+    return found.st_mode & 0o222 == 0 and found.st_mtime_ns == FIXED_MTIME_S * 10**9

@@ -1,0 +1,196 @@
+"""One file of a fetch in progress, and the memory that its bytes are put into as they pass."""
+
+from __future__ import annotations
+
+import ctypes
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from modelcache import chunks
+from modelcache.abc.ingest import IncomingFile
+from modelcache.digest import Digest
+from modelcache.errors import SourceChanged
+from modelcache.fetch.begun import Begun
+from modelcache.loader.memory import Memory
+from modelcache.patience import Cancellation
+from modelcache.ranges import ByteRange, RangeSet
+
+LOOK_S = 0.2
+"""Longest sleep between two looks whether the fetch goes on."""
+
+
+@dataclass(eq=False)
+class _Place:
+    """Memory for a span of the file.
+
+    Attributes:
+        address: of its first byte.
+        memory: what keeps it, if who reads it does not.
+        here: what was put there.
+        taken: what somebody took from there: nothing is put there any more.
+    """
+
+    span: ByteRange
+    address: int
+    memory: Memory | None = None
+    here: RangeSet = field(default_factory=RangeSet)
+    taken: RangeSet = field(default_factory=RangeSet)
+
+    def is_at(self, block: ByteRange, address: int) -> bool:
+        """Whether this has the memory from `address` on for the block."""
+        at = address - self.address
+        return at >= 0 and self.span.start + at == block.start and block.stop <= self.span.stop
+
+    def open_parts(self, at: ByteRange) -> Sequence[ByteRange]:
+        """What may be put there of these bytes."""
+        start, stop = max(self.span.start, at.start), min(self.span.stop, at.stop)
+        return self.taken.missing(ByteRange(start, stop)) if start < stop else []
+
+
+_Copy = tuple[_Place, ByteRange]
+
+
+class Passing:
+    """One file of one fetch (an `Audience`). Thread-safe."""
+
+    def __init__(self, begun: Begun, name: str, size_bytes: int) -> None:
+        """Raises SourceChanged: the fetch is of a version that has no such file, or one of another size."""
+        listed = {item.path: (number, item.size_bytes) for number, item in enumerate(begun.listing.files)}
+        number, got_bytes = listed.get(name, (-1, None))
+        if got_bytes != size_bytes:
+            raise SourceChanged(
+                f"`{name}` changed while it was loaded",
+                address=str(begun.listing.uri),
+                expected=f"{size_bytes} bytes",
+                got="no such file" if got_bytes is None else f"{got_bytes} bytes",
+            )
+        self.begun = begun
+        self.incoming: IncomingFile = begun.ingest.files[number]
+        self.is_resumable = begun.listing.files[number].resumable
+        self.pass_number = 0
+        self._number = number
+        self._changed = threading.Condition()
+        self._places: list[_Place] = []
+        self._copying: list[_Copy] = []
+
+    def vouches(self, pass_number: int, digest: Digest | None) -> bool:
+        """Whether this is the digest that was computed of the bytes that passed then."""
+        computed = self._number in self.begun.fetch.compared and self.incoming.sha256 == digest
+        return computed and self.pass_number == pass_number
+
+    # -- as an audience ---------------------------------------------------------------------------------------------
+
+    def arrived(self, file: int, at: ByteRange, data: memoryview) -> None:
+        if file != self._number:
+            return
+        with self._changed:
+            copies = [(place, part) for place in self._places for part in place.open_parts(at)]
+            self._copying += copies
+        if not copies:
+            return
+        source = _address(data)
+        for place, part in copies:
+            to = place.address + part.start - place.span.start
+            ctypes.memmove(to, source + part.start - at.start, part.size_bytes)  # lets the GIL go
+        with self._changed:
+            for copy in copies:
+                copy[0].here.add(copy[1])
+                self._copying.remove(copy)
+            self._changed.notify_all()
+
+    def restarted(self, file: int) -> None:
+        if file == self._number:
+            with self._changed:
+                self.pass_number += 1
+                for place in self._places:
+                    place.here = RangeSet()
+
+    def completed(self, file: int) -> None:
+        if file == self._number:
+            self._wake()
+
+    # -- for readers ------------------------------------------------------------------------------------------------
+
+    def want(self, span: ByteRange) -> None:
+        """These bytes go before all others of the fetch."""
+        self.begun.fetch.want(self._number, span.start // chunks.CHUNK_BYTES, -(-span.stop // chunks.CHUNK_BYTES))
+
+    def expect(self, span: ByteRange, memory: Memory) -> None:
+        """The bytes of `span` are wanted in `memory`, which begins with the first of them: put there what passes from now on."""
+        with self._changed:
+            self._places.append(_Place(span, ctypes.addressof(memory), memory))
+        self.want(span)
+
+    def forget(self) -> None:
+        """Nothing is expected any more, and nothing is put anywhere once this returns."""
+        with self._changed:
+            self._places = []
+            while self._copying:
+                self._changed.wait(LOOK_S)
+
+    def holds(self, block: ByteRange, into: memoryview) -> bool:
+        """Whether all of a block was put into `into`, as it was expected."""
+        address = _address(into)
+        with self._changed:
+            return any(place.is_at(block, address) and place.here.covers(block) for place in self._places)
+
+    def take(self, block: ByteRange, into: memoryview, cancel: Cancellation) -> tuple[bool, int]:
+        """Wait for a block and have it in `into`; whether all of it passed, so that nothing had to be read back, and on which pass.
+
+        Raises:
+            Cancelled: by `cancel`, or because the fetch ended without it. StoreFault.
+        """
+        place = self._place_of(block, into)
+        while True:
+            pass_number = self.pass_number
+            try:
+                self.want(block)
+                while not self.incoming.wait(block, LOOK_S, cancel):
+                    pass
+            finally:
+                gaps = self._close(place, block)
+            for gap in gaps:
+                self.incoming.read(gap.start, into[gap.start - block.start : gap.stop - block.start])
+            if self.pass_number == pass_number:
+                return not gaps, pass_number
+
+    def wait_complete(self, cancel: Cancellation) -> None:
+        """Wait until the file is verified. Raises Cancelled: by `cancel`, or because the fetch ended without it."""
+        whole = ByteRange(0, self.incoming.size_bytes)
+        self.want(whole)
+        with cancel.on_cancel(self._wake), self._changed:
+            while self.incoming.sha256 is None:
+                cancel.check()
+                if self.begun.fetch.ended:
+                    self.incoming.wait(whole, 0.0, cancel)
+                self._changed.wait(LOOK_S)
+
+    def _place_of(self, block: ByteRange, into: memoryview) -> _Place:
+        """Where `into` is expected; expected from now on, if it is not."""
+        address = _address(into)
+        with self._changed:
+            for place in self._places:
+                if place.is_at(block, address):
+                    return place
+            place = _Place(block, address)
+            self._places.append(place)
+            return place
+
+    def _close(self, place: _Place, block: ByteRange) -> Sequence[ByteRange]:
+        """Put nothing of a block there any more; what is missing of it."""
+        with self._changed:
+            place.taken.add(block)
+            if place.taken.covers(place.span) and place in self._places:
+                self._places.remove(place)
+            while any(each is place and part.start < block.stop and block.start < part.stop for each, part in self._copying):
+                self._changed.wait(LOOK_S)
+            return place.here.missing(block)
+
+    def _wake(self) -> None:
+        with self._changed:
+            self._changed.notify_all()
+
+
+def _address(view: memoryview) -> int:
+    return ctypes.addressof(ctypes.c_char.from_buffer(view))
