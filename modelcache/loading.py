@@ -3,24 +3,20 @@
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from modelcache.arriving.opening import How, open_source
 from modelcache.cache import ModelCache
 from modelcache.errors import BadConfig, BadShard
-from modelcache.loader.checkpoint import Checkpoint, Order, Shard
+from modelcache.loader.checkpoint import Checkpoint, Order
 from modelcache.loader.checkpoint import open_checkpoint as open_local
-from modelcache.loader.files import Opener
 from modelcache.loader.group import NodeGroup
 from modelcache.loader.report import LoadReport
-from modelcache.loader.shard_file import ShardFile
 from modelcache.loader.shard_plan import Rule, ShardPlan, Share
 from modelcache.patience import Cancellation
-from modelcache.store.layout import FIXED_MTIME_S
 
 if TYPE_CHECKING:
     import torch
@@ -39,6 +35,7 @@ def load(
     shard: tuple[int, int, Mapping[str, Rule]] | None = None,
     group: NodeGroup | str | None = None,
     may_map: bool | None = None,
+    verified_only: bool = False,
     report: LoadReport | None = None,
     cache: ModelCache | None = None,
     cancel: Cancellation | None = None,
@@ -50,8 +47,8 @@ def load(
     a time, around the page cache unless it is there. Tensors may be written; no file is.
 
     Args:
-        source: a storage URI (it is fetched first if it isn't here, and held while it is read), a safetensors file, a directory of
-            shards with or without an index, or the index itself.
+        source: a storage URI (what isn't here is fetched, loaded as it arrives, and held while it is read), a safetensors file, a
+            directory of shards with or without an index, or the index itself.
         device: None: host memory. A mapping: from names or shell patterns to devices; a name wins, then the longest pattern, and
             what none fits stays in host memory.
         names: of tensors, or shell patterns; None: all.
@@ -64,6 +61,8 @@ def load(
         may_map: files that are not a store's are mapped, too, where they are in memory: whoever says so knows that nobody makes them
             shorter while their tensors are used (that ends the process by SIGBUS). None: only those that are certain to stay as they
             are. False: none.
+        verified_only: of a model that arrives, a file's tensors are handed out when all of the file is verified; else as its bytes
+            come, and the call ends with an error if they prove wrong (`docs/loading.md`, Arriving).
         report: filled with what the load took.
         cache: for URIs; None: the one that the environment describes.
         progress: called with the bytes of tensors that are done.
@@ -74,6 +73,7 @@ def load(
         BadCheckpoint: the files are no checkpoint, or changed while they were read.
         BadShard: a tensor can't be split so, or ranks of a group ask for different things.
         GroupBroken: a rank of the group died, left or did not come in time.
+        DigestMismatch: tensors of a model that arrived were made of bytes that proved wrong: drop what was handed out.
         StoreFault: the disk failed. MemoryError. Cancelled. What `ModelCache.ensure` raises.
     """
     found = stream(
@@ -85,6 +85,7 @@ def load(
         shard=shard,
         group=group,
         may_map=may_map,
+        verified_only=verified_only,
         report=report,
         cache=cache,
         cancel=cancel,
@@ -103,12 +104,17 @@ def stream(
     shard: tuple[int, int, Mapping[str, Rule]] | None = None,
     group: NodeGroup | str | None = None,
     may_map: bool | None = None,
+    verified_only: bool = False,
     report: LoadReport | None = None,
     cache: ModelCache | None = None,
     cancel: Cancellation | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> Generator[tuple[str, torch.Tensor], None, None]:
-    """As `load`, one tensor after the other: what the consumer drops is given back while the rest is read."""
+    """As `load`, one tensor after the other: what the consumer drops is given back while the rest is read.
+
+    Of a model that arrives, the end comes when all of it is verified and published. A consumer who stops before that ends the fetch,
+    too; what was fetched is kept for the next one.
+    """
     expect_torch()
     from modelcache.loader.loading import Wishes, stream_tensors
     from modelcache.loader.sharded import stream_parts
@@ -117,16 +123,18 @@ def stream(
     share = _share(shard, group)
     seen = report or LoadReport()
     with ExitStack() as held:
-        opened = _open(source, may_map=may_map, cache=cache, held=held, cancel=cancel, seen=seen)
+        how = How(may_map, verified_only, page_cache=not wishes.placement.in_host or share is not None)
+        opened = open_source(source, how, cache=cache, held=held, cancel=cancel, seen=seen)
         checkpoint, open_file = opened.checkpoint, opened.open_file
         chosen = checkpoint.select(names, order=order)
         if share is None:
             yield from stream_tensors(checkpoint, chosen, wishes, open_file=open_file, report=seen, cancel=cancel, progress=progress)
-            return
-        together = NodeGroup(group) if isinstance(group, str) else group
-        yield from stream_parts(
-            checkpoint, chosen, wishes, share, group=together, open_file=open_file, report=seen, cancel=cancel, progress=progress
-        )
+        else:
+            together = NodeGroup(group) if isinstance(group, str) else group
+            yield from stream_parts(
+                checkpoint, chosen, wishes, share, group=together, open_file=open_file, report=seen, cancel=cancel, progress=progress
+            )
+        opened.finish(seen)
 
 
 def _share(shard: tuple[int, int, Mapping[str, Rule]] | None, group: NodeGroup | str | None) -> Share | None:
@@ -155,50 +163,6 @@ def timed_load(
     return report
 
 
-@dataclass(frozen=True, slots=True)
-class _Opened:
-    """A checkpoint whose headers were read, and how its files are opened for their tensors."""
-
-    checkpoint: Checkpoint
-    open_file: Opener
-
-
-def _open(
-    source: str | os.PathLike[str],
-    *,
-    may_map: bool | None,
-    cache: ModelCache | None,
-    held: ExitStack,
-    cancel: Cancellation | None,
-    seen: LoadReport,
-) -> _Opened:
-    """Find, or fetch, what a source names; it is held until `held` ends. Raises: as `open_checkpoint`."""
-    started_s = time.monotonic()
-    path = _local(source, cache=cache, held=held, cancel=cancel)
-    found_s = time.monotonic()
-    checkpoint = open_local(path)
-    seen.fetched_s += found_s - started_s
-    seen.opened_s += time.monotonic() - found_s
-
-    def open_file(shard: Shard, cancel: Cancellation) -> ShardFile:
-        stays_whole = _is_published(shard.path) if may_map is None else may_map
-        return ShardFile(shard.path, shard.header.file_bytes, stays_whole=stays_whole)
-
-    return _Opened(checkpoint, open_file)
-
-
-def _is_published(path: Path) -> bool:
-    """Whether a file bears the marks of one that a store published, wherever it is mounted: nobody may write it, and its fixed time.
-
-    Such a file never changes; the store itself only unlinks it, which takes no page from who has it mapped.
-    """
-    try:
-        found = os.stat(path)
-    except OSError:
-        return False  # who opens it says what is wrong
-    return found.st_mode & 0o222 == 0 and found.st_mtime_ns == FIXED_MTIME_S * 10**9
-
-
 def expect_torch() -> None:
     """Raises BadConfig: it is not installed."""
     try:
@@ -217,6 +181,7 @@ def load_into(
     device: Device | Mapping[str, Device] | None = None,
     dtype: torch.dtype | None = None,
     may_map: bool | None = None,
+    verified_only: bool = False,
     report: LoadReport | None = None,
     cache: ModelCache | None = None,
     cancel: Cancellation | None = None,
@@ -231,7 +196,7 @@ def load_into(
         strict: names that only one side has are an error, and so are buffers on the meta device that no checkpoint holds (which are
             not persistent). False: the caller looks at what is returned.
         assign: all get the tensors themselves; an optimizer that was made before still has the old ones.
-        device, dtype, may_map: of the tensors, as `load` takes them.
+        device, dtype, may_map, verified_only: of the tensors, as `load` takes them.
 
     Raises:
         ModuleMismatch: names or shapes differ. What `load` raises; then some are filled and others not.
@@ -242,14 +207,17 @@ def load_into(
 
     seen = report or LoadReport()
     with ExitStack() as held:
-        opened = _open(source, may_map=may_map, cache=cache, held=held, cancel=cancel, seen=seen)
+        wishes = Wishes(device, dtype)
+        how = How(may_map, verified_only, page_cache=not wishes.placement.in_host)
+        opened = open_source(source, how, cache=cache, held=held, cancel=cancel, seen=seen)
         checkpoint = opened.checkpoint
         found = fit(module, checkpoint, prefix)
         if strict:
             expect_whole(found, str(checkpoint.root))
         names = [name for name in checkpoint.place if name in found.slots]
-        tensors = stream_tensors(checkpoint, names, Wishes(device, dtype), open_file=opened.open_file, report=seen, cancel=cancel)
+        tensors = stream_tensors(checkpoint, names, wishes, open_file=opened.open_file, report=seen, cancel=cancel)
         fill(found, tensors, assign=assign, address=str(checkpoint.root))
+        opened.finish(seen)
     return found
 
 
