@@ -54,7 +54,7 @@ class FetchEngine:
         self._workers: set[threading.Thread] = set()
         self._served = 0
         self._closed = False
-        self._lookout = Lookout(self._changed, lambda: tuple(self._fetches), self._hire)
+        self._lookout = Lookout(self._changed, lambda: tuple(self._fetches), self._call)
 
     def start(self, request: FetchRequest) -> Fetch:
         """Begin to fetch; returns at once. Follow with `Fetch.wait`, which tells what went wrong."""
@@ -72,7 +72,7 @@ class FetchEngine:
         fetch.begin()
         try:
             with self._changed:
-                self._hire()
+                self._call()
         except RuntimeError as error:  # no thread to be had, and none here
             fetch.fail(error)
         return fetch
@@ -151,6 +151,11 @@ class FetchEngine:
         self._lookout.close()
         self._pool.trim()
 
+    def _call(self) -> None:
+        """There may be something to do: for who waits, and for as many workers as requests are allowed. Raises as `_hire`."""
+        self._hire()
+        self._changed.notify_all()
+
     def _hire(self) -> None:
         """Have as many workers as requests are allowed. Raises RuntimeError if there is no thread at all."""
         useful = self._concurrency.useful(fetch.origin for fetch in self._fetches)
@@ -163,7 +168,6 @@ class FetchEngine:
                     raise
                 break  # this process may have no more threads: fewer do it, too
             self._workers.add(worker)
-        self._changed.notify_all()
 
     def _work(self) -> None:
         buffer: Buffer | None = None
@@ -220,7 +224,7 @@ class FetchEngine:
         """`count` bytes came from the origin of this fetch."""
         with self._changed:
             if self._concurrency.moved(fetch.origin, count, time.monotonic()):
-                self._hire()
+                self._call()
 
     def outranked(self, fetch: Fetch) -> bool:
         """Whether a fetch that goes before this one could use its request."""

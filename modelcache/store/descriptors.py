@@ -27,6 +27,7 @@ class Descriptors:
         self._limit = limit
         self._lock = threading.Lock()
         self._open: OrderedDict[Key, _Open] = OrderedDict()
+        self._flags: dict[int, list[int]] = {}
 
     @contextmanager
     def using(self, number: int, path: Path, flags: int) -> Iterator[int]:
@@ -37,6 +38,7 @@ class Descriptors:
             if entry is None:
                 entry = _Open(os.open(path, flags | os.O_CLOEXEC))
                 self._open[key] = entry
+                self._flags.setdefault(number, []).append(flags)
             entry.users += 1
             self._open.move_to_end(key)
         try:
@@ -50,8 +52,8 @@ class Descriptors:
     def forget(self, number: int) -> None:
         """Close all of this file: its name now means another inode, or nothing will write to it any more."""
         with self._lock:
-            for key in [key for key in self._open if key[0] == number]:
-                self._doom(key)
+            for flags in list(self._flags.get(number, ())):
+                self._doom((number, flags))
 
     def close(self) -> None:
         """Close all, and from here on each as soon as nobody uses it."""
@@ -61,11 +63,17 @@ class Descriptors:
                 self._doom(key)
 
     def _doom(self, key: Key) -> None:
+        number, flags = key
         entry = self._open.pop(key)
+        self._flags[number].remove(flags)
+        if not self._flags[number]:
+            del self._flags[number]
         entry.doomed = True
         self._close_if_done(entry)
 
     def _shrink(self) -> None:
+        if len(self._open) <= self._limit:
+            return
         idle = [key for key, entry in self._open.items() if entry.users == 0]
         for key in idle[: max(0, len(self._open) - self._limit)]:
             self._doom(key)
