@@ -11,7 +11,7 @@ import random
 import threading
 import weakref
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Self
 
@@ -53,6 +53,7 @@ class DoubleMachine:
         self._threads = threads
         self._chance = random.Random(seed)
         self._pinned: dict[int, int] = {}
+        self._blocks: dict[int, int] = {}
         self._streams: list[_Stream] = []
         self._lock = threading.RLock()  # memory may be freed in the middle of anything
 
@@ -90,14 +91,20 @@ class DoubleMachine:
             if ctypes.addressof(memory) % 4096:
                 self.tell("locked memory that doesn't begin with a page")
             self._pinned[ctypes.addressof(memory)] = len(memory)
+            weakref.finalize(memory, self._unmapped, ctypes.addressof(memory)).atexit = False
             self.most_pinned_bytes = max(self.most_pinned_bytes, self.pinned_bytes)
 
     def unpin(self, memory: Memory) -> None:
         with self._lock:
             if self._pinned.pop(ctypes.addressof(memory), None) is None:
                 self.tell("unlocked what was not locked")
-            if any(self._covers(memory, each.source) for stream in self._streams for each in stream.pending()):
+            if any(_within({ctypes.addressof(memory): len(memory)}, each.source) for stream in self._streams for each in stream.pending()):
                 self.tell("unlocked memory that a copy still reads")
+
+    def _unmapped(self, address: int) -> None:
+        with self._lock:
+            if self._pinned.pop(address, None) is not None:
+                self.tell("let go of memory that is locked")
 
     def allocate(self, name: str, size_bytes: int) -> torch.Tensor:
         with self._lock:
@@ -110,6 +117,7 @@ class DoubleMachine:
                 )
             self.used_bytes[name] = used_bytes + size_bytes
         block = (ctypes.c_ubyte * (size_bytes + 2 * RUN_ALIGNMENT))()
+        self._blocks[ctypes.addressof(block)] = len(block)
         ctypes.memset(block, POISON, len(block))
         weakref.finalize(block, self._freed, name, size_bytes, ctypes.addressof(block), len(block)).atexit = False
         skip = RUN_ALIGNMENT - ctypes.addressof(block) % (2 * RUN_ALIGNMENT)  # no better aligned than is promised
@@ -118,6 +126,7 @@ class DoubleMachine:
     def _freed(self, name: str, size_bytes: int, address: int, length: int) -> None:
         with self._lock:
             self.used_bytes[name] -= size_bytes
+            del self._blocks[address]
             if any(address <= to < address + length for stream in self._streams for each in stream.pending() for _, to, _ in each.moves):
                 self.tell("freed memory that a copy still goes to")
 
@@ -129,13 +138,16 @@ class DoubleMachine:
 
     def _execute(self, copy: DoubleCopy) -> None:
         with self._lock:
-            if not any(start <= copy.source < start + size_bytes for start, size_bytes in self._pinned.items()):
+            if not _within(self._pinned, copy.source):
                 self.tell("copied from memory that is not locked")
+                return
             for source, target, size_bytes in copy.moves:
-                ctypes.memmove(target, source, size_bytes)
+                if _within(self._blocks, target):  # else it was freed, which was told
+                    ctypes.memmove(target, source, size_bytes)
 
-    def _covers(self, memory: Memory, address: int) -> bool:
-        return ctypes.addressof(memory) <= address < ctypes.addressof(memory) + len(memory)
+
+def _within(pieces: Mapping[int, int], address: int) -> bool:
+    return any(start <= address < start + size_bytes for start, size_bytes in pieces.items())
 
 
 class DoubleDevice:
