@@ -8,55 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import safetensors
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from modelcache.errors import BadCheckpoint
-from modelcache.loader.header import MAX_HEADER_BYTES, Dtype, Header, header_bytes, parse_header
-
-STRICTER = ("doesn't begin with `{`", "twice", "is not an object with", "an unknown field that is an object", "-0 is no whole number")
-"""Why a file may be refused that the package reads: the format forbids it, or two parsers may read it as two models."""
-
-
-def file_of(header: object, data: bytes = b"", *, length: int | None = None) -> bytes:
-    text = header if isinstance(header, bytes) else json.dumps(header).encode()
-    return struct.pack("<Q", len(text) if length is None else length) + text + data
-
-
-def tensor(dtype: str, shape: Any, start: Any, stop: Any, **more: object) -> dict[str, object]:
-    return {"dtype": dtype, "shape": shape, "data_offsets": [start, stop], **more}
-
-
-def ours(data: bytes) -> Header:
-    size_bytes = header_bytes(data[:8], len(data), "m.safetensors")
-    return parse_header(data[:size_bytes], len(data), "m.safetensors")
-
-
-def packages(data: bytes) -> dict[str, tuple[str, tuple[int, ...], bytes]] | None:
-    try:
-        deserialize: Any = safetensors.deserialize  # has no types
-        found = deserialize(data)
-    except safetensors.SafetensorError:
-        return None
-    return {name: (each["dtype"], tuple(each["shape"]), bytes(each["data"])) for name, each in found}
-
-
-def expect_like_the_package(data: bytes) -> None:
-    theirs = packages(data)
-    try:
-        header = ours(data)
-    except BadCheckpoint as error:
-        refusal = error.message
-    else:
-        refusal = ""
-    if refusal:
-        assert theirs is None or any(reason in refusal for reason in STRICTER), refusal
-        return
-    assert theirs is not None, "accepted, and the package refuses it"
-    mine = {each.name: (each.dtype.label, each.shape, data[each.span.start : each.span.stop]) for each in header.tensors}
-    assert mine == theirs
-
+from modelcache.loader.header import MAX_HEADER_BYTES, Dtype
+from tests.fuzz.verdicts import expect_like_the_package, file_of, ours, tensor
 
 GOOD = file_of(
     {
