@@ -11,10 +11,10 @@ from dataclasses import dataclass, replace
 from modelcache.abc.snapshot import Ref, Snapshot
 from modelcache.abc.source import Listing
 from modelcache.abc.store import Store
-from modelcache.digest import Algorithm, Digest
 from modelcache.errors import BadConfig, Cancelled, ModelCacheError, NoSpace, NotCached, Unavailable
 from modelcache.fetch.progress import Progress
 from modelcache.patience import Cancellation
+from modelcache.permission import claims, fetched_before
 from modelcache.refresh import Refresh
 from modelcache.units import format_bytes
 from modelcache.uri import parse_uri, redact_url
@@ -236,15 +236,12 @@ def _each_once(uris: Iterable[str]) -> tuple[dict[int, PrewarmOutcome], dict[int
 
 def _missing(store: Store, listing: Listing, ref: Ref | None) -> dict[str, int]:
     """Size by identity of the files whose bytes aren't known to be here."""
-    before = {item.path: item for item in ref.files} if ref is not None else {}
+    known = fetched_before(listing, ref, claimed=True) | claims(listing)
     missing = {}
     for item in listing.files:
-        same = before.get(item.path)
-        known: Digest | None = next((digest for digest in item.digests if digest.algorithm is Algorithm.SHA256), None)
-        if known is None and same is not None and item.validator and (same.validator, same.size_bytes) == (item.validator, item.size_bytes):
-            known = same.sha256
-        if known is None or not store.has_blob(known):
-            missing[str(known) if known is not None else f"{listing.origin}\n{item.locator}\n{item.validator}"] = item.size_bytes
+        digest = known.get(item.path)
+        if digest is None or not store.has_blob(digest):
+            missing[str(digest) if digest is not None else f"{listing.origin}\n{item.locator}\n{item.validator}"] = item.size_bytes
     return missing
 
 

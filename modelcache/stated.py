@@ -22,6 +22,7 @@ def pinned(listing: Listing, digest: Digest) -> Listing:
     if len(listing.files) != 1:
         raise InvalidUri(
             f"`{uri}` names a digest, which fits a single file, but {len(listing.files)} files are there",
+            address=str(uri),
             got=str(digest),
         )
     only = listing.files[0]

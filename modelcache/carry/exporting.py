@@ -95,8 +95,14 @@ def export(store: Store, chosen: Sequence[Chosen], place: Place, *, progress: By
 def _check_records(contents: Contents) -> None:
     """No export that an import would refuse."""
     sizes = [len(data) for _, data in contents.records()]
-    if max(sizes) > MAX_RECORD_BYTES or sum(sizes) + BLOCK_BYTES * len(sizes) > MAX_RECORDS_BYTES:
-        raise BadConfig("these are too many files for one export", got=f"{sum(sizes)} bytes of records", hint="export fewer models at once")
+    total_bytes = sum(sizes) + BLOCK_BYTES * len(sizes)
+    if max(sizes) > MAX_RECORD_BYTES or total_bytes > MAX_RECORDS_BYTES:
+        raise BadConfig(
+            "these are too many files for one export",
+            expected=f"records of at most {MAX_RECORD_BYTES} bytes each, and {MAX_RECORDS_BYTES} together",
+            got=f"{max(sizes)} and {total_bytes}",
+            hint="export fewer models at once",
+        )
 
 
 class _Blobs:

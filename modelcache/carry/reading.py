@@ -57,7 +57,8 @@ class ExportReader:
             name, size_bytes = found
             left -= size_bytes + BLOCK_BYTES
             if size_bytes > MAX_RECORD_BYTES or left < 0:
-                raise self._damaged(f"`{name}` is larger than a record may be", got=f"{size_bytes} bytes")
+                limits = f"at most {MAX_RECORD_BYTES} bytes, and {MAX_RECORDS_BYTES} in all records"
+                raise self._damaged(f"`{name}` is larger than a record may be", limits, f"{size_bytes} bytes")
             if name <= last:
                 raise self._damaged(f"`{name}` stands twice, or in the wrong place")
             last = name

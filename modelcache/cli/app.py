@@ -114,7 +114,7 @@ def _as_command(function: Command) -> Callable[..., int]:
 
 
 def _dressed(run: Callable[..., Any], function: Callable[..., Any], signature: inspect.Signature) -> Callable[..., Any]:
-    run.__signature__ = signature  # type: ignore[attr-defined]
+    run.__signature__ = signature  # type: ignore[attr-defined]  # typeshed's functions have none; inspect looks for it
     run.__doc__, run.__name__ = _unwrapped(inspect.getdoc(function) or ""), function.__name__
     return run
 

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from modelcache.cli import lazy
 from modelcache.cli.completion import complete_name
 from modelcache.cli.options import FLAG
+
+if TYPE_CHECKING:
+    from modelcache.cli.output import Output
 
 Name = Annotated[
     str, typer.Argument(metavar="NAME", help="A URI, a digest, or its first 8 or more hex digits.", autocompletion=complete_name)
@@ -22,3 +26,13 @@ AnyName = Annotated[
     ),
 ]
 DryRun = Annotated[bool, typer.Option("--dry-run", "-n", metavar=FLAG, help="Say what would go; remove nothing.")]
+
+
+def warn_of_secrets(output: Output, text: str, instead: str) -> None:
+    """Warn if a URI among the arguments holds a credential. `instead`: the command that reads it from stdin. Raises InvalidUri."""
+    uri, secrets = lazy.read_uri(text)
+    if secrets:
+        output.warn(
+            f"the URI of `{uri}` holds a credential, and every user of this machine can read arguments",
+            hint=f"write it to the stdin of `{instead}`, or use a profile or the environment",
+        )

@@ -95,7 +95,12 @@ def check_authorities(config: Config) -> list[Finding]:
     if not config.s3.verify_tls:
         hint = "name the CA that vouches for it in `s3.ca_file` (MODELCACHE_S3_CA_FILE), and unset S3_VERIFY_SSL"
         found.append(doubtful("certificates", "S3's certificate is not verified: whoever is on the way can read and answer", hint))
-    for name, path in (("S3", config.s3.ca_file), ("GCS", config.gs.ca_file), ("http", config.http.ca_file)):
+    for name, path in (
+        ("S3", config.s3.ca_file),
+        ("GCS", config.gs.ca_file),
+        ("the Hub", config.hf.ca_file),
+        ("http", config.http.ca_file),
+    ):
         if path is not None:
             found.append(_check_bundle(name, path))
     paths = ssl.get_default_verify_paths()

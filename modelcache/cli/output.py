@@ -103,13 +103,14 @@ class Output:
         if self.style.as_json and not self.style.quiet:
             self._write_err(json.dumps({"event": name, **fields}))
 
-    def warn(self, message: str, *, hint: str) -> None:
-        """Something that should be changed; said even with `--quiet`."""
+    def warn(self, message: str, *, hint: str | None) -> None:
+        """Something that should be changed, and how if that is known; said even with `--quiet`."""
         if self.style.as_json:
             self._write_err(json.dumps({"event": "warning", "message": message, "hint": hint}))
             return
         self._write_err(f"{self._colored('warning:', YELLOW)} {printable(message)}")
-        self._write_err(f"{self._colored('hint:', DIM)} {printable(hint)}")
+        if hint:
+            self._write_err(f"{self._colored('hint:', DIM)} {printable(hint)}")
 
     def failure(self, fields: Mapping[str, object], *, result: Mapping[str, object], details: str = "") -> None:
         """Why the command failed: `error: …` and `hint: …` on stderr, or the document `{…, "error": {…}}` with `--json`.

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, TextIO
 import typer
 
 from modelcache.cli import documents, lazy
+from modelcache.cli.arguments import warn_of_secrets
 from modelcache.cli.completion import complete_name
 from modelcache.cli.exit_codes import ExitCode
 from modelcache.cli.failures import RETRY_HINT
@@ -60,7 +61,9 @@ def prewarm(
         raise BadConfig("name URIs, or a file of them with --file")
     if len(wanted) > MAX_URIS:
         raise BadConfig(f"{len(wanted):,} URIs are more than {MAX_URIS:,}", got=str(len(wanted)))
-    _warn_of_secrets(session, uris)
+    for text in uris:
+        with suppress(InvalidUri):  # told as its outcome
+            warn_of_secrets(session.output, text, "modelcache prewarm -f -")
     cancel = Cancellation()
     with ExitStack() as run:
         run.enter_context(cancelled_by_signals(cancel, session.output))
@@ -82,7 +85,7 @@ def prewarm(
 def _tell(session: Session, report: PrewarmReport) -> None:
     for outcome in report.failed:
         if outcome.error is not None:
-            hint = outcome.error.hint or (RETRY_HINT if outcome.error.retryable else "")
+            hint = outcome.error.hint or (RETRY_HINT if outcome.error.retryable else None)
             session.output.warn(f"{outcome.uri}: {outcome.error.message}", hint=hint)
     extent = f"fetched {format_bytes(report.fetched_bytes)}, reused {format_bytes(report.reused_bytes)}"
     here = len(report.outcomes) - len(report.failed)
@@ -91,17 +94,6 @@ def _tell(session: Session, report: PrewarmReport) -> None:
     for outcome in report.outcomes:
         if outcome.snapshot is not None:
             session.output.path(outcome.snapshot.path)
-
-
-def _warn_of_secrets(session: Session, uris: Sequence[str]) -> None:
-    for text in uris:
-        with suppress(InvalidUri):  # told as its outcome
-            uri, secrets = lazy.read_uri(text)
-            if secrets:
-                session.output.warn(
-                    f"the URI of `{uri}` holds a credential, and every user of this machine can read arguments",
-                    hint="write it to the stdin of `modelcache prewarm -f -`, or use a profile or the environment",
-                )
 
 
 def _listed(place: str) -> Sequence[str]:

@@ -11,6 +11,7 @@ from urllib.parse import quote
 import typer
 
 from modelcache.cli import documents, lazy
+from modelcache.cli.arguments import warn_of_secrets
 from modelcache.cli.completion import complete_name
 from modelcache.cli.exit_codes import ExitCode
 from modelcache.cli.interrupts import cancelled_by_signals
@@ -106,7 +107,7 @@ def _texts(session: Session, uris: Sequence[str]) -> Iterable[str]:
     """The URIs as given, `-` replaced by the lines of stdin."""
     for text in uris:
         if text != "-":
-            _warn_of_secrets(session, text)
+            warn_of_secrets(session.output, text, "modelcache pull -")
             yield text
             continue
         for number, line in enumerate(sys.stdin):
@@ -114,15 +115,6 @@ def _texts(session: Session, uris: Sequence[str]) -> Iterable[str]:
                 raise InvalidUri(f"more than {MAX_STDIN_URIS:,} URIs on stdin")
             if line.strip():
                 yield line.strip()
-
-
-def _warn_of_secrets(session: Session, text: str) -> None:
-    uri, secrets = lazy.read_uri(text)
-    if secrets:
-        session.output.warn(
-            f"the URI of `{uri}` holds a credential, and every user of this machine can read arguments",
-            hint="write it to the stdin of `modelcache pull -`, or use a profile or the environment",
-        )
 
 
 def _warn_of_age(session: Session, last: Progress) -> None:

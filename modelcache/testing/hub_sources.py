@@ -18,7 +18,7 @@ PATIENT = Timeouts(20, 20)
 def hub_source(server: HubServer, token: str | None = None, **options: object) -> Iterator[HubSource]:
     """A source that is closed after the block."""
     given: dict[str, object] = {"endpoint": server.endpoint, "token": token} | options
-    source = HubSource(HubOptions(**given), PATIENT)  # type: ignore[arg-type]
+    source = HubSource(HubOptions(**given), PATIENT)  # type: ignore[arg-type]  # its fields, by name
     try:
         yield source
     finally:

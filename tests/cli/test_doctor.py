@@ -43,6 +43,16 @@ def test_a_certificate_that_is_not_checked_is_told_with_the_setting_that_names_t
     assert all(one.level is Level.OK for one in machine_checks.check_authorities(config_of(tmp_path, S3_VERIFY_SSL="1")))
 
 
+@pytest.mark.parametrize("setting", ["S3", "GS", "HF", "HTTP"])
+def test_every_ca_file_that_is_named_is_tried(tmp_path: Path, setting: str) -> None:
+    config = config_of(tmp_path, **{f"MODELCACHE_{setting}_CA_FILE": str(tmp_path / "absent.pem")})
+
+    [failure] = [one for one in machine_checks.check_authorities(config) if one.level is not Level.OK]
+
+    assert failure.level is Level.FAIL
+    assert str(tmp_path / "absent.pem") in failure.message
+
+
 def test_a_sound_machine_passes_and_nothing_is_made(cli: Executable) -> None:
     done = cli("doctor", "--json")
     checked = {finding["check"] for finding in done.document["findings"]}

@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from io import StringIO
 from pathlib import Path
 from subprocess import PIPE
 
 import pytest
 
+from modelcache.cli.output import Output, Style
 from tests.cli.executable import DEADLINE_S, EXECUTABLE, Executable
 
 FORBIDDEN = (
@@ -132,3 +134,13 @@ def test_nothing_that_comes_from_an_origin_steers_a_terminal(cli: Executable, tm
         assert done.code == 0
         assert "[bold]" in done.out or "FILE" in done.out
         assert not {"\u202e", "\x9b"} & set(done.out + done.err)
+
+
+def test_a_warning_without_a_next_step_has_no_empty_hint() -> None:
+    said = StringIO()
+    output = Output(Style(), out=StringIO(), err=said)
+
+    output.warn("it is so", hint=None)
+    output.warn("it is so", hint="change it")
+
+    assert said.getvalue() == "warning: it is so\nwarning: it is so\nhint: change it\n"

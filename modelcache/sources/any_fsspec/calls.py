@@ -47,7 +47,7 @@ def called(action: Callable[[], T], timeout_s: float, cancel: Cancellation, aske
         cancel.check()
         raise AssertionError("unreachable")
     if outcome.error is None:
-        return outcome.value  # type: ignore[return-value]
+        return outcome.value  # type: ignore[return-value]  # no error: `action` gave a value, which may be None
     if isinstance(outcome.error, ModelCacheError):
         raise outcome.error
     raise error_of(outcome.error, asked)

@@ -35,7 +35,6 @@ class Pool:
         if getattr(made, "async_impl", False):
             with self._lock:
                 self._shared = made  # of two that were made at once both work
-            return made
         return made
 
     def give(self, filesystem: Filesystem) -> None:

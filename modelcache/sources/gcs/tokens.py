@@ -185,7 +185,7 @@ class _AuthTransport:
             raise
         except ModelCacheError as error:
             self.failure = error
-            raise exceptions.TransportError(type(error).__name__) from None  # type: ignore[no-untyped-call]
+            raise exceptions.TransportError(type(error).__name__) from None  # type: ignore[no-untyped-call]  # google-auth's
         return _Answer(answer.status, answer.headers, answer.body)
 
     def close(self) -> None:
