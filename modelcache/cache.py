@@ -242,7 +242,7 @@ class ModelCache(Upkeeping, Prewarming, Carrying, SingleFiles):
             return
         with self._counted(), ExitStack() as opened:
             expect_served(asked[0])
-            registry = Registry(caller.own_config, self._engine.throttled, self._allowances, expect_served)
+            registry = Registry(self._permission.config_of(caller), self._engine.throttled, self._allowances, expect_served)
             opened.callback(registry.close)
             sources = opened.enter_context(registry.sources(*asked))
             yield [self._permission.admit(caller, asked, source, again=again) for source in sources]

@@ -234,11 +234,16 @@ class Permission:
         self._detours = (config.proxies, config.mirrors)
         self.denials = Denials()
 
+    def config_of(self, caller: Caller) -> Config:
+        """The settings of a caller's sources: the caller's own, and where none of them may lead."""
+        own = caller.own_config
+        return replace(own, proxies=replace(own.proxies, refused_networks=self._trust.refused_networks))
+
     def admit(self, caller: Caller, asked: tuple[StorageUri, UriSecrets], source: Source, *, again: bool) -> CallersAdmission:
         """What a caller may have of a URI.
 
         Args:
-            source: made of the caller's settings alone (`Caller.own_config`).
+            source: made of `config_of(caller)` and nothing else.
             again: proofs of before don't count.
         """
         uri, secrets = asked

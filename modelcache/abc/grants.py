@@ -19,11 +19,13 @@ class Trust:
         origins: origins whose stated sha256 may save a fetch once the caller has proved that it can read the object there.
             Each as `scheme://host:port[/path]`; one with a CA of its own is never meant.
         proof_requests: one-byte reads in flight for one proof.
+        refused_networks: CIDR blocks that no caller's URI, name or redirect may lead to.
     """
 
     grant_ttl_s: float
     origins: tuple[str, ...]
     proof_requests: int
+    refused_networks: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -46,8 +46,14 @@ that shares its file system the agent goes lower. On a laptop 10 % stay free."""
 DEFAULT_ENGINE = EngineLimits(ConcurrencyBounds(start=4, least=1, most=16), spare_buffers=16)
 """16 + 16 chunks of 4 MiB bound the engine's memory to 128 MiB."""
 DEFAULT_REFRESH_S = 600.0
-DEFAULT_TRUST = Trust(grant_ttl_s=86_400.0, origins=("https://huggingface.co:443",), proof_requests=8)
-"""The Hub names its large files by sha256 and lets nobody else say what they are (DESIGN §6)."""
+DEFAULT_TRUST = Trust(
+    grant_ttl_s=86_400.0,
+    origins=("https://huggingface.co:443",),
+    proof_requests=8,
+    refused_networks=("169.254.0.0/16", "fe80::/10", "fd00:ec2::/32", "100.100.100.200/32"),
+)
+"""The Hub names its large files by sha256 and lets nobody else say what they are (DESIGN §6). Refused: link-local addresses (RFC 3927,
+RFC 4291), where clouds give out a machine's credentials, and those of Amazon's over IPv6 and of Alibaba Cloud's services for that."""
 
 
 @dataclass(frozen=True)

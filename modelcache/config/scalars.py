@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -92,6 +93,14 @@ def _origins(text: str) -> tuple[str, ...]:
         raise BadConfig(f"an origin in it is none: {error.message}") from None
 
 
+def _networks(text: str) -> tuple[str, ...]:
+    """CIDR blocks, each once; an address is one of its own."""
+    try:
+        return tuple(dict.fromkeys(str(ipaddress.ip_network(one.strip())) for one in text.split(",") if one.strip()))
+    except ValueError as error:
+        raise BadConfig(f"a network in it is none: {error}", got=text) from None
+
+
 def count(least: int, most: int) -> Scalar:
     """A whole number in these bounds."""
 
@@ -135,5 +144,6 @@ ENDPOINT = Scalar("a URL such as `https://host:9000`", _endpoint, example='"http
 HUB_ENDPOINT = Scalar("a URL such as `https://host`", _hub_endpoint, example='"https://host"')
 HUB_TOKEN = Scalar("a token", _hub_token, secret=True, example='"hf_token"')
 GCS_ENDPOINT = Scalar("a URL such as `https://host`", _gcs_endpoint, example='"https://host"')
+NETWORKS = Scalar("networks such as `169.254.0.0/16`, divided by commas", _networks, show=",".join, example='"169.254.0.0/16"')
 ORIGINS = Scalar("origins such as `https://host`, divided by commas", _origins, show=",".join, example='"https://huggingface.co"')
 PROXY = Scalar("a URL such as `http://host:3128`", str, hide=redact_url, example='"http://host:3128"')

@@ -20,6 +20,7 @@ from modelcache.config.scalars import (
     GCS_ENDPOINT,
     HUB_ENDPOINT,
     HUB_TOKEN,
+    NETWORKS,
     ORIGINS,
     PATH,
     PROXY,
@@ -243,6 +244,10 @@ SETTINGS: tuple[Setting, ...] = (
     setting(
         "permission.proof_requests", "trust.proof_requests", count(1, 64), "MODELCACHE_PROOF_REQUESTS",
         "one-byte reads in flight for one proof",
+    ),
+    setting(
+        "permission.refused_networks", "trust.refused_networks", NETWORKS, "MODELCACHE_REFUSED_NETWORKS",
+        "where no caller's URI may lead, by name, address or redirect; none: anywhere",
     ),
     setting(
         "proxy.http", "proxies.http", PROXY, ("http_proxy", Variable("HTTP_PROXY", _http_proxy, ("REQUEST_METHOD",))),

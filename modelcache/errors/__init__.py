@@ -33,6 +33,7 @@ from modelcache.errors.device import DeviceFault, NoDeviceMemory
 from modelcache.errors.origin import (
     AccessDenied,
     AccessUnproved,
+    AddressRefused,
     BadArchive,
     BadCheckpoint,
     BodyCut,
@@ -63,6 +64,7 @@ from modelcache.errors.store import (
 __all__ = [
     "AccessDenied",
     "AccessUnproved",
+    "AddressRefused",
     "AmbiguousName",
     "BadArchive",
     "BadCheckpoint",

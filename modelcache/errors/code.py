@@ -22,6 +22,7 @@ class ErrorCode(StrEnum):
     NOT_CACHED = "not-cached"
     ACCESS_DENIED = "access-denied"
     ACCESS_UNPROVED = "access-unproved"
+    ADDRESS_REFUSED = "address-refused"
     ORIGIN_UNREACHABLE = "origin-unreachable"
     ORIGIN_UNTRUSTED = "origin-untrusted"
     ORIGIN_BUSY = "origin-busy"

@@ -15,6 +15,13 @@ class AccessDenied(ModelCacheError):
     default_hint = "check the credential that this process uses and its right to read these objects"
 
 
+class AddressRefused(AccessDenied):
+    """A caller's URI, a name in it or a redirect leads into a network where no caller's may lead."""
+
+    code = ErrorCode.ADDRESS_REFUSED
+    default_hint = "name another origin, or have the administrator take the network out of `permission.refused_networks`"
+
+
 class AccessUnproved(AccessDenied):
     """A caller of a shared store holds no grant in force, and could not prove its right; whether the bytes are here is not said."""
 

@@ -12,7 +12,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from modelcache.errors import AccessDenied, OriginUnreachable, OriginUntrusted, ProtocolViolation
+from modelcache.errors import AccessDenied, AddressRefused, OriginUnreachable, OriginUntrusted, ProtocolViolation
 from modelcache.patience import Cancellation, Deadline
 from modelcache.transport.head import HEAD_END, MAX_HEAD_BYTES, encode_request, parse_response
 from modelcache.transport.proxies import Proxy
@@ -43,10 +43,14 @@ class Route:
         return f"{self.scheme}://{host}:{self.port}"
 
 
-def dial(route: Route, trust: Trust, timeouts: Timeouts, cancel: Cancellation) -> Wire:
+def dial(route: Route, trust: Trust, timeouts: Timeouts, cancel: Cancellation, refuses: Callable[[str], bool]) -> Wire:
     """Connect.
 
+    Args:
+        refuses: whether an address must not be connected to. A proxy's own is not asked about.
+
     Raises:
+        AddressRefused: the origin has no other address.
         OriginUnreachable: with the reason: name resolution, every address tried, the proxy, the handshake.
         OriginUntrusted: the certificate is not vouched for; not retryable.
         AccessDenied: the proxy wants (other) credentials.
@@ -54,7 +58,7 @@ def dial(route: Route, trust: Trust, timeouts: Timeouts, cancel: Cancellation) -
         Cancelled.
     """
     deadline = Deadline.after(timeouts.connect_s)
-    sock = _connect(route, deadline, cancel)
+    sock = _connect(route, deadline, cancel, refuses)
     try:
         if route.scheme == "http":
             return PlainWire(sock, timeouts.stall_s)
@@ -66,9 +70,15 @@ def dial(route: Route, trust: Trust, timeouts: Timeouts, cancel: Cancellation) -
         raise
 
 
-def _connect(route: Route, deadline: Deadline, cancel: Cancellation) -> socket.socket:
+def _connect(route: Route, deadline: Deadline, cancel: Cancellation, refuses: Callable[[str], bool]) -> socket.socket:
+    if refuses(route.host):
+        raise AddressRefused("the address is one that must not be connected to", address=route.endpoint, got=route.host)
     host, port = (route.host, route.port) if route.proxy is None else (route.proxy.host, route.proxy.port)
     addresses = _resolve(host, port, route, deadline, cancel)
+    if route.proxy is None and (refused := [address[0] for _, address in addresses if refuses(address[0])]):
+        addresses = [each for each in addresses if each[1][0] not in refused]
+        if not addresses:
+            raise AddressRefused("the name leads to an address that must not be connected to", address=route.endpoint, got=refused[0])
     failures = []
     for number, (family, address) in enumerate(addresses):
         sock = socket.socket(family, socket.SOCK_STREAM)

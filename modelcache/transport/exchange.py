@@ -130,7 +130,7 @@ class Exchanger:
                 return self._attempt(request, data, kept, route, cancel)
             except OriginUnreachable:
                 cancel.check()
-        return self._attempt(request, data, dial(route, self._trust, self._timeouts, cancel), route, cancel)
+        return self._attempt(request, data, dial(route, self._trust, self._timeouts, cancel, self._proxies.refuses), route, cancel)
 
     def _encode(self, request: Request, route: Route) -> bytes:
         target = request.target

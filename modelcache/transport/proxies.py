@@ -1,10 +1,11 @@
-"""Which proxy, if any, a connection goes through."""
+"""Which proxy, if any, a connection goes through, and where none may go."""
 
 from __future__ import annotations
 
 import base64
 import ipaddress
 from dataclasses import dataclass, field
+from functools import lru_cache
 from urllib.parse import unquote
 
 from modelcache.errors import BadConfig, InvalidUri
@@ -49,11 +50,14 @@ class Proxies:
         http, https: proxy URL (`http://[user:password@]host:port`) for origins of that scheme; None: spoken to directly.
         no_proxy: hosts spoken to directly, separated by commas: `*`, a domain (with its subdomains), `host:port`, an address or
             a CIDR block.
+        refused_networks: CIDR blocks that nothing is connected to, whatever name or redirect leads there. What a proxy does with a
+            name is its own; an address written into a URL is refused there, too.
     """
 
     http: str | None = field(default=None, repr=False)
     https: str | None = field(default=None, repr=False)
     no_proxy: str = ""
+    refused_networks: tuple[str, ...] = ()
 
     def for_target(self, target: Target) -> Proxy | None:
         """The proxy for this origin. Raises BadConfig if the setting is unusable."""
@@ -61,6 +65,23 @@ class Proxies:
         if url is None or any(_names(entry.strip().lower(), target) for entry in self.no_proxy.split(",")):
             return None
         return Proxy.parse(url)
+
+    def refuses(self, address: str) -> bool:
+        """Whether an address (one that isn't is no address) lies in a refused network."""
+        if not self.refused_networks:
+            return False
+        try:
+            found = ipaddress.ip_address(address.partition("%")[0])
+        except ValueError:
+            return False
+        if isinstance(found, ipaddress.IPv6Address) and found.ipv4_mapped is not None:
+            found = found.ipv4_mapped
+        return any(found in _network(each) for each in self.refused_networks)
+
+
+@lru_cache(maxsize=64)
+def _network(text: str) -> ipaddress.IPv4Network | ipaddress.IPv6Network:
+    return ipaddress.ip_network(text)
 
 
 def _names(entry: str, target: Target) -> bool:

@@ -1,0 +1,61 @@
+"""Where no caller's URI may lead. Loopback stands for the refused network: it is the one that there is."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from modelcache.cache import ModelCache
+from modelcache.config import DEFAULT_TRUST, Config
+from modelcache.errors import AddressRefused, BadConfig
+from modelcache.permission import Caller
+from modelcache.testing import faults
+from modelcache.testing.fault_server import FaultServer
+from modelcache.transport import Proxies
+
+
+def config_of(root: Path, *networks: str) -> Config:
+    return Config.load(environ={}, root=root, trust=replace(DEFAULT_TRUST, refused_networks=networks))
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "[::ffff:127.0.0.1]"])
+def test_neither_an_address_nor_a_name_leads_there(tmp_path: Path, host: str) -> None:
+    config = config_of(tmp_path / "root", "127.0.0.0/8", "::1/128")
+    with FaultServer() as server, ModelCache(config=config) as cache:
+        server.put("/weights", b"of the node")
+        uri = f"{server.at(host)}/weights"
+        with pytest.raises(AddressRefused) as caught:
+            cache.ensure(uri, caller=Caller("a", "x", b"", config))
+        assert caught.value.retryable is False
+        assert (server.connections, cache.denials.by_code) == (0, {"address-refused": 1})
+        if ":" not in host:  # the server has no address of the sixth version
+            assert (cache.ensure(uri).path / "weights").read_bytes() == b"of the node"  # the owner's own goes wherever the owner says
+
+
+def test_no_redirect_leads_there(tmp_path: Path) -> None:
+    config = config_of(tmp_path / "root", "127.0.0.2/32")
+    with FaultServer() as server, ModelCache(config=config) as cache:
+        server.put("/secret", b"of the node")
+        server.fail("/weights", faults.redirect(f"{server.at('127.0.0.2')}/secret"))
+        with pytest.raises(AddressRefused, match=r"127\.0\.0\.2"):
+            cache.ensure(f"{server.endpoint}/weights", caller=Caller("a", "x", b"", config))
+        assert {received.target for received in server.received} == {"/weights"}
+
+
+@pytest.mark.parametrize(
+    "address", ["169.254.169.254", "fe80::1%eth0", "fd00:ec2::254", "::ffff:169.254.169.254", "100.100.100.200", "169.254.170.2"]
+)
+def test_where_clouds_give_out_credentials_is_refused_unless_somebody_says_otherwise(address: str) -> None:
+    assert Proxies(refused_networks=DEFAULT_TRUST.refused_networks).refuses(address)
+    assert not Proxies().refuses(address)
+
+
+def test_networks_are_read_from_the_environment() -> None:
+    assert Config.load({"HOME": "/nowhere", "MODELCACHE_REFUSED_NETWORKS": "10.0.0.0/8, ::1"}).trust.refused_networks == (
+        "10.0.0.0/8",
+        "::1/128",
+    )
+    with pytest.raises(BadConfig, match="network"):
+        Config.load({"HOME": "/nowhere", "MODELCACHE_REFUSED_NETWORKS": "10.0.0.1/8"})
