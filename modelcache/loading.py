@@ -128,7 +128,10 @@ def stream(
         checkpoint, open_file = opened.checkpoint, opened.open_file
         chosen = checkpoint.select(names, order=order)
         if share is None:
-            yield from stream_tensors(checkpoint, chosen, wishes, open_file=open_file, report=seen, cancel=cancel, progress=progress)
+            extents = opened.plan(chosen, order, wishes.placement.device_of)
+            yield from stream_tensors(
+                checkpoint, chosen, wishes, extents=extents, open_file=open_file, report=seen, cancel=cancel, progress=progress
+            )
         else:
             together = NodeGroup(group) if isinstance(group, str) else group
             yield from stream_parts(
@@ -215,7 +218,8 @@ def load_into(
         if strict:
             expect_whole(found, str(checkpoint.root))
         names = [name for name in checkpoint.place if name in found.slots]
-        tensors = stream_tensors(checkpoint, names, wishes, open_file=opened.open_file, report=seen, cancel=cancel)
+        extents = opened.plan(names, wishes.order, wishes.placement.device_of)
+        tensors = stream_tensors(checkpoint, names, wishes, extents=extents, open_file=opened.open_file, report=seen, cancel=cancel)
         fill(found, tensors, assign=assign, address=str(checkpoint.root))
         opened.finish(seen)
     return found

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,12 +13,17 @@ from modelcache.arriving.arrival import Arrival
 from modelcache.arriving.checkpoint import ArrivingFolder
 from modelcache.cache import ModelCache
 from modelcache.fetch.begun import Begun
-from modelcache.loader.checkpoint import Checkpoint, Shard, open_checkpoint
+from modelcache.loader.checkpoint import Checkpoint, Order, Shard, open_checkpoint
 from modelcache.loader.files import Opener
+from modelcache.loader.plan import EXTENT_BYTES, Destination, Extent, plan
 from modelcache.loader.report import LoadReport
 from modelcache.loader.shard_file import ShardFile
 from modelcache.patience import Cancellation
 from modelcache.store.layout import FIXED_MTIME_S
+from modelcache.units import MIB
+
+ARRIVING_EXTENT_BYTES = 32 * MIB
+"""Of a model that arrives: a tensor is handed out when its extent is here, and a wire of 100 MB/s brings so much in a third of a second."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +48,11 @@ class Opened:
     checkpoint: Checkpoint
     open_file: Opener
     arrival: Arrival | None = None
+
+    def plan(self, names: Sequence[str], order: Order, destination: Destination) -> Sequence[Extent]:
+        """What is read for these tensors, and in which order."""
+        extent_bytes = EXTENT_BYTES if self.arrival is None else ARRIVING_EXTENT_BYTES
+        return plan(self.checkpoint, names, order=order, destination=destination, extent_bytes=extent_bytes)
 
     def finish(self, seen: LoadReport) -> None:
         """After the last tensor of a model that arrives: wait until all of it is verified, and what was handed out with it.

@@ -47,7 +47,14 @@ class Extent:
             yield ByteRange(start, min(start + BLOCK_BYTES, self.span.stop))
 
 
-def plan(checkpoint: Checkpoint, names: Sequence[str], *, order: Order = "file", destination: Destination | None = None) -> list[Extent]:
+def plan(
+    checkpoint: Checkpoint,
+    names: Sequence[str],
+    *,
+    order: Order = "file",
+    destination: Destination | None = None,
+    extent_bytes: int = EXTENT_BYTES,
+) -> list[Extent]:
     """Extents that hold these tensors: no gap over GAP_BYTES in one, and none with tensors of two destinations.
 
     In file order no byte is in two of them, but for the page in which one ends and the next begins. As given, tensors that follow each
@@ -55,14 +62,17 @@ def plan(checkpoint: Checkpoint, names: Sequence[str], *, order: Order = "file",
 
     Args:
         destination: of a tensor's name; None: all have the same.
+        extent_bytes: an extent is ended at the next tensor beyond this.
     """
     found = [checkpoint.place[name] for name in names]
     if order == "file":
         found.sort(key=lambda place: (place[0], place[1].span))
-    return extents_of(found, destination=destination, gap_bytes=GAP_BYTES)
+    return extents_of(found, destination=destination, gap_bytes=GAP_BYTES, extent_bytes=extent_bytes)
 
 
-def extents_of(found: Sequence[tuple[int, TensorEntry]], *, destination: Destination | None, gap_bytes: int) -> list[Extent]:
+def extents_of(
+    found: Sequence[tuple[int, TensorEntry]], *, destination: Destination | None, gap_bytes: int, extent_bytes: int = EXTENT_BYTES
+) -> list[Extent]:
     """Extents of these tensors, (number of the shard, where it is), in their order.
 
     Args:
@@ -73,7 +83,7 @@ def extents_of(found: Sequence[tuple[int, TensorEntry]], *, destination: Destina
     before: tuple[int, object] | None = None
     for shard, entry in found:
         here = shard, None if destination is None else destination(entry.name)
-        if before is not None and (here != before or not _joins(entry, group, gap_bytes)):
+        if before is not None and (here != before or not _joins(entry, group, gap_bytes, extent_bytes)):
             extents.append(_extent(before[0], group))
             group = []
         group.append(entry)
@@ -83,8 +93,8 @@ def extents_of(found: Sequence[tuple[int, TensorEntry]], *, destination: Destina
     return extents
 
 
-def _joins(entry: TensorEntry, group: Sequence[TensorEntry], gap_bytes: int) -> bool:
-    return 0 <= entry.span.start - group[-1].span.stop <= gap_bytes and entry.span.stop - group[0].span.start <= EXTENT_BYTES
+def _joins(entry: TensorEntry, group: Sequence[TensorEntry], gap_bytes: int, extent_bytes: int) -> bool:
+    return 0 <= entry.span.start - group[-1].span.stop <= gap_bytes and entry.span.stop - group[0].span.start <= extent_bytes
 
 
 def _extent(shard: int, group: Sequence[TensorEntry]) -> Extent:
