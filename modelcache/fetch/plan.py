@@ -14,6 +14,11 @@ SPAN_CHUNKS = 16
 and would keep a waiting model's first request behind them for longer on origins that can't be broken off."""
 
 
+WANTED_SHARE = 8
+"""A wanted span has an eighth of the chunks that were handed out as wanted before it, one at least: a reader who begins gets what it asks
+for first over all connections together, and has lost little when spans are long."""
+
+
 class Priority(IntEnum):
     """Who is served first; lower is sooner."""
 
@@ -115,6 +120,7 @@ class Schedule:
         self._early = deque(i for i, todo in self._todo.items() if todo.early)
         self._order = deque(self._todo)
         self._wanted: deque[int] = deque()
+        self._wanted_chunks = 0
         self._with_work = set(self._todo)
 
     @property
@@ -196,10 +202,12 @@ class Schedule:
         while self._wanted:
             file = self._wanted[0]
             todo = self._todo[file]
+            most = todo.most if todo.plan.whole else max(1, min(todo.most, self._wanted_chunks // WANTED_SHARE))
             for first, stop in todo.wanted if todo.ready else ():
                 for runs, work in ((todo.check, Work.CHECK), (todo.fetch, Work.FETCH)):
-                    got = _cut(runs, first, stop, todo.most)
+                    got = _cut(runs, first, stop, most)
                     if got is not None:
+                        self._wanted_chunks += got[1] - got[0]
                         return self._out(file, got, work)
             self._wanted.popleft()
             todo.queued = False

@@ -10,7 +10,7 @@ from hypothesis import settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from modelcache.chunks import CHUNK_BYTES, chunk_count
-from modelcache.fetch.plan import SPAN_CHUNKS, PlannedFile, Schedule, Span, Work
+from modelcache.fetch.plan import SPAN_CHUNKS, WANTED_SHARE, PlannedFile, Schedule, Span, Work
 
 
 class At(Enum):
@@ -256,3 +256,16 @@ def test_files_of_others_keep_their_place_and_come_back() -> None:
     schedule.ended(first, first.stop)
     second = schedule.take(1)
     assert second == Span(0, 0, 2, Work.FETCH)
+
+
+def test_wanted_spans_begin_small_and_grow() -> None:
+    schedule = Schedule([PlannedFile(300 * CHUNK_BYTES)])
+    schedule.want(0, 0, 300)
+    sizes = []
+    while (span := schedule.take(4)) is not None:
+        sizes.append(len(span.chunks))
+        schedule.ended(span, span.stop)
+    assert sizes[:WANTED_SHARE] == [1] * WANTED_SHARE
+    assert sizes[:-1] == sorted(sizes[:-1])
+    assert max(sizes) == SPAN_CHUNKS
+    assert sum(sizes) == 300
