@@ -79,15 +79,15 @@ class CudaDevice:
                 raise no_memory(self.device, size_bytes) from error
             stream = torch.cuda.current_stream(self.device)
             self._stream.wait_stream(stream)
-        return Target(memory, [])
+        return Target(memory)
 
     def copy(self, source: torch.Tensor, pieces: Sequence[Piece], target: Target) -> Copy:
         with _on(self.device):
             try:
                 with torch.cuda.stream(self._stream):
                     for piece in pieces:
-                        to = target.memory[piece.at : piece.at + piece.size_bytes]
-                        to.copy_(source[piece.offset : piece.offset + piece.size_bytes], non_blocking=True)
+                        part = source[piece.offset : piece.offset + piece.size_bytes]
+                        target.memory[piece.at : piece.at + piece.size_bytes].copy_(part, non_blocking=True)
                     event = torch.cuda.Event(blocking=True)  # a thread that waits sleeps
                     event.record(self._stream)
             except BaseException:
@@ -166,7 +166,7 @@ def _translated(name: str) -> Iterator[None]:
         raise
     except RuntimeError as error:
         first = str(error).partition("\n")[0]
-        raise DeviceFault(f"the device failed ({first})", address=name) from error
+        raise DeviceFault(f"the device failed ({first})", address=name) from error.with_traceback(None)  # its frames keep memory
 
 
 def _said(code: int) -> str:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch
 
 from modelcache.loader.layout import Piece
 from modelcache.loader.memory import Memory
-
-if TYPE_CHECKING:
-    import torch
 
 
 class Pinning(Protocol):
@@ -47,7 +46,11 @@ class Target:
     """
 
     memory: torch.Tensor
-    safe_on: list[object]
+    safe_on: list[object] = field(default_factory=list)
+
+    def drop(self) -> None:
+        """Let go of the memory, whoever still refers to this: frames that an error came through, a thread that is about to let go."""
+        self.memory = torch.empty(0, dtype=torch.uint8, device="cpu")
 
 
 class Device(Pinning, Protocol):

@@ -58,7 +58,8 @@ class DeviceLanding:
         self._to = to
         self._ring = ring
         self._cancel = cancel
-        self._copies: list[Copy] = []  # `append` is atomic
+        self._copies: list[Copy] = []  # several threads add to it
+        self._left = sum(entry.span.size_bytes > 0 for entry in extent.tensors)
         self._target: Target | None = device.allocate(self._layout.size_bytes) if self._layout.size_bytes else None
 
     def fill(self, file: TensorFile, block: ByteRange) -> Way:
@@ -76,17 +77,25 @@ class DeviceLanding:
         return way
 
     def tensor(self, entry: TensorEntry) -> torch.Tensor:
-        """Begins at a multiple of TENSOR_ALIGNMENT bytes, whatever its place in the file; shares its storage with the extent's others."""
+        """Begins at a multiple of TENSOR_ALIGNMENT bytes, whatever its place in the file; shares its storage with the extent's others.
+
+        Asked once for each: after the last, nothing here keeps the memory.
+        """
         dtype, shape = torch_form(entry, self._address)
         if not entry.span.size_bytes:
             return torch.empty(shape, dtype=dtype, device=self._to)
         assert self._target is not None
         self._device.hand_over(self._target, self._copies)
         at = self._layout.place_of(entry)
-        raw = self._target.memory[at : at + entry.span.size_bytes]
-        return raw.view(dtype).view(shape)
+        found = self._target.memory[at : at + entry.span.size_bytes].view(dtype).view(shape)
+        self._left -= 1
+        if not self._left:
+            self.drop()
+        return found
 
     def drop(self) -> None:
-        """Let go of what was not handed out; whoever keeps an error that was raised in the middle keeps no device memory by it."""
+        """Let go of what was not handed out."""
+        if self._target is not None:
+            self._target.drop()
         self._target = None
         self._copies = []

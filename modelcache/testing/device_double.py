@@ -165,7 +165,7 @@ class DoubleDevice:
         self._machine.unpin(memory)
 
     def allocate(self, size_bytes: int) -> Target:
-        return Target(self._machine.allocate(self.name, size_bytes), [])
+        return Target(self._machine.allocate(self.name, size_bytes))
 
     def copy(self, source: torch.Tensor, pieces: Sequence[Piece], target: Target) -> Copy:
         self._machine.begins()
