@@ -20,6 +20,8 @@ from modelcache.units import KIB
 
 FIRST_BYTES = 64 * KIB
 """Of a file, read at once: the whole header of most."""
+FIRST_WANTED_CHUNKS = 9
+"""Of the first file: its header, and what is read as one after that."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +53,7 @@ class ArrivingFolder:
         Raises:
             NotFound: there are no safetensors among them. BadCheckpoint. What `Arrival.later` raises.
         """
+        self._want_first()
         index = self._index()
         names = sorted(set(index.values())) if index is not None else sorted(name for name in self._sizes if name.endswith(SUFFIX))
         if not names:
@@ -74,6 +77,13 @@ class ArrivingFolder:
             verified_only=verified_only,
             may_map=self.may_map,
         )
+
+    def _want_first(self) -> None:
+        """What most will read first is wanted before the headers say so: else long spans of other files are under way when they do."""
+        numbers = {item.path: number for number, item in enumerate(self.begun.listing.files)}
+        first = min((name for name in self._sizes if name.endswith(SUFFIX)), default=None)
+        if first is not None:
+            self.begun.fetch.want(numbers[first], 0, FIRST_WANTED_CHUNKS)
 
     def _index(self) -> Mapping[str, str] | None:
         found = sorted(name for name in self._sizes if name.endswith(INDEX_SUFFIX))
