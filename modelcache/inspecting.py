@@ -74,7 +74,10 @@ def _header(source: Source, item: RemoteFile, cancel: Cancellation) -> tuple[Hea
     """And how many bytes were read for it."""
     if item.size_bytes < LENGTH_BYTES:
         raise BadCheckpoint(
-            "the file is too short for a safetensors header", address=item.path, expected="8 bytes", got=str(item.size_bytes)
+            "the file is too short for a safetensors header",
+            address=item.path,
+            expected=f"at least {LENGTH_BYTES} bytes",
+            got=f"{item.size_bytes} bytes",
         )
     data = _read(source, item, 0, min(FIRST_BYTES, item.size_bytes), cancel)
     size_bytes = header_bytes(data[:LENGTH_BYTES], item.size_bytes, item.path)

@@ -25,13 +25,13 @@ from modelcache.integrations.options import configured
 from modelcache.integrations.shared import SharedCaches
 from modelcache.single_files import FileEntry
 from modelcache.sources.archive.source import is_archive_name
+from modelcache.unpack import KEPT_AS_FILES
 from modelcache.uri import ALIASES
 
 MAX_LISTINGS = 64
 """Listings that one file system remembers."""
 OPEN_WITHOUT_EFFECT = frozenset({"autocommit", "block_size", "cache_options", "cache_type", "fill_cache"})
 """Options of fsspec's `open` that say how it reads, and not what."""
-_UNPACKED_NEVER = ("hf", "modelscope")
 _URLS = ("http", "https")
 _CACHES = SharedCaches()
 
@@ -136,7 +136,7 @@ class ModelCacheFileSystem(ChainedFileSystem):  # type: ignore[misc]  # fsspec h
             return f"{scheme}://{body}{'#unpack=false' if is_archive_name(name) else ''}"
         if scheme != "file" and question and not query.startswith(("versionId=", "generation=")):
             name, body = body, f"{body}?"
-        if scheme not in _UNPACKED_NEVER and is_archive_name(name):
+        if scheme not in KEPT_AS_FILES and is_archive_name(name):
             return f"{scheme}://{body}#unpack=false"
         return f"{scheme}://{body}{'#' if '#' in body else ''}"
 

@@ -7,15 +7,12 @@ from pathlib import Path
 
 import pytest
 
-import modelcache.cache
-from modelcache.abc.store import Limits
 from modelcache.cache import ModelCache
-from modelcache.config import Config
 from modelcache.fetch.engine import FetchEngine
-from modelcache.registry import Registry
 from modelcache.testing.fetching import running_engine
 from modelcache.testing.memory_source import MemorySource
 from modelcache.testing.memory_store import MemoryStore
+from tests.unit.dict_cache import cache_over
 from tests.unit.ensure.bench import MODEL, Bench
 from tests.unit.ensure.origins import Origins
 
@@ -47,11 +44,6 @@ def origins() -> Origins:
 
 
 @pytest.fixture
-def cache(monkeypatch: pytest.MonkeyPatch, store: MemoryStore, origins: Origins, tmp_path: Path) -> Iterator[ModelCache]:
-    def open_store(root: Path, limits: Limits, **_: bool) -> MemoryStore:
-        return store
-
-    monkeypatch.setattr(modelcache.cache, "LocalStore", open_store)
-    monkeypatch.setattr(Registry, "sources", lambda registry, uri, secrets: origins.lend(registry, uri, secrets))
-    with ModelCache(config=Config(root=tmp_path)) as opened:
+def cache(store: MemoryStore, origins: Origins, tmp_path: Path) -> Iterator[ModelCache]:
+    with cache_over(store, origins.lend, tmp_path) as opened:
         yield opened

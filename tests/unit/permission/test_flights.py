@@ -10,10 +10,7 @@ from pathlib import Path
 
 import pytest
 
-import modelcache.cache
-from modelcache.abc.store import Limits
 from modelcache.cache import ModelCache, Refresh
-from modelcache.config import Config
 from modelcache.errors import AccessDenied, AccessUnproved, NotCached
 from modelcache.fetch.progress import Progress
 from modelcache.permission import Caller
@@ -26,6 +23,7 @@ from modelcache.testing.memory_source import MemorySource
 from modelcache.testing.memory_store import MemoryStore
 from modelcache.testing.store_filling import content, digest_of, manifest_of
 from modelcache.uri import StorageUri, UriSecrets
+from tests.unit.dict_cache import cache_over
 
 MODEL = {"config.json": b"{}", "model.safetensors": content(9 * CHUNK + 7, 1)}
 URI = "s3://bucket/model"
@@ -56,13 +54,8 @@ def store() -> MemoryStore:
 
 
 @pytest.fixture
-def cache(monkeypatch: pytest.MonkeyPatch, store: MemoryStore, bucket: Bucket, tmp_path: Path) -> Iterator[ModelCache]:
-    def open_store(root: Path, limits: Limits, **_: bool) -> MemoryStore:
-        return store
-
-    monkeypatch.setattr(modelcache.cache, "LocalStore", open_store)
-    monkeypatch.setattr(Registry, "sources", lambda registry, uri, secrets: bucket.lend(registry, uri, secrets))
-    with small_chunks(), ModelCache(config=Config(root=tmp_path)) as opened:
+def cache(store: MemoryStore, bucket: Bucket, tmp_path: Path) -> Iterator[ModelCache]:
+    with small_chunks(), cache_over(store, bucket.lend, tmp_path) as opened:
         yield opened
 
 
