@@ -240,7 +240,7 @@ def main() -> None:
         rounds = FlightRounds(given.directory, given.processes, given.known_by, given.seed)
         for number in range(given.rounds):
             problems += [f"round {number}: {problem}" for problem in rounds.play(kill=number % 4 != 0)]
-    print(json.dumps({"kills": rounds.kills, "problems": problems}))  # noqa: T201
+    print(json.dumps({"kills": rounds.kills, "problems": problems}))  # noqa: T201 - read by who started this process
 
 
 if __name__ == "__main__":

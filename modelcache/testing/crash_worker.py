@@ -144,7 +144,7 @@ def main() -> None:
         points = [] if problems else rounds.points(given.seed, given.rounds)
         for point in points:
             problems += rounds.round(point)
-    print(json.dumps({"changes": rounds.changes, "rounds": len(points), "problems": problems}))  # noqa: T201
+    print(json.dumps({"changes": rounds.changes, "rounds": len(points), "problems": problems}))  # noqa: T201 - read by who started this process
 
 
 if __name__ == "__main__":

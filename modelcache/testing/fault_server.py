@@ -196,7 +196,7 @@ class FaultServer:
             with self._lock:
                 self.connections += 1
                 self._sockets.add(sock)
-            self._start(lambda sock=sock: self._serve(sock))  # type: ignore[misc]  # mypy can't type a default of a lambda
+            self._start(lambda sock=sock: self._serve(sock))  # type: ignore[misc]  # mypy takes a default of a lambda for Any
 
     def _serve(self, bare: socket.socket) -> None:
         sock = bare

@@ -148,7 +148,7 @@ def main() -> None:
     with small_chunks_everywhere():
         party = Party(arena_at(Path(directory)), int(seed))
         party.play(role, lambda done: done < int(rounds) if int(rounds) else not select.select([sys.stdin], [], [], 0)[0])
-    print(json.dumps(party.counts))  # noqa: T201
+    print(json.dumps(party.counts))  # noqa: T201 - read by who started this process
 
 
 if __name__ == "__main__":

@@ -85,7 +85,7 @@ def _connect(route: Route, deadline: Deadline, cancel: Cancellation, refuses: Ca
         try:
             # Each address gets its share of what is left, so that a dead first one leaves time for the second.
             sock.settimeout(max(0.001, deadline.remaining_s() / (len(addresses) - number)))
-            with cancel.on_cancel(lambda sock=sock: _shut(sock)):  # type: ignore[misc]
+            with cancel.on_cancel(lambda sock=sock: _shut(sock)):  # type: ignore[misc]  # mypy takes a default of a lambda for Any
                 sock.connect(address)
             cancel.check()
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

@@ -17,12 +17,12 @@ def serve(port: int, directory: str) -> None:
     authorizer = DummyAuthorizer()
     authorizer.add_user(os.environ["FTP_USER"], os.environ["FTP_PASSWORD"], directory, perm=LIST_AND_READ)
 
-    class Handler(FTPHandler):  # type: ignore[misc]
+    class Session(FTPHandler):  # type: ignore[misc]  # pyftpdlib has no types
         pass
 
-    Handler.authorizer = authorizer
-    Handler.use_gmt_times = True
-    ThreadedFTPServer(("127.0.0.1", port), Handler).serve_forever(handle_exit=False)
+    Session.authorizer = authorizer
+    Session.use_gmt_times = True
+    ThreadedFTPServer(("127.0.0.1", port), Session).serve_forever(handle_exit=False)
 
 
 if __name__ == "__main__":
