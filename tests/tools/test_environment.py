@@ -186,3 +186,26 @@ def test_what_pip_could_not_install_stops_with_its_words(
 
     assert ended.value.code == 1
     assert "its output" in capsys.readouterr().err
+
+
+def test_vllm_goes_beside_with_exactly_what_it_was_frozen_with(
+    environment: ModuleType, monkeypatch: pytest.MonkeyPatch, clone: Path
+) -> None:
+    commands = Commands()
+    monkeypatch.setattr(environment, "attempt", commands)
+    monkeypatch.setattr(environment.platform, "machine", lambda: "x86_64")
+
+    environment.vllm(clone.parent / ".cache" / "vllm")
+
+    installs = [command for command in commands.run if "--no-deps" in command]
+    assert [command[-2:] for command in installs] == [["-r", "tests/integrations/requirements-vllm.txt"], ["-e", "."]]
+    assert [command[-1] for command in commands.run[:-2] if "install" in command] == ["torch==2.13.0+cpu"]
+
+
+def test_vllm_on_another_processor_is_refused(
+    environment: ModuleType, monkeypatch: pytest.MonkeyPatch, clone: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(environment.platform, "machine", lambda: "aarch64")
+    with pytest.raises(SystemExit):
+        environment.vllm(clone.parent / ".cache" / "vllm")
+    assert "aarch64" in capsys.readouterr().err
