@@ -1,0 +1,102 @@
+"""vLLM's own engine with weights by the load format `modelcache`: it answers what it answers with its own load. `make test-vllm`."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+
+from modelcache import ModelCache
+from modelcache.testing.models import smollm2
+
+pytestmark = [pytest.mark.soak, pytest.mark.vllm, pytest.mark.timeout(1200)]
+
+ROOT = Path(__file__).parents[2]
+PYTHON = ROOT / ".cache" / "vllm" / "bin" / "python"
+ANSWERS = Path(__file__).parent / "vllm_answers.py"
+ENVIRON = {
+    "HF_HUB_OFFLINE": "1",
+    "VLLM_NO_USAGE_STATS": "1",
+    "VLLM_HOST_IP": "127.0.0.1",
+    "VLLM_CPU_KVCACHE_SPACE": "1",
+    "VLLM_CPU_OMP_THREADS_BIND": "0|1",  # two workers on a machine of one NUMA node
+}
+
+
+def answers(tmp_path: Path, engines: Sequence[Mapping[str, Any]], *, fails: bool = False) -> Any:
+    """What each engine answers; with `fails` the errors that the first one gives instead."""
+    told = tmp_path / "answers.json"
+    environ = {**os.environ, **ENVIRON, "MODELCACHE_ROOT": str(tmp_path / "store")}
+    command = [str(PYTHON), str(ANSWERS), str(told)]
+    with (tmp_path / "log").open("w+") as log:
+        process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=log, stderr=log, env=environ, cwd=tmp_path, start_new_session=True
+        )
+        try:
+            process.communicate(json.dumps(engines).encode(), timeout=1100)
+        finally:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+        log.seek(0)
+        said = log.read()
+    assert (process.returncode != 0) == fails, said[-6000:]
+    return said if fails else json.loads(told.read_text())
+
+
+def without_weights(model: Path, directory: Path) -> Path:
+    """What vLLM itself reads of a model: configuration and tokenizer."""
+    directory.mkdir()
+    for path in model.iterdir():
+        if ".safetensors" not in path.name:
+            shutil.copy(path, directory)
+    return directory
+
+
+def by_us(model: Path, weights: Path) -> dict[str, Any]:
+    return {"model": str(model), "load_format": "modelcache", "model_loader_extra_config": {"uri": weights.as_uri()}}
+
+
+def test_a_real_model_answers_as_with_vllms_own_load(tmp_path: Path) -> None:
+    model = smollm2(ROOT / ".cache" / "models").directory
+    bare = without_weights(model, tmp_path / "bare")
+    ours, theirs = answers(tmp_path, [by_us(bare, model), {"model": str(model)}])
+    assert ours["text"].startswith(" Paris")
+    assert ours == theirs
+    with ModelCache(tmp_path / "store") as cache:  # it came through the store
+        assert cache.find(model.as_uri()).path.is_dir()
+
+
+def llama(directory: Path) -> Path:
+    """Two layers of random bf16 weights, in several shards."""
+    torch.manual_seed(3)
+    sizes = {"hidden_size": 256, "intermediate_size": 256, "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 49152}
+    config = transformers.LlamaConfig(num_hidden_layers=2, max_position_embeddings=256, **sizes)
+    transformers.LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(directory, max_shard_size="8MB")
+    return directory
+
+
+def test_workers_in_processes_of_their_own_each_take_their_part(tmp_path: Path) -> None:
+    model = llama(tmp_path / "llama")
+    words = without_weights(smollm2(ROOT / ".cache" / "models").directory, tmp_path / "bare")
+    shutil.copy(model / "config.json", words)
+    two = {"tensor_parallel_size": 2, "tokenizer": str(words)}
+    ours, theirs = answers(tmp_path, [{**by_us(words, model), **two}, {"model": str(model), **two}])
+    assert ours == theirs
+    assert len({*ours["tokens"]}) > 1
+
+
+def test_an_engine_that_cannot_have_its_weights_does_not_start_and_says_why(tmp_path: Path) -> None:
+    model = smollm2(ROOT / ".cache" / "models").directory
+    said = answers(tmp_path, [by_us(without_weights(model, tmp_path / "bare"), tmp_path / "nowhere")], fails=True)
+    assert "modelcache.errors" in said
+    assert str(tmp_path / "nowhere") in said
