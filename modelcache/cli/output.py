@@ -6,9 +6,10 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from io import TextIOWrapper
+from itertools import chain
 from pathlib import Path
 from typing import TextIO
 
@@ -63,7 +64,8 @@ class Output:
     def document(self, fields: Mapping[str, object]) -> None:
         """The result with `--json`; nothing otherwise. Indented on a terminal, else one line."""
         if self.style.as_json:
-            self._write_out(json.dumps(fields, indent=2 if self._out.isatty() else None) + "\n")
+            pieces: Iterable[str] = [json.dumps(fields, indent=2)] if self._out.isatty() else _pieces(fields)
+            self._flushed(lambda: self._out.writelines(chain(pieces, "\n")))
 
     def line(self, text: str, *, label: str = "", color: str = "") -> None:
         """One line of the result, for people; `label` stands before it, on a terminal in a color."""
@@ -167,6 +169,21 @@ def streams() -> tuple[TextIO, TextIO]:
             stream.reconfigure(errors="backslashreplace")
         found.append(stream if stream is not None else open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115  lives as long as the process
     return found[0], found[1]
+
+
+def _pieces(fields: Mapping[str, object]) -> Iterator[str]:
+    """`json.dumps(fields)`, a list's elements one by one: encoded at once, a thousand models take 4 MB beside their 0.5 MB of text."""
+    before = "{"
+    for key, value in fields.items():
+        yield f"{before}{json.dumps(key)}: "
+        before = ", "
+        if isinstance(value, list):
+            for index, element in enumerate(value):
+                yield f"{', ' if index else '['}{json.dumps(element)}"
+            yield "]" if value else "[]"
+        else:
+            yield json.dumps(value)
+    yield "}" if fields else "{}"
 
 
 def _discard(stream: TextIO) -> None:

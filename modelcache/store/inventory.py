@@ -16,8 +16,8 @@ from modelcache.store.links import Links
 from modelcache.store.parts import Parts
 from modelcache.store.snapshots import Summary
 
-Contents = Callable[[], Iterable[tuple[BlobFact, Sequence[tuple[int, int]]]]]
-"""A look at every blob: what the disk says of it, and the snapshots (by their place in the inventory) that show it, how often each."""
+Content = tuple[BlobFact, Sequence[tuple[int, int]]]
+"""What the disk says of a blob, and the snapshots (by their place in the inventory) that show it, how often each."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,11 +56,12 @@ class Totals:
 class Inventory:
     """The published snapshots, and a look at what they show. Read without the lock: a look, not a decision.
 
-    Of a content nothing is kept but the packed links to it (`store/links.py`): every figure is a sum over the blobs, taken as they go by.
+    Of a content nothing is kept but the packed links to it (`store/links.py`), and these until it is looked at: every figure is a sum over
+    the blobs, taken as they go by. They do so once: an inventory answers one question.
     """
 
     snapshots: Sequence[Listed]
-    contents: Contents
+    contents: Iterator[Content]
 
     @classmethod
     def read(cls, parts: Parts, doomed: Mapping[int, int] | None = None) -> Inventory:
@@ -72,25 +73,25 @@ class Inventory:
             links.add(number, summary.links)
             listed.append(_listed(summary, parts))
 
-        def contents() -> Iterator[tuple[BlobFact, Sequence[tuple[int, int]]]]:
+        def contents() -> Iterator[Content]:
             for directory, facts in parts.blobs.facts(doomed):
-                shown = links.of(directory)
+                shown = links.take(directory)
                 for digits, fact in facts.items():
                     yield fact, shown.get(Links.key(digits), ())
 
-        return cls(listed, contents)
+        return cls(listed, contents())
 
     @classmethod
     def of(cls, parts: Parts, digest: Digest) -> Inventory:
         """Of one snapshot and its blobs alone."""
         summary = parts.snapshots.summary(digest)
 
-        def contents() -> Iterator[tuple[BlobFact, Sequence[tuple[int, int]]]]:
+        def contents() -> Iterator[Content]:
             for digits, count in summary.links.items():
                 if is_hex(digits, 64) and (fact := parts.blobs.fact(sha256(digits))) is not None:
                     yield fact, ((0, count),)
 
-        return cls([_listed(summary, parts)], contents)
+        return cls([_listed(summary, parts)], contents())
 
     @property
     def digests(self) -> set[Digest]:
@@ -99,7 +100,7 @@ class Inventory:
     def queue(self, held: Iterable[Digest]) -> tuple[Queue, int]:
         """What may leave, and the blocks of all that held snapshots show, each content once."""
         queue, keeping, held_bytes = self._queue(held), self._numbers(held), 0
-        for fact, shown in self.contents():
+        for fact, shown in self.contents:
             queue.count(fact, shown)
             held_bytes += fact.allocated_bytes if _shows(keeping, shown) else 0
         return queue, held_bytes
@@ -108,7 +109,7 @@ class Inventory:
         """Args: held: what eviction must leave, which is more than what is leased if the leases can't be read."""
         totals, queue = Totals(), self._queue(held)
         leasing, pinning = self._numbers(leased), self._numbers(pinned)
-        for fact, shown in self.contents():
+        for fact, shown in self.contents:
             totals.content_bytes += fact.size_bytes
             totals.blobs_bytes += fact.allocated_bytes
             totals.own_bytes += sum(fact.size_bytes for _, count in shown if count == fact.names)
@@ -119,10 +120,11 @@ class Inventory:
         totals.evictable_bytes = queue.evictable_bytes
         return totals
 
-    def infos(self, parts: Parts, refs: Iterable[RefHead], leases: Iterable[Lease]) -> list[SnapshotInfo]:
-        """What `ls` shows, most recently used first."""
+    def infos(self, parts: Parts, refs: Callable[[], Iterable[RefHead]], leases: Iterable[Lease]) -> list[SnapshotInfo]:
+        """What `ls` shows, most recently used first. `refs` is asked last, when the links are gone from memory."""
+        shares = self._shares()
         of_refs: defaultdict[Digest, list[RefHead]] = defaultdict(list)
-        for ref in refs:
+        for ref in refs():
             of_refs[ref.manifest].append(ref)
         of_leases: defaultdict[Digest, list[Lease]] = defaultdict(list)
         for lease in leases:
@@ -140,13 +142,13 @@ class Inventory:
                 leases=tuple(of_leases[listed.digest]),
                 last_used_at_s=listed.last_used_at_s,
             )
-            for listed, share in zip(self.snapshots, self._shares(), strict=True)
+            for listed, share in zip(self.snapshots, shares, strict=True)
         ]
         return sorted(found, key=lambda info: (-info.last_used_at_s, info.digest.hex))
 
     def _shares(self) -> list[Share]:
         shares = [Share() for _ in self.snapshots]
-        for fact, shown in self.contents():
+        for fact, shown in self.contents:
             for number, count in shown:
                 share = shares[number]
                 share.shown_bytes += fact.size_bytes

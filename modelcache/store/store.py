@@ -294,11 +294,11 @@ class LocalStore:
 
     @guarded
     def list(self) -> list[SnapshotInfo]:
-        return Inventory.read(self._parts).infos(self._parts, self._parts.refs.every(), self._parts.leases.living())
+        return Inventory.read(self._parts).infos(self._parts, self._parts.refs.every, self._parts.leases.living())
 
     @guarded
     def info(self, manifest: Digest) -> SnapshotInfo | None:
         refs, leases = self._parts.refs.of_manifest(manifest), self._parts.leases.living()
         of_it = [lease for lease in leases if lease.manifest == manifest]
-        [info] = Inventory.of(self._parts, manifest).infos(self._parts, refs, of_it)
+        [info] = Inventory.of(self._parts, manifest).infos(self._parts, lambda: refs, of_it)
         return info if self._parts.snapshots.find(manifest) is not None else None  # looked for last: it may go meanwhile

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -134,6 +135,13 @@ def test_nothing_that_comes_from_an_origin_steers_a_terminal(cli: Executable, tm
         assert done.code == 0
         assert "[bold]" in done.out or "FILE" in done.out
         assert not {"\u202e", "\x9b"} & set(done.out + done.err)
+
+
+@pytest.mark.parametrize("fields", [{}, {"none": []}, {"lists": [1, {"in": [[], None]}], "text": "ü\n", "map": {"more": []}, "yes": True}])
+def test_a_document_in_pieces_is_the_whole_one(fields: dict[str, object]) -> None:
+    said = StringIO()
+    Output(Style(as_json=True), out=said, err=StringIO()).document(fields)
+    assert said.getvalue() == json.dumps(fields) + "\n"
 
 
 def test_a_warning_without_a_next_step_has_no_empty_hint() -> None:

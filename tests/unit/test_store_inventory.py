@@ -23,7 +23,7 @@ from modelcache.store.store import LocalStore
 from modelcache.testing.store_fixtures import NO_LIMITS
 
 LIMIT_BYTES_PER_BLOB = 64
-"""As in `bench.store`: a packed link is 24, a Python object with a digest in it 150 and more."""
+"""As in `bench.store`: a packed link is 20, a Python object with a digest in it 150 and more."""
 CAP_BYTES = 1 << 40
 CONTENTS = [f"{prefix}{str(number) * 62}" for prefix in ("00", "ab") for number in range(3)]
 """Digests of no bytes in particular: nobody here reads them. Several in one directory of the store."""
