@@ -19,7 +19,7 @@ from modelcache.carry.reading import ExportReader
 from modelcache.chunks import CHUNK_BYTES, ChunkTable
 from modelcache.digest import Digest, sha256
 from modelcache.errors import DamagedBlob, DamagedExport
-from modelcache.fetch.fetch import FLUSH_FILES
+from modelcache.fetch.small_files import BATCH_FILES
 from modelcache.manifest import Manifest
 from modelcache.patience import Cancellation
 
@@ -154,14 +154,12 @@ class _Filling:
             file.complete(digest, table)
             return
         self._small.append((file, digest, table))
-        if len(self._small) == FLUSH_FILES:
+        if len(self._small) == BATCH_FILES:
             self._flush()
 
     def _flush(self) -> None:
         """Small files become durable together."""
-        self._ingest.flush([file for file, _, _ in self._small])
-        for file, digest, table in self._small:
-            file.complete(digest, table)
+        self._ingest.complete(self._small)
         self._small.clear()
 
 

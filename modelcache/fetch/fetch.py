@@ -10,7 +10,6 @@ from dataclasses import dataclass, replace
 
 from modelcache.abc.ingest import IncomingFile
 from modelcache.abc.source import Body
-from modelcache.chunks import CHUNK_BYTES, ChunkTable
 from modelcache.digest import Algorithm, Digest
 from modelcache.errors import Cancelled, DigestMismatch, Unavailable
 from modelcache.fetch.assembly import Assembly
@@ -20,6 +19,7 @@ from modelcache.fetch.elsewhere import FilesElsewhere
 from modelcache.fetch.plan import PlannedFile, Priority, Schedule, Span
 from modelcache.fetch.progress import Meter, Phase, Progress, said
 from modelcache.fetch.request import FetchRequest
+from modelcache.fetch.small_files import Batch, SmallFiles
 from modelcache.patience import Cancellation
 from modelcache.ranges import ByteRange
 
@@ -27,9 +27,6 @@ DIGEST_TRIES = 2
 """A wrong final digest is fetched once more over a fresh connection, then told with both digests (DESIGN §5)."""
 WHOLE_TRIES = 4
 """A file that can't be resumed starts over this often in all when its connection breaks."""
-SMALL_BYTES = CHUNK_BYTES
-FLUSH_FILES = 256
-"""Small files become durable this many at a time, with one syncfs."""
 LOOK_S = 0.2
 
 
@@ -73,12 +70,11 @@ class Fetch:
         self._hints = {i: dict(self._incoming[i].hints()) for i in self._left if request.remote[i].resumable}
         self._schedule = Schedule([self._planned(i) if i in self._left else None for i in range(len(self._incoming))])
         self._assemblies = {i: Assembly(self._incoming[i], request.remote[i].digests, around.pool) for i in self._left}
-        self._small_open = {i for i in self._left if self._is_small(i)}
+        self._small = SmallFiles((i, self._incoming[i].size_bytes) for i in self._left)
         self.awaited = FilesElsewhere(request.ingest, request.known)
         self._digest_tries: Counter[int] = Counter()
         self._whole_tries: Counter[int] = Counter()
         self._reused: Counter[int] = Counter()
-        self._batch: list[int] = []
         self._error: BaseException | None = None
         self._bodies: set[Body] = set()
         self._lent: Counter[Priority] = Counter()
@@ -104,9 +100,6 @@ class Fetch:
             leads=remote.path.endswith(".safetensors"),
             hinted=frozenset(self._hints.get(file, ())),
         )
-
-    def _is_small(self, file: int) -> bool:
-        return self._incoming[file].size_bytes <= SMALL_BYTES
 
     # -- for the caller ---------------------------------------------------------------------------------------------
 
@@ -169,7 +162,7 @@ class Fetch:
     def follow(self, file: int) -> None:
         """Another fetch brings this file."""
         self._schedule.park(file)
-        self._small_open.discard(file)
+        self._small.goes(file)
         self.awaited.discard(file)
 
     def lead(self, file: int) -> None:
@@ -184,8 +177,7 @@ class Fetch:
         self.awaited.discard(file)
         self._hints[file] = dict(self._incoming[file].hints()) if self._request.remote[file].resumable else {}
         self._schedule.unpark(file, self._hints[file])
-        if self._is_small(file):
-            self._small_open.add(file)
+        self._small.comes(file)
 
     def prefer(self, files: Collection[int]) -> None:
         """Others wait for these files."""
@@ -310,10 +302,13 @@ class Fetch:
             self._start_over(file)
             return
         self.compared[file] = assembly.compared
-        if self._is_small(file):
-            self._complete_in_batches(file)
+        if file in self._small:
+            with self._changed:
+                batch = self._small.hashed(file, digest, table)
+            self._publish(batch)
         else:
-            self._complete(file, digest, table)
+            self._incoming[file].complete(digest, table)
+            self._done(file, digest)
 
     def ended_span(self, span: Span, done: int, error: BaseException | None) -> None:
         """A worker is through with a span, up to chunk `done`."""
@@ -352,10 +347,6 @@ class Fetch:
             self._schedule.restart(file)
             self._changed.notify_all()
 
-    def _complete(self, file: int, digest: Digest, table: ChunkTable) -> None:
-        self._incoming[file].complete(digest, table)
-        self._done(file, digest)
-
     def _done(self, file: int, digest: Digest) -> None:
         self.meter.file_done()
         with self._changed:
@@ -370,29 +361,17 @@ class Fetch:
         for follower, number in followers:
             follower.link(number, digest)
 
-    def _complete_in_batches(self, file: int) -> None:
-        with self._changed:
-            self._batch.append(file)
-            self._small_open.discard(file)
-            full = len(self._batch) >= FLUSH_FILES
-        if full:
-            self._flush()
-
     def _settle(self) -> None:
-        """Flush the last small files once no other is on its way."""
+        """Publish the last small files once no other is on its way."""
         with self._changed:
-            due = bool(self._batch) and self._error is None and not self._small_open
-        if due:
-            self._flush()
+            batch = self._small.rest() if self._error is None else []
+        self._publish(batch)
 
-    def _flush(self) -> None:
-        with self._changed:
-            batch, self._batch = self._batch, []
-        if not batch:
-            return
-        self._request.ingest.flush([self._incoming[file] for file in batch])
-        for file in batch:
-            self._complete(file, *self._assemblies[file].result(self._request.remote[file].path))
+    def _publish(self, batch: Batch) -> None:
+        if batch:
+            self._request.ingest.complete([(self._incoming[file], digest, table) for file, digest, table in batch])
+        for file, digest, _ in batch:
+            self._done(file, digest)
 
     def fail(self, error: BaseException) -> None:
         """End with this error, unless it has ended."""

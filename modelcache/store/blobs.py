@@ -169,7 +169,7 @@ class Blobs:
                 if table is not None:
                     self._publish_table(digest, temporary)
                     table = None
-                published = self._publish(digest, source, temporary)
+                published = self.name(digest, source, temporary)
             if not published:
                 self._clear(digest, os.lstat(source).st_size)
 
@@ -256,8 +256,10 @@ class Blobs:
             if len(last.name) > len(path.name) or (len(last.name) == len(path.name) and last.name > path.name):
                 durable.rename(last, path)
 
-    def _publish(self, digest: Digest, source: Path, temporary: Path) -> bool:
-        """False if a blob of another size stands in the way."""
+    def name(self, digest: Digest, source: Path, temporary: Path) -> bool:
+        """`publish` of a file of one chunk, under the shared store lock; False if a blob of another size stands in the way."""
+        if self._publish_as(self._layout.blob(digest), source):
+            return True
         ours = os.lstat(source)
         for number in itertools.count():
             target = self._layout.blob(digest, number)

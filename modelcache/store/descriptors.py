@@ -72,11 +72,11 @@ class Descriptors:
         self._close_if_done(entry)
 
     def _shrink(self) -> None:
-        if len(self._open) <= self._limit:
-            return
-        idle = [key for key, entry in self._open.items() if entry.users == 0]
-        for key in idle[: max(0, len(self._open) - self._limit)]:
-            self._doom(key)
+        while len(self._open) > self._limit:
+            idle = next((key for key, entry in self._open.items() if entry.users == 0), None)
+            if idle is None:
+                return
+            self._doom(idle)
 
     @staticmethod
     def _close_if_done(entry: _Open) -> None:

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import errno
 import os
-import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 from modelcache.abc.ingest import IngestFile, Route
@@ -17,42 +15,22 @@ from modelcache.errors import Cancelled, StoreFault
 from modelcache.patience import Cancellation, Deadline
 from modelcache.ranges import ByteRange, RangeSet
 from modelcache.store import durable
-from modelcache.store.blobs import EMPTY, Blobs
-from modelcache.store.descriptors import Descriptors
+from modelcache.store.blobs import EMPTY
 from modelcache.store.direct import aligned_bytes
 from modelcache.store.faults import disk_faults, guarded
+from modelcache.store.filling import Filling
 from modelcache.store.journal import Remembered, file_key
 from modelcache.store.layout import FIXED_MTIME_S
-from modelcache.store.lock import StoreLock
 from modelcache.store.trash import remove_tree
-from modelcache.store.workspace import Workspace
 from modelcache.units import MIB
 
 WRITEBACK_BYTES = 4 * MIB
 """Writeback is started at this many written bytes, so that the fsync at the end finds little left."""
+DIRECT_BYTES = 256 << 10
+"""Files that are smaller are written through the page cache whatever is wished: around it each would cost a second open, for its
+unaligned end, and a wait for the disk of its own, where one syncfs waits for hundreds."""
 OPEN_FILES = 64
 """Files kept open between writes, twice at most (buffered and direct): well under the usual limit of 1024."""
-
-
-@dataclass
-class Filling:
-    """What the files of one ingest share.
-
-    Attributes:
-        changed: guards their state; notified whenever a range arrives or the ingest ends.
-        tree: where the files are now (a published tree has moved).
-        direct: cleared for good once the file system refuses O_DIRECT.
-    """
-
-    workspace: Workspace
-    blobs: Blobs
-    lock: StoreLock
-    changed: threading.Condition
-    tree: Path
-    descriptors: Descriptors
-    direct: bool = True
-    ended: bool = False
-    gone: bool = False
 
 
 class LocalIncoming:
@@ -62,10 +40,11 @@ class LocalIncoming:
         self._filling = filling
         self._number = number
         self.wanted = wanted
-        self._key = file_key(wanted)
+        self.key = file_key(wanted)
         marks = remembered.marks if wanted.path in filling.workspace.adopted else {}
         self._hints = {chunk: mark for chunk, mark in marks.items() if chunk < chunk_count(wanted.size_bytes)}
         self._here = RangeSet()
+        self._known_place: tuple[Path | None, Path] = (None, Path())
         self._sha256: Digest | None = None
         self._claimed = False
         self._alone = False
@@ -105,10 +84,6 @@ class LocalIncoming:
         """Whether its file is here, to be written to."""
         return self._booked
 
-    @property
-    def place(self) -> Path | None:
-        return self._place
-
     def hints(self) -> Mapping[int, bytes]:
         return {} if self._sha256 is not None else dict(self._hints)
 
@@ -121,7 +96,8 @@ class LocalIncoming:
         self._begin_write()
         with self._faults(data.nbytes):
             view = data.cast("B")
-            done = self._write_direct(offset, view) if route is Route.DIRECT and self._filling.direct else 0
+            direct = route is Route.DIRECT and self._filling.direct and self.size_bytes >= DIRECT_BYTES
+            done = self._write_direct(offset, view) if direct else 0
             if done < view.nbytes:
                 self._write_buffered(offset + done, view[done:])
         self._unsynced = True
@@ -130,11 +106,11 @@ class LocalIncoming:
         view = buffer.cast("B")
         if self._filling.gone:
             raise Cancelled(f"the ingest of `{self.path}` has ended")
-        with self._faults(0), self._filling.descriptors.using(self._number, self._place, os.O_RDONLY) as fd:
+        with self._faults(0), self._filling.descriptors.using(self._number, self.place, os.O_RDONLY) as fd:
             while view.nbytes:
                 got = os.preadv(fd, [view], offset)
                 if got == 0:
-                    raise StoreFault(f"`{self.path}` ends before byte {offset + view.nbytes}", address=str(self._place))
+                    raise StoreFault(f"`{self.path}` ends before byte {offset + view.nbytes}", address=str(self.place))
                 view = view[got:]
                 offset += got
 
@@ -144,7 +120,7 @@ class LocalIncoming:
         done = 0
         try:
             if todo:
-                with self._filling.descriptors.using(self._number, self._place, os.O_RDWR | os.O_DIRECT) as fd:
+                with self._filling.descriptors.using(self._number, self.place, os.O_RDWR | os.O_DIRECT) as fd:
                     while done < todo and done % 512 == 0:
                         done += durable.write(fd, view[done:todo], offset + done)
         except OSError as error:
@@ -154,7 +130,7 @@ class LocalIncoming:
         return done
 
     def _write_buffered(self, offset: int, view: memoryview) -> None:
-        with self._filling.descriptors.using(self._number, self._place, os.O_RDWR) as fd:
+        with self._filling.descriptors.using(self._number, self.place, os.O_RDWR) as fd:
             durable.write_all(fd, view, offset)
             span = self._due(ByteRange(offset, offset + view.nbytes))
             if span is not None:
@@ -179,7 +155,7 @@ class LocalIncoming:
             self._unsynced = True
             if self._sealed:
                 with disk_faults(self.address):
-                    durable.chmod(self._place, 0o600)
+                    durable.chmod(self.place, 0o600)
                 self._sealed = False
 
     # -- ranges ---------------------------------------------------------------------------------------------------
@@ -191,7 +167,7 @@ class LocalIncoming:
         with self._filling.changed:
             self._require_filling()
         if self.wanted.version and not self._alone:  # Of a chunk that was here too: others see that we get on.
-            self._filling.workspace.journal.marked(self._key, chunk, mark)
+            self._filling.workspace.journal.marked(self.key, chunk, mark)
         with self._filling.changed:
             self._here.add(chunk_range(chunk, self.size_bytes))
             self._filling.changed.notify_all()
@@ -218,18 +194,27 @@ class LocalIncoming:
 
     # -- completion -----------------------------------------------------------------------------------------------
 
+    @property
+    def plain(self) -> bool:
+        """Whether nothing but a name makes a blob of it, once it is durable: one chunk, which has no table, in its own place."""
+        return chunk_count(self.size_bytes) == 1 and not self._alone
+
     @guarded
     def complete(self, sha256: Digest, table: ChunkTable) -> None:
+        self.make_ready(sha256, table)
+        if self.size_bytes:
+            self._publish(sha256, table)
+        self.become(sha256)
+
+    def make_ready(self, sha256: Digest, table: ChunkTable) -> None:
+        """Durable, sealed, and fit to become this blob. Raises ValueError: it is not."""
         if table.size_bytes != self.size_bytes:
             raise ValueError(f"the chunk table of `{self.path}` is of {table.size_bytes} bytes, the file of {self.size_bytes}")
         with self._filling.changed:
             self._require_filling()
         self._make_durable()
-        if self.size_bytes:
-            self._publish(sha256, table)
-        elif sha256 != EMPTY:
+        if self.size_bytes == 0 and sha256 != EMPTY:
             raise ValueError(f"`{self.path}` is empty, but its digest is not that of no bytes: {sha256}")
-        self._is_blob(sha256)
 
     @guarded
     def link(self, sha256: Digest) -> bool:
@@ -243,12 +228,12 @@ class LocalIncoming:
         if not self._booked:
             self._filling.workspace.place(self.path)
         if self.size_bytes == 0 or sha256 == EMPTY:
-            if self.size_bytes or sha256 != EMPTY or not self._place.exists():
+            if self.size_bytes or sha256 != EMPTY or not self.place.exists():
                 return False
             self.seal()
-        elif not self._filling.blobs.link(sha256, self.size_bytes, self._filling.tree / self.path, self._temporary("link")):
+        elif not self._filling.blobs.link(sha256, self.size_bytes, self._filling.tree / self.path, self.temporary("link")):
             return False
-        self._is_blob(sha256)
+        self.become(sha256)
         self._leave_alone()
         return True
 
@@ -258,9 +243,9 @@ class LocalIncoming:
         if known is None or self.wanted.sha256 not in (None, known):
             return False
         if self.path in self._filling.workspace.adopted:
-            ours = status(self._place)
+            ours = status(self.place)
             if ours is not None and any(found.st_ino == ours.st_ino for _, found in self._filling.blobs.inodes(known)):
-                self._is_blob(known)
+                self.become(known)
                 return True
         return self.size_bytes > 0 and self.hold(known)
 
@@ -271,7 +256,7 @@ class LocalIncoming:
             self._here = RangeSet()
             self._hints = {}
         if self.wanted.version and not self._alone:
-            self._filling.workspace.journal.forgotten(self._key)
+            self._filling.workspace.journal.forgotten(self.key)
 
     # -- whose it is; by the ingest alone --------------------------------------------------------------------------
 
@@ -290,7 +275,7 @@ class LocalIncoming:
         if not self._filling.workspace.is_adopted(self.path) or self._alone:
             self._hints = {}
         if self._alone:
-            booked = self._filling.workspace.make_at(self._place, self.size_bytes)
+            booked = self._filling.workspace.make_at(self.place, self.size_bytes)
         else:
             booked = self._filling.workspace.make(self.path, self.size_bytes)
         self._booked = True
@@ -305,9 +290,9 @@ class LocalIncoming:
             return
         ends = [chunk_range(chunk, self.size_bytes).stop for chunk in self._hints]
         end = max([*ends, *(span.stop for span in self._here)], default=0)
-        if end == self.size_bytes or not self._place.exists() or os.lstat(self._place).st_nlink > 1:
+        if end == self.size_bytes or not self.place.exists() or os.lstat(self.place).st_nlink > 1:
             return  # Of several names, it is a blob that this ingest has not looked at.
-        with self._filling.descriptors.using(self._number, self._place, os.O_RDWR) as fd:
+        with self._filling.descriptors.using(self._number, self.place, os.O_RDWR) as fd:
             durable.truncate(fd, end)
             durable.truncate(fd, self.size_bytes)
 
@@ -316,8 +301,8 @@ class LocalIncoming:
         with self._filling.changed:
             if self._sha256 is not None or not self._unsynced:
                 return False
-            durable.chmod(self._place, 0o444)
-            durable.utime(self._place, FIXED_MTIME_S)
+            durable.chmod(self.place, 0o444)
+            durable.utime(self.place, FIXED_MTIME_S)
             self._sealed = True
             self._unsynced = False
             return True
@@ -327,31 +312,32 @@ class LocalIncoming:
         self._unsynced = True
 
     def _make_durable(self) -> None:
-        with self._filling.descriptors.using(self._number, self._place, os.O_RDONLY) as fd:
-            if self.seal():
-                try:
+        if self.seal():
+            try:
+                with self._filling.descriptors.using(self._number, self.place, os.O_RDONLY) as fd:
                     durable.fsync(fd)
-                except OSError:
-                    self.unseal()
-                    raise
+            except OSError:
+                self.unseal()
+                raise
 
     def _publish(self, digest: Digest, table: ChunkTable) -> None:
         """A blob of one chunk has no table: its digest says the same. Its name becomes durable with all the others at the end."""
         several = chunk_count(self.size_bytes) > 1
         if self.wanted.version:
-            self._filling.workspace.journal.completed(self._key, digest)
-        self._filling.blobs.publish(digest, self._place, table if several else None, self._temporary("blob"))
+            self._filling.workspace.journal.completed([(self.key, digest)])
+        self._filling.blobs.publish(digest, self.place, table if several else None, self.temporary("blob"))
         if self._alone:
             with self._filling.lock.shared():
-                durable.rename(self._place, self._filling.tree / self.path)
+                durable.rename(self.place, self._filling.tree / self.path)
         if several:
             self._filling.blobs.fsync_names([digest])
 
     def _leave_alone(self) -> None:
         if self._alone:
-            remove_tree(self._temporary("alone"))
+            remove_tree(self.temporary("alone"))
 
-    def _is_blob(self, digest: Digest) -> None:
+    def become(self, digest: Digest) -> None:
+        """It is an inode of this blob now."""
         self._filling.descriptors.forget(self._number)
         with self._filling.changed:
             self._sha256 = digest
@@ -360,11 +346,20 @@ class LocalIncoming:
 
     # -- inside ---------------------------------------------------------------------------------------------------
 
-    @property
-    def _place(self) -> Path:
-        return self._temporary("alone") if self._alone and self._sha256 is None else self._filling.tree / self.path
+    def is_of(self, filling: Filling) -> bool:
+        """Whether it is a file of this ingest."""
+        return self._filling is filling
 
-    def _temporary(self, purpose: str) -> Path:
+    @property
+    def place(self) -> Path:
+        """Where it is now."""
+        if self._alone and self._sha256 is None:
+            return self.temporary("alone")
+        if self._known_place[0] is not self._filling.tree:
+            self._known_place = (self._filling.tree, self._filling.tree / self.path)
+        return self._known_place[1]
+
+    def temporary(self, purpose: str) -> Path:
         return self._filling.workspace.temporary(f"{self._number}.{purpose}")
 
     @contextmanager

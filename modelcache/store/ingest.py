@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from modelcache.abc.ingest import Elsewhere, IncomingFile, IngestFile
 from modelcache.abc.snapshot import Ref, Snapshot
+from modelcache.chunks import ChunkTable
 from modelcache.digest import Digest
 from modelcache.errors import Cancelled, DamagedBlob
 from modelcache.manifest import Manifest
@@ -17,7 +18,8 @@ from modelcache.store.blobs import EMPTY, Blobs
 from modelcache.store.claims import Claims
 from modelcache.store.descriptors import Descriptors
 from modelcache.store.faults import guarded
-from modelcache.store.incoming import OPEN_FILES, Filling, LocalIncoming, status
+from modelcache.store.filling import Filling
+from modelcache.store.incoming import OPEN_FILES, LocalIncoming, status
 from modelcache.store.journal import Remembered, file_key
 from modelcache.store.neighbours import Neighbours
 from modelcache.store.parts import Parts
@@ -190,8 +192,7 @@ class LocalIngest:
         file.go_on(remains.marks)
 
     def _ours(self, files: Sequence[IncomingFile]) -> list[LocalIncoming]:
-        ours = set(map(id, self._files))
-        return [file for file in files if isinstance(file, LocalIncoming) and id(file) in ours]
+        return [file for file in files if isinstance(file, LocalIncoming) and file.is_of(self._filling)]
 
     # -- ending ---------------------------------------------------------------------------------------------------
 
@@ -209,6 +210,25 @@ class LocalIngest:
             raise
         finally:
             os.close(fd)
+
+    @guarded
+    def complete(self, files: Sequence[tuple[IncomingFile, Digest, ChunkTable]]) -> None:
+        self.flush([file for file, _, _ in files])
+        told = {id(file): (digest, table) for file, digest, table in files}
+        ours = self._ours([file for file, _, _ in files])
+        for first in range(0, len(ours), HOLD_BATCH):
+            small = [(file, *told[id(file)]) for file in ours[first : first + HOLD_BATCH] if file.plain]
+            for file, digest, table in small:
+                file.make_ready(digest, table)
+            self._workspace.journal.completed((file.key, digest) for file, digest, _ in small if file.wanted.version)
+            temporary = ours[first].temporary("blob")
+            with self._root.lock.shared():
+                named = [file for file, digest, _ in small if self._blobs.name(digest, file.place, temporary)]
+            for file in named:
+                file.become(told[id(file)][0])
+        for file in ours:
+            if file.sha256 is None:
+                file.complete(*told[id(file)])
 
     @guarded
     def publish(self, manifest: Manifest, ref: Ref) -> Snapshot:

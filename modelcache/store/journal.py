@@ -6,7 +6,7 @@ import hashlib
 import os
 import struct
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -96,8 +96,8 @@ class Journal:
     def marked(self, key: bytes, chunk: int, mark: bytes) -> None:
         self._append(encode_entry(key, chunk, mark))
 
-    def completed(self, key: bytes, digest: Digest) -> None:
-        self._append(encode_entry(key, COMPLETE, bytes.fromhex(digest.hex)))
+    def completed(self, files: Iterable[tuple[bytes, Digest]]) -> None:
+        self._append(b"".join(encode_entry(key, COMPLETE, bytes.fromhex(digest.hex)) for key, digest in files))
 
     def forgotten(self, key: bytes) -> None:
         self._append(encode_entry(key, FORGET, b""))

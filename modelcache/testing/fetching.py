@@ -12,8 +12,8 @@ import pytest
 
 import modelcache.chunks
 import modelcache.fetch.buffers
-import modelcache.fetch.fetch
 import modelcache.fetch.run
+import modelcache.fetch.small_files
 from modelcache.abc.ingest import IngestFile, Route
 from modelcache.abc.snapshot import RefKey
 from modelcache.abc.source import Listing, RemoteFile, Source
@@ -38,7 +38,7 @@ def small_chunks(size_bytes: int = SMALL_CHUNK_BYTES) -> Iterator[int]:
     """Chunks of a few KiB inside the block, so that files of hundreds of them are cheap; gives their size."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(modelcache.chunks, "CHUNK_BYTES", size_bytes)
-        patch.setattr(modelcache.fetch.fetch, "SMALL_BYTES", size_bytes)
+        patch.setattr(modelcache.fetch.small_files, "SMALL_BYTES", size_bytes)
         yield size_bytes
 
 

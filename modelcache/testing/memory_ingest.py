@@ -280,6 +280,11 @@ class MemoryIngest:
     def flush(self, files: Sequence[object]) -> None:
         """Memory is as durable as it gets."""
 
+    def complete(self, files: Sequence[tuple[IncomingFile, Digest, ChunkTable]]) -> None:
+        self.flush([file for file, _, _ in files])
+        for file, digest, table in files:
+            file.complete(digest, table)
+
     def publish(self, manifest: Manifest, ref: Ref) -> Snapshot:
         if self.ended:
             raise Cancelled("the ingest has ended")

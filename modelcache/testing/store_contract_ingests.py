@@ -200,6 +200,25 @@ class IngestContract:
         snapshot = ingest.publish(manifest_of(files), ref_of(files))
         assert {path: read(snapshot, path) for path in files} == files
 
+    def test_completed_together(self, store: Store, read: Read, leftovers: Leftovers) -> None:
+        """Small and large, empty, of equal content among themselves and with what is here."""
+        here = {"there": content(900, 1)}
+        earlier = fill(store, here)
+        files = {f"part-{number:02}": content(900, number % 7) for number in range(20)}
+        files |= {"empty": b"", "large": content(CHUNK_BYTES + 9, 3)}
+        ingest = store.ingest(ref_of(files).key, wanted(files))
+        for file in ingest.files:
+            write_chunks(file, files[file.path])
+        ingest.complete([])
+        ingest.complete([(file, digest_of(files[file.path]), table_of(files[file.path])) for file in ingest.files])
+        assert {file.path: file.sha256 for file in ingest.files} == {path: digest_of(data) for path, data in files.items()}
+        snapshot = ingest.publish(manifest_of(files), ref_of(files))
+        assert {path: read(snapshot, path) for path in files} == files
+        assert store.usage().content_bytes == sum(map(len, set(files.values())))
+        store.evict(snapshot.digest)
+        store.evict(earlier.digest)
+        assert leftovers() == []
+
     @pytest.mark.parametrize("paths", [["../up"], ["/absolute"], ["a", "a"], ["a", "a/b"], ["x" * 256], ["nul\0"]])
     def test_unsafe_names_are_refused(self, store: Store, leftovers: Leftovers, paths: list[str]) -> None:
         files = [item for path in paths for item in wanted({path: b"data"})]

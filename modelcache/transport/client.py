@@ -151,7 +151,7 @@ class RangeClient:
             ProtocolViolation: a broken answer, or a body over `max_body_bytes`.
         """
         call = _Call(method, url, {}, cancel)
-        answer = self._follow(call, SignedRequest(url, headers), Target.parse(url), hops=MAX_REDIRECTS if follow else 0)
+        answer = self._follow(call, SignedRequest(url, headers), hops=MAX_REDIRECTS if follow else 0)
         if isinstance(answer, Response):
             return answer
         return _response(answer, _read(answer, max_body_bytes, cancel))
@@ -183,10 +183,10 @@ class RangeClient:
             if answer is not None:
                 return answer
             signed = self._sign(signer, call)
-        answer = self._follow(call, signed, Target.parse(signed.url))
+        answer = self._follow(call, signed)
         if isinstance(answer, Response) and wants_renewal(answer.status, answer.code) and signer.renew():
             signed = signer.sign(call.method, call.locator, call.headers)
-            answer = self._follow(call, signed, Target.parse(signed.url))
+            answer = self._follow(call, signed)
         return answer
 
     def _sign(self, signer: Signer, call: _Call) -> SignedRequest:
@@ -207,13 +207,13 @@ class RangeClient:
             return None
         return answer
 
-    def _follow(self, call: _Call, signed: SignedRequest, start: Target, *, hops: int = MAX_REDIRECTS) -> Answer | Response:
-        """Send to `start` and wherever it redirects; an Answer is a success whose body is still to be read.
+    def _follow(self, call: _Call, signed: SignedRequest, start: Target | None = None, *, hops: int = MAX_REDIRECTS) -> Answer | Response:
+        """Send to `start` (the signed URL) and wherever it redirects; an Answer is a success whose body is still to be read.
 
         The signer's own headers go to the origin of the signed URL alone.
         """
         home = Target.parse(signed.url)
-        target = start
+        start = target = start or home
         passed: list[Headers] = []
         for _ in range(hops + 1):
             request = Request(call.method, target, signed.headers if target.same_origin(home) else call.headers)

@@ -17,6 +17,8 @@ HEAD_END = b"\r\n\r\n"
 _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _STATUS_LINE = re.compile(r"HTTP/1\.([01]) ([1-5][0-9][0-9])(?: [^\x00-\x08\x0a-\x1f\x7f]*)?")
 _FORBIDDEN_IN_VALUE = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
+_FIELDS = re.compile(r"(?:\r\n[!#$%&'*+.^_`|~0-9A-Za-z-]+:[^\x00-\x08\x0a-\x1f\x7f]*)*")
+"""All header lines at once, each behind its line's end; `_header` says what is wrong with one."""
 _NUMBER = re.compile(r"[0-9]{1,19}")
 _CONTENT_RANGE = re.compile(r"bytes (?:([0-9]{1,19})-([0-9]{1,19})|\*)/([0-9]{1,19}|\*)", re.IGNORECASE)
 
@@ -92,11 +94,13 @@ def parse_response(data: bytes, *, address: str) -> ResponseHead:
         ProtocolViolation: anything that RFC 9112 forbids a sender and that could hide where the body starts or ends: a folded
             line, a bare CR or LF, a space in front of a colon, two different lengths, a length beside a transfer coding.
     """
-    status_line, *lines = data.decode("latin-1").split("\r\n")
+    text = data.decode("latin-1")
+    status_line, *lines = text.split("\r\n")
     match = _STATUS_LINE.fullmatch(status_line)
     if match is None:
         raise ProtocolViolation("the answer is not HTTP/1.1", address=address, got=ascii(status_line[:60]))
-    headers = Headers(_header(line, address) for line in lines)
+    well_formed = _FIELDS.fullmatch(text, len(status_line)) is not None
+    headers = Headers([_parted(line) for line in lines] if well_formed else [_header(line, address) for line in lines])
     codings = headers.get("transfer-encoding")
     length_bytes = _content_length(headers, address)
     if codings is not None and (codings.strip().lower() != "chunked" or length_bytes is not None):
@@ -141,6 +145,11 @@ def parse_content_range(headers: Mapping[str, str], *, address: str) -> ContentR
     return ContentRange(start, stop, total_bytes)
 
 
+def _parted(line: str) -> tuple[str, str]:
+    name, _, value = line.partition(":")
+    return name, value.strip(" \t")
+
+
 def _header(line: str, address: str) -> tuple[str, str]:
     name, colon, value = line.partition(":")
     if not colon or not _TOKEN.fullmatch(name) or _FORBIDDEN_IN_VALUE.search(value):
@@ -149,6 +158,9 @@ def _header(line: str, address: str) -> tuple[str, str]:
 
 
 def _content_length(headers: Headers, address: str) -> int | None:
+    stated = headers.all("content-length")
+    if len(stated) == 1 and _NUMBER.fullmatch(stated[0]) and int(stated[0]) <= MAX_SIZE_BYTES:
+        return int(stated[0])
     values = {value.strip() for text in headers.all("content-length") for value in text.split(",")}
     if not values:
         return None

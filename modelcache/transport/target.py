@@ -39,17 +39,17 @@ class Target:
             InvalidUri: not an absolute `http(s)` URL, or characters that have to be percent-encoded. The error shows only the
                 part in front of the query, without userinfo.
         """
-        shown = safe_address(url)
         if not _PRINTABLE.fullmatch(url):
-            raise InvalidUri("a URL holds a space, a control or a non-ASCII character", address=shown, hint="percent-encode it")
+            hint = "percent-encode it"
+            raise InvalidUri("a URL holds a space, a control or a non-ASCII character", address=safe_address(url), hint=hint)
         try:
             parts = urlsplit(url)
             port = parts.port
             host = _checked_host(parts.hostname or "")
         except ValueError as error:
-            raise InvalidUri(f"not a usable URL ({error})", address=shown) from None
+            raise InvalidUri(f"not a usable URL ({error})", address=safe_address(url)) from None
         if parts.scheme not in DEFAULT_PORTS:
-            raise InvalidUri("not an `http` or `https` URL", address=shown, got=parts.scheme)
+            raise InvalidUri("not an `http` or `https` URL", address=safe_address(url), got=parts.scheme)
         resource = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
         userinfo = parts.netloc.rpartition("@")[0] or None
         return cls(parts.scheme, host, port or DEFAULT_PORTS[parts.scheme], resource, userinfo)

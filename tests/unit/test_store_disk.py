@@ -6,6 +6,7 @@ import errno
 import fcntl
 import mmap
 import os
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,9 +17,9 @@ from modelcache.abc.store import Limits
 from modelcache.chunks import CHUNK_BYTES
 from modelcache.errors import ModelCacheError, NoSpace, StoreFault, StoreReadOnly, UnsafePath
 from modelcache.patience import Cancellation
-from modelcache.store import durable
+from modelcache.store import durable, incoming
 from modelcache.store.descriptors import Descriptors
-from modelcache.store.incoming import OPEN_FILES
+from modelcache.store.incoming import DIRECT_BYTES, OPEN_FILES
 from modelcache.store.layout import CLAIM_FILES
 from modelcache.store.store import LocalStore
 from modelcache.testing.store_filling import complete_all, content, digest_of, fill, manifest_of, ref_of, table_of, wanted, write_chunks
@@ -157,6 +158,25 @@ def test_short_writes_are_continued(store: LocalStore, monkeypatch: pytest.Monke
     assert (ingest.publish(manifest_of(files), ref_of(files)).path / "file").read_bytes() == files["file"]
 
 
+def test_small_files_go_through_the_page_cache(store: LocalStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    files = {"large": content(DIRECT_BYTES), "small": content(DIRECT_BYTES - 1)}
+    ingest = store.ingest(ref_of(files).key, wanted(files))
+    whole, direct = durable.write, Counter[str]()
+
+    def watched(fd: int, data: bytes | memoryview, offset: int) -> int:
+        direct[Path(f"/proc/self/fd/{fd}").readlink().name] += bool(fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_DIRECT)
+        return whole(fd, data, offset)
+
+    monkeypatch.setattr(durable, "write", watched)
+    for file in ingest.files:
+        buffer = mmap.mmap(-1, file.size_bytes)
+        buffer[:] = files[file.path]
+        file.write(0, memoryview(buffer), Route.DIRECT)
+    assert direct == {"large": 1, "small": 0}
+    complete_all_written(ingest.files, files)
+    ingest.publish(manifest_of(files), ref_of(files))
+
+
 @pytest.mark.parametrize("refuses", [False, True])
 def test_direct_writes(store: LocalStore, monkeypatch: pytest.MonkeyPatch, refuses: bool) -> None:
     """Aligned parts go around the page cache, the rest through it; a file system that can't is not asked twice."""
@@ -171,6 +191,7 @@ def test_direct_writes(store: LocalStore, monkeypatch: pytest.MonkeyPatch, refus
         return whole(fd, data, offset)
 
     monkeypatch.setattr(durable, "write", watched)
+    monkeypatch.setattr(incoming, "DIRECT_BYTES", 1)
     files = {"file": content(3 * 8192 + 100, seed=1)}
     data = files["file"]
     ingest = store.ingest(ref_of(files).key, wanted(files))

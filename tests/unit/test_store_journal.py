@@ -75,7 +75,7 @@ def test_a_flipped_bit_costs_its_record_and_no_other(bit: int) -> None:
 def test_booked_room_is_no_record(tmp_path: Path) -> None:
     journal = Journal.create(tmp_path / "journal")
     journal.book(1000)
-    journal.completed(KEYS[0], DONE)
+    journal.completed([(KEYS[0], DONE)])
     assert journal.read() == {KEYS[0]: Remembered({}, DONE)}
     assert (tmp_path / "journal").stat().st_size == RECORD_BYTES
     assert (tmp_path / "journal").stat().st_blocks * 512 >= 1000 * RECORD_BYTES

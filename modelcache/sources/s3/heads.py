@@ -20,6 +20,7 @@ CHECKSUMS = {
 }
 ARCHIVED_CLASSES = frozenset({"GLACIER", "DEEP_ARCHIVE"})
 """Storage classes whose objects must be restored before a GET (GLACIER_IR needs no restore). S3 API, HeadObject."""
+CHECKSUM_HEADERS = "x-amz-checksum-"
 DIRECTORY_TYPE = "application/x-directory"
 READY_CLASSES = frozenset({"", "STANDARD", "REDUCED_REDUNDANCY", "STANDARD_IA", "ONEZONE_IA", "GLACIER_IR"})
 """Storage classes whose objects can be read at once, whatever else is to be known of them. S3 API, Object."""
@@ -109,9 +110,9 @@ def stated_digests(headers: Mapping[str, str], name: ObjectName) -> tuple[Digest
     if headers.get("x-amz-checksum-type", "").upper() == "COMPOSITE":
         return ()
     found = []
-    for header, algorithm in CHECKSUMS.items():
-        value = headers.get(header)
-        if value is None or _COMPOSITE.search(value):
+    for header in sorted(header for header in headers if header.startswith(CHECKSUM_HEADERS)):
+        algorithm, value = CHECKSUMS.get(header), headers[header]
+        if algorithm is None or _COMPOSITE.search(value):
             continue
         try:
             found.append(Digest.of_base64(algorithm, value))
