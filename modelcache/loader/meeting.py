@@ -11,6 +11,7 @@ import hashlib
 import itertools
 import json
 import os
+import select
 import socket
 import struct
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -108,10 +109,11 @@ def _lead(who: Arrival, settle: Callable[[], Terms], deadline: Deadline, cancel:
     with ExitStack() as ends:
         callers: dict[int, socket.socket] = {}
         ends.callback(_close_all, callers)
-        with _door(who, deadline, cancel) as door, cancel.on_cancel(partial(_shut, door)):
+        bell, cord = (ends.enter_context(each) for each in socket.socketpair())
+        with _door(who, deadline, cancel) as door, cancel.on_cancel(partial(_shut, cord)):
             try:
                 while len(callers) < len(who.ranks) - 1:
-                    rank, caller = _receive(who, door, callers, deadline)
+                    rank, caller = _receive(who, partial(_accept, door, bell, deadline), callers, deadline)
                     callers[rank] = caller
             except OSError:  # the deadline, or the cancellation
                 cancel.check()
@@ -144,11 +146,23 @@ def _door(who: Arrival, deadline: Deadline, cancel: Cancellation) -> socket.sock
     return door
 
 
-def _receive(who: Arrival, door: socket.socket, callers: Mapping[int, socket.socket], deadline: Deadline) -> tuple[int, socket.socket]:
+def _accept(door: socket.socket, bell: socket.socket, deadline: Deadline) -> socket.socket:
+    """Whoever comes next. Raises TimeoutError: nobody, or the bell was rung (a listening socket that is shut down wakes nobody)."""
+    waiting = select.poll()
+    waiting.register(door, select.POLLIN)
+    waiting.register(bell, select.POLLIN)
+    ready = [fd for fd, _ in waiting.poll(1000 * deadline.remaining_s())]
+    if not ready or bell.fileno() in ready:
+        raise TimeoutError
+    return door.accept()[0]
+
+
+def _receive(
+    who: Arrival, accept: Callable[[], socket.socket], callers: Mapping[int, socket.socket], deadline: Deadline
+) -> tuple[int, socket.socket]:
     """The next rank that comes. Raises OSError: none in time. BadShard: it wants something else."""
     while True:
-        door.settimeout(max(deadline.remaining_s(), 0.001))
-        caller, _ = door.accept()
+        caller = accept()
         try:
             caller.settimeout(max(deadline.remaining_s(), 0.001))
             said = json.loads(caller.recv(PACKET_BYTES) or b"null") if _uid_of(caller) == os.geteuid() else None
