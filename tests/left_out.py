@@ -1,7 +1,8 @@
 """Which tests this run leaves out, and why: told in its summary, never silently.
 
 A test that needs a file system that not every kernel has is marked `file_system("xfs")`. Where the kernel lacks it, the test is deselected
-and named; a run whose environment says `MODELCACHE_TESTS_EXPECT=xfs,btrfs` ends before its first test instead.
+and named; a run whose environment says `MODELCACHE_TESTS_EXPECT=xfs,btrfs` ends before its first test instead. Tests marked `gpu` are
+treated the same where torch sees no GPU; `MODELCACHE_TESTS_EXPECT=gpu` is for machines that must have one.
 """
 
 from __future__ import annotations
@@ -18,30 +19,35 @@ CHOSEN_BY_MARK = ("root", "gpu", "soak")
 BY_NAME = 10
 """So many tests with one reason are named; more are counted."""
 
+GPU = "gpu"
+
 _reasons = pytest.StashKey[dict[str, str]]()
-_expected = pytest.StashKey[frozenset[Kind]]()
+_expected = pytest.StashKey[frozenset[str]]()
 
 
 def pytest_configure(config: pytest.Config) -> None:
     config.stash[_reasons] = {}
     names = [name.strip() for name in os.environ.get(EXPECT, "").split(",") if name.strip()]
-    unknown = [name for name in names if name not in set(Kind)]
+    unknown = [name for name in names if name not in {*Kind, GPU}]
     if unknown:
-        raise pytest.UsageError(f"{EXPECT} names what is no file system of the tests: {', '.join(unknown)}; there are {', '.join(Kind)}")
-    config.stash[_expected] = frozenset(map(Kind, names))
+        known = ", ".join((*Kind, GPU))
+        raise pytest.UsageError(f"{EXPECT} names what is no file system of the tests: {', '.join(unknown)}; there are {known}")
+    config.stash[_expected] = frozenset(names)
 
 
 @pytest.hookimpl(trylast=True)  # after -m and -k: what they leave out is theirs
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    needed = {kind for item in items for kind in _kinds(item)}
-    lacking = {kind for kind in needed if not kernel_has(kind)}
+    needed = {name for item in items for name in _needs(item)}
+    lacking = {name for name in needed if not (has_gpu() if name == GPU else kernel_has(Kind(name)))}
     expected = config.stash[_expected]
     if missing := sorted(expected & lacking):
-        raise pytest.UsageError(f"{EXPECT} expects {', '.join(missing)}, and this kernel has no such file system")
-    left = [item for item in items if not lacking.isdisjoint(_kinds(item))]
+        what = "this machine has no GPU that torch sees" if missing == [GPU] else "this kernel has no such file system"
+        raise pytest.UsageError(f"{EXPECT} expects {', '.join(missing)}, and {what}")
+    left = [item for item in items if not lacking.isdisjoint(_needs(item))]
     for item in left:
-        lacks = sorted(lacking.intersection(_kinds(item)))
-        config.stash[_reasons][item.nodeid] = f"this kernel has no {', '.join(lacks)} ({EXPECT}={','.join(lacks)} makes that a failure)"
+        lacks = sorted(lacking.intersection(_needs(item)))
+        who = "machine" if GPU in lacks else "kernel"
+        config.stash[_reasons][item.nodeid] = f"this {who} has no {', '.join(lacks)} ({EXPECT}={','.join(lacks)} makes that a failure)"
     if left:
         items[:] = [item for item in items if item not in left]
         config.hook.pytest_deselected(items=left)
@@ -65,5 +71,14 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
             terminalreporter.write_line(f"       {nodeid}")
 
 
-def _kinds(item: pytest.Item) -> frozenset[Kind]:
-    return frozenset(Kind(str(name)) for mark in item.iter_markers("file_system") for name in mark.args)
+def has_gpu() -> bool:
+    """Whether torch sees one."""
+    import torch
+
+    return bool(torch.cuda.is_available())
+
+
+def _needs(item: pytest.Item) -> frozenset[str]:
+    """File systems by their kind, and `gpu`."""
+    kinds = {Kind(str(name)) for mark in item.iter_markers("file_system") for name in mark.args}
+    return frozenset(kinds | ({GPU} if item.get_closest_marker(GPU) is not None else set()))

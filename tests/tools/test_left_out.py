@@ -15,6 +15,7 @@ import pytest
 from tests import left_out
 
 left_out.kernel_has = lambda kind: kind != "btrfs"
+left_out.has_gpu = lambda: False
 
 def pytest_configure(config: pytest.Config) -> None:
     for mark in ("root", "gpu", "soak", "file_system"):
@@ -32,10 +33,13 @@ def test_b(): pass
 
 @pytest.mark.soak
 def test_c(): pass
+
+@pytest.mark.gpu
+def test_d(): pass
 """
 
 
-@pytest.mark.parametrize("expect", ["", "xfs", "xfs, btrfs", "minix"])
+@pytest.mark.parametrize("expect", ["", "xfs", "xfs, btrfs", "gpu", "minix"])
 def test_what_the_kernel_lacks_is_named_or_fails_the_run(tmp_path: Path, expect: str) -> None:
     (tmp_path / "conftest.py").write_text(CONFTEST)
     (tmp_path / "test_them.py").write_text(TESTS)
@@ -48,7 +52,9 @@ def test_what_the_kernel_lacks_is_named_or_fails_the_run(tmp_path: Path, expect:
             "1  this kernel has no btrfs (MODELCACHE_TESTS_EXPECT=btrfs makes that a failure)\n       test_them.py::test_b" in done.stdout
         )
         assert "1  not selected, marked soak\n       test_them.py::test_c" in done.stdout
-        assert "1 passed, 2 deselected" in done.stdout
+        assert "1  this machine has no gpu (MODELCACHE_TESTS_EXPECT=gpu makes that a failure)\n       test_them.py::test_d" in done.stdout
+        assert "1 passed, 3 deselected" in done.stdout
     else:
         assert done.returncode == pytest.ExitCode.USAGE_ERROR
-        assert ("expects btrfs, and this kernel" if "btrfs" in expect else "no file system of the tests: minix;") in done.stderr
+        said = {"xfs, btrfs": "expects btrfs, and this kernel", "gpu": "expects gpu, and this machine", "minix": "of the tests: minix;"}
+        assert said[expect] in done.stderr

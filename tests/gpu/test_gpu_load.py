@@ -1,0 +1,206 @@
+"""Loads to a GPU give what safetensors gives there, bit by bit, for every dtype, state of the page cache and kind of end."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import modelcache
+from modelcache.errors import Cancelled, NoDeviceMemory
+from modelcache.loader import cuda
+from modelcache.loader import plan as plan_module
+from modelcache.loader.files import Way
+from modelcache.loader.layout import TENSOR_ALIGNMENT
+from modelcache.loader.report import LoadReport
+from modelcache.loader.tensors import TORCH_DTYPES
+from modelcache.patience import Cancellation
+from modelcache.units import MIB
+
+pytestmark = pytest.mark.gpu
+GPU = "cuda:0"
+Tensors = Mapping[str, torch.Tensor]
+
+
+@pytest.fixture(autouse=True)
+def nothing_stays() -> Iterator[None]:
+    torch.cuda.synchronize()
+    before = torch.cuda.memory_allocated(GPU)
+    yield
+    torch.cuda.synchronize()
+    assert torch.cuda.memory_allocated(GPU) <= before
+    assert cuda.ring.pinned_bytes <= cuda.RING_BYTES
+
+
+@pytest.fixture
+def disk() -> Iterator[Path]:
+    """A directory on a file system with O_DIRECT: the repository's own, where /tmp may be memory."""
+    directory = Path(__file__).parents[2] / ".cache" / f"test-gpu-{os.getpid()}"
+    directory.mkdir(parents=True)
+    try:
+        yield directory
+    finally:
+        for path in directory.iterdir():
+            path.unlink()
+        directory.rmdir()
+
+
+@pytest.fixture
+def model(disk: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """136 MiB of bf16 in 3 shards, read in extents of 16 MiB at most."""
+    monkeypatch.setattr(plan_module, "EXTENT_BYTES", 16 * MIB)
+    source = torch.Generator().manual_seed(3)
+    for shard in range(3):
+        raw = [torch.randint(-(2**15), 2**15, (514 * (number + 1), 1024), dtype=torch.int16, generator=source) for number in range(9)]
+        tensors = {f"layer.{shard}.{number}": each.view(torch.bfloat16) for number, each in enumerate(raw)}
+        save_file(tensors, disk / f"model-{shard}.safetensors")
+    return disk
+
+
+def drop_from_cache(directory: Path) -> None:
+    for path in directory.glob("*.safetensors"):
+        fd = os.open(path, os.O_RDONLY)
+        os.fsync(fd)
+        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+        os.close(fd)
+
+
+def theirs(directory: Path) -> dict[str, torch.Tensor]:
+    return {name: tensor for path in sorted(directory.glob("*.safetensors")) for name, tensor in load_file(path, device=GPU).items()}
+
+
+def same(mine: Tensors, other: Tensors) -> bool:
+    """Names, devices, dtypes, shapes and every bit."""
+    return set(mine) == set(other) and all(_same_tensor(mine[name], other[name]) for name in other)
+
+
+def _same_tensor(mine: torch.Tensor, other: torch.Tensor) -> bool:
+    if (mine.device, mine.dtype, mine.shape) != (other.device, other.dtype, other.shape):
+        return False
+    return mine.numel() == 0 or bool(torch.equal(mine.flatten().view(torch.uint8), other.flatten().view(torch.uint8)))
+
+
+def test_every_dtype_and_no_bytes(disk: Path) -> None:
+    source = torch.Generator().manual_seed(0)
+    tensors = {}
+    for number, dtype in enumerate(TORCH_DTYPES.values()):
+        raw = torch.randint(0, 2 if dtype is torch.bool else 256, (6, dtype.itemsize * (5 + number)), dtype=torch.uint8, generator=source)
+        tensors[f"of.{number}"] = raw.view(dtype) if dtype is not torch.bool else raw.bool()
+    tensors |= {"scalar": torch.tensor(3.5), "nothing": torch.empty(0, 7, dtype=torch.bfloat16)}
+    save_file(tensors, disk / "model.safetensors")
+    loaded = modelcache.load(disk / "model.safetensors", device=GPU)
+    assert same(loaded, theirs(disk))
+    assert all(tensor.data_ptr() % TENSOR_ALIGNMENT == 0 for tensor in loaded.values())
+
+
+@pytest.mark.parametrize("shift", [0, 1, 4])
+def test_tensors_that_the_file_does_not_align(disk: Path, shift: int) -> None:
+    data = torch.randint(0, 256, (9 * MIB,), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+    fields, at, expected = [], 0, {}
+    for number, count in enumerate([3, 1, 500_001, 7, 600_003, 1, 90_001]):
+        dtype, name = [(torch.uint8, "U8"), (torch.float32, "F32"), (torch.float64, "F64")][number % 3]
+        end = at + count * dtype.itemsize
+        fields.append(f'"t{number}":{{"dtype":"{name}","shape":[{count}],"data_offsets":[{at},{end}]}}')
+        expected[f"t{number}"] = data[at:end].clone().view(dtype).to(GPU)
+        at = end
+    header = f"{{{','.join(fields)}{' ' * shift}}}"
+    (disk / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header.encode() + bytes(data[:at].numpy()))
+    loaded = modelcache.load(disk / "model.safetensors", device=GPU)
+    assert same(loaded, expected)
+    assert all(tensor.data_ptr() % TENSOR_ALIGNMENT == 0 for tensor in loaded.values())
+
+
+@pytest.mark.parametrize("state", ["cold", "warm"])
+def test_shards_by_each_way(model: Path, state: str) -> None:
+    expected = theirs(model)
+    if state == "cold":
+        drop_from_cache(model)
+    report = LoadReport()
+    assert same(modelcache.load(model, device="cuda", report=report), expected)
+    assert report.read_bytes[Way.MAPPED] == 0
+    assert report.tensor_bytes == sum(tensor.nbytes for tensor in expected.values())
+
+
+def test_names_orders_casts_and_the_host_beside_it(model: Path) -> None:
+    expected = theirs(model)
+    names = ["layer.2.8", "layer.0.1", "layer.1.5"]
+    in_turn = list(modelcache.stream(model, names=names, order="given", device=GPU))
+    assert [name for name, _ in in_turn] == names
+    assert same(dict(in_turn), {name: expected[name] for name in names})
+    cast = modelcache.load(model, names=["layer.1.*"], device=GPU, dtype=torch.float32)
+    assert same(cast, {name: tensor.float() for name, tensor in expected.items() if name.startswith("layer.1.")})
+    beside = modelcache.load(model, device={"layer.0.*": "cpu", "*": GPU})
+    assert same(beside, {name: tensor.cpu() if name.startswith("layer.0.") else tensor for name, tensor in expected.items()})
+
+
+def test_on_a_stream_and_in_inference_mode(model: Path) -> None:
+    expected = theirs(model)
+    with torch.inference_mode(), torch.cuda.stream(torch.cuda.Stream(GPU)):
+        torch.cuda._sleep(100_000_000)
+        loaded = modelcache.load(model, device=GPU)
+        total = sum(tensor.view(torch.int16).long().sum() for tensor in loaded.values())
+    torch.cuda.synchronize()
+    assert int(total) == int(sum(tensor.view(torch.int16).long().sum() for tensor in expected.values()))
+    assert same(loaded, expected)
+
+
+def test_no_room_says_so_gives_all_back_and_the_next_load_succeeds(model: Path) -> None:
+    expected = theirs(model)
+    torch.cuda.empty_cache()
+    used, total = torch.cuda.memory_allocated(GPU), torch.cuda.get_device_properties(GPU).total_memory
+    try:  # room for three extents, and for what is left in pieces of the allocator's
+        torch.cuda.set_per_process_memory_fraction((torch.cuda.memory_reserved(GPU) + 56 * MIB) / total, 0)
+        with pytest.raises(NoDeviceMemory) as caught:
+            modelcache.load(model, device=GPU)
+        assert caught.value.needed_bytes > 0
+        assert caught.value.address == GPU
+        torch.cuda.synchronize()
+        assert torch.cuda.memory_allocated(GPU) == used, "though the error is kept"
+        for name, tensor in modelcache.stream(model, device=GPU):  # who drops needs no more than that
+            assert _same_tensor(tensor.cpu(), expected[name].cpu())
+            del tensor
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0, 0)
+    assert same(modelcache.load(model, device=GPU), expected)
+
+
+@pytest.mark.parametrize("end", ["cancelled", "closed"])
+def test_whoever_stops_in_the_middle_leaves_nothing(model: Path, end: str) -> None:
+    expected = theirs(model)
+    cancel = Cancellation()
+    tensors = modelcache.stream(model, device=GPU, cancel=cancel)
+    kept = dict(next(tensors) for _ in range(4))
+    if end == "closed":
+        tensors.close()
+    else:
+        cancel.cancel()
+        with pytest.raises(Cancelled):
+            list(tensors)
+    assert same(kept, {name: expected[name] for name in kept})
+
+
+def test_several_threads_load_at_once(model: Path) -> None:
+    expected = theirs(model)
+    answers: list[bool] = []
+    threads = [threading.Thread(target=lambda: answers.append(same(modelcache.load(model, device=GPU), expected))) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert answers == [True] * 4
+
+
+def test_loads_again_and_again_take_no_more_and_give_all_back(model: Path) -> None:
+    expected = theirs(model)
+    for _ in range(10):
+        assert same(modelcache.load(model, device=GPU), expected)
+    assert 0 < cuda.ring.pinned_bytes <= cuda.RING_BYTES
+    pinned = cuda.ring.pinned_bytes
+    assert modelcache.release_memory() >= pinned
+    assert cuda.ring.pinned_bytes == 0
+    assert same(modelcache.load(model, device=GPU), expected)
