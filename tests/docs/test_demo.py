@@ -49,8 +49,9 @@ def test_it_shows_what_it_says_and_leaves_nothing() -> None:
         output, _ = process.communicate(timeout=TIMEOUT_S)
 
     assert process.returncode == 0, output
-    assert output.count("hit: nothing fetched") == 2
+    assert output.count("hit: nothing fetched") == 1
     assert f"fetched {SIZE_MIB}.0 MiB, reused 0 B" in output
+    assert f", reused {SIZE_MIB}.0 MiB, " in output  # under the other name
     assert "all as they should be" in output
     assert "403" in output  # what the server says to whoever has no key
     assert [line[:8].strip() for line in output.splitlines()[-7:-1]] == ["start an", "put the", "pull", "verify", "pull aga", "pull und"]
