@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
@@ -57,7 +58,8 @@ def load(
         shard: rank, world and plan: this rank's parts alone. The plan maps names or shell patterns to the dimension that is split in
             `world` equal parts, to `Owned(rank)`, or to None (whole, as what no pattern fits).
         group: the ranks of the shard on this node, which load at the same time: what several of them need is read from the disk once.
-            A name that no other job on the node has, or a `NodeGroup`. None: this one reads what it needs by itself.
+            A name that no other job on the node has, or a `NodeGroup`. A model that isn't here is awaited whole. None: this one reads
+            what it needs by itself.
         may_map: files that are not a store's are mapped, too, where they are in memory: whoever says so knows that nobody makes them
             shorter while their tensors are used (that ends the process by SIGBUS). None: only those that are certain to stay as they
             are. False: none.
@@ -124,7 +126,8 @@ def stream(
     seen = report or LoadReport()
     with ExitStack() as held:
         how = How(may_map, verified_only, page_cache=not wishes.placement.in_host or share is not None)
-        opened = open_source(source, how, cache=cache, held=held, cancel=cancel, seen=seen)
+        found = source if group is None else _fetched(source, cache=cache, held=held, cancel=cancel, seen=seen)
+        opened = open_source(found, how, cache=cache, held=held, cancel=cancel, seen=seen)
         checkpoint, open_file = opened.checkpoint, opened.open_file
         chosen = checkpoint.select(names, order=order)
         if share is None:
@@ -138,6 +141,16 @@ def stream(
                 checkpoint, chosen, wishes, share, group=together, open_file=open_file, report=seen, cancel=cancel, progress=progress
             )
         opened.finish(seen)
+
+
+def _fetched(
+    source: str | os.PathLike[str], *, cache: ModelCache | None, held: ExitStack, cancel: Cancellation | None, seen: LoadReport
+) -> Path:
+    """Where a source is, whole: ranks that read together must have the very same files."""
+    started_s = time.monotonic()
+    path = _local(source, cache=cache, held=held, cancel=cancel)
+    seen.fetched_s += time.monotonic() - started_s
+    return path
 
 
 def _share(shard: tuple[int, int, Mapping[str, Rule]] | None, group: NodeGroup | str | None) -> Share | None:
