@@ -7,8 +7,8 @@ itself, and processes of one machine share what is fetched through the store.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import closing, contextmanager
+from collections.abc import Generator, Mapping
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -16,12 +16,12 @@ from weakref import WeakKeyDictionary
 
 import torch
 from vllm.config import get_current_vllm_config
-from vllm.distributed import get_world_group
 from vllm.logger import init_logger
 from vllm.model_executor.model_loader import BaseModelLoader, register_model_loader
 
-from modelcache.cache import ModelCache
-from modelcache.errors import BadConfig, ModuleMismatch, NotFound, SourceChanged
+from modelcache.cache import ModelCache, Refresh
+from modelcache.errors import BadConfig, ModuleMismatch, NotFound
+from modelcache.integrations.vllm_workers import Workers
 from modelcache.loading import stream
 from modelcache.units import GIB
 from modelcache.uri import parse_uri
@@ -29,8 +29,6 @@ from modelcache.uri import parse_uri
 FORMAT = "modelcache"
 OPTION = "--model-loader-extra-config"
 CONFIG = "config.json"
-WEIGHTS = ("model.safetensors.index.json", "model.safetensors")
-"""What vLLM reads where a directory has other safetensors beside them, too (`SAFE_WEIGHTS_INDEX_NAME`; then what transformers reads)."""
 SHOWN = 5
 
 log = init_logger("vllm.modelcache")
@@ -50,11 +48,13 @@ class ExtraConfig:
 
     Attributes:
         uri: whose weights are loaded; None: those in the model's directory.
-        weights: the file or index that is meant, from the snapshot's root; None: the one that vLLM takes, too.
+        weights: the file or index that is meant, from the snapshot's root; None: the one index there, else every safetensors file.
+        together: workers of one node read a file once for all of them; False: each by itself.
     """
 
     uri: str | None = None
     weights: str | None = None
+    together: bool = True
 
     @classmethod
     def read(cls, given: object) -> ExtraConfig:
@@ -64,8 +64,9 @@ class ExtraConfig:
         for name, value in given.items():
             if name not in cls.__slots__:
                 raise BadConfig(f"{OPTION} has no key `{name}`", expected=", ".join(cls.__slots__), got=str(name))
-            if not isinstance(value, str) or not value:
-                raise BadConfig(f"`{name}` in {OPTION} is no text", got=type(value).__name__)
+            kind, what = (bool, "true or false") if name == "together" else (str, "text")
+            if not isinstance(value, kind) or value == "":
+                raise BadConfig(f"`{name}` in {OPTION} is not {what}", got=type(value).__name__ if value != "" else "nothing")
         read = cls(**given)
         if read.uri is not None and parse_uri(read.uri)[1]:
             raise BadConfig(
@@ -88,8 +89,11 @@ class ModelCacheLoader(BaseModelLoader):  # type: ignore[misc]  # vLLM is not lo
 
     def download_model(self, model_config: Any) -> None:
         """Have the snapshot here, without loading it. Raises NotFound: the weights are not in it."""
-        with self._files(model_config, None):
-            pass
+        if self._extra.uri is None:
+            _weights(Path(model_config.model), self._extra.weights)
+            return
+        with ModelCache() as cache:
+            _weights(cache.ensure(self._extra.uri).path, self._extra.weights)
 
     def load_weights(self, model: Any, model_config: Any) -> None:
         """Fill a model that vLLM built.
@@ -104,31 +108,34 @@ class ModelCacheLoader(BaseModelLoader):  # type: ignore[misc]  # vLLM is not lo
         if loaded is not None and model_config.quantization is None:
             _expect_filled(model, loaded)
 
-    def get_all_weights(self, model_config: Any, model: Any) -> Any:
+    def get_all_weights(self, model_config: Any, model: Any) -> Generator[tuple[str, torch.Tensor], None, None]:
         """Whole tensors in file order; vLLM's models take their rank's part of each. vLLM asks for these itself when it reloads."""
         if getattr(model, "secondary_weights", ()):
             raise BadConfig(f"{type(model).__name__} takes weights from a second model, which the load format `{FORMAT}` doesn't load")
+        uri = None if _is_another(model_config, model) else self._extra.uri
+        workers = Workers.of(model_config)
         started_s, size_bytes = time.monotonic(), 0
-        with self._files(model_config, model) as files:
-            for name, tensor in stream(files):
-                size_bytes += tensor.nbytes
-                yield name, tensor
-        log.info("Loaded %.2f GiB of `%s` in %.2f s", size_bytes / GIB, self._extra.uri or model_config.model, time.monotonic() - started_s)
-
-    @contextmanager
-    def _files(self, model_config: Any, model: Any) -> Iterator[Path]:
-        """What `stream` reads, held for the block."""
-        uri = self._extra.uri
-        if uri is None or _is_another(model_config, model):
-            yield _weights(Path(model_config.model), self._extra.weights if uri is None else None)
-            return
-        with ModelCache() as cache, cache.open(uri) as snapshot:
-            files = _weights(snapshot.path, self._extra.weights)
-            if model is not None:
-                _expect_one_version(uri, snapshot.digest.hex)
-                _warn_of_another_config(uri, snapshot.path, Path(model_config.model))
+        with ExitStack() as held:
+            cache = None if uri is None else held.enter_context(ModelCache())
+            source = self._source(uri, Path(model_config.model), cache, workers, held)
+            with closing(stream(source, cache=cache, **workers.together(self._extra.together))) as tensors:
+                for name, tensor in tensors:
+                    size_bytes += tensor.nbytes
+                    yield name, tensor
+            if uri is not None and cache is not None:
                 _loaded_from[model] = model_config.model
-            yield files
+                _warn_of_another_config(uri, cache.ensure(uri, refresh=Refresh.NEVER).path, Path(model_config.model))
+        log.info("Loaded %.2f GiB of `%s` in %.2f s", size_bytes / GIB, uri or model_config.model, time.monotonic() - started_s)
+
+    def _source(self, uri: str | None, directory: Path, cache: ModelCache | None, workers: Workers, held: ExitStack) -> str | Path:
+        """What `stream` reads: a worker alone takes a URI's tensors as they arrive; several wait until all is here, and is the same."""
+        if uri is None or cache is None:
+            return _weights(directory, self._extra.weights if self._extra.uri is None else None)
+        if workers.alone and self._extra.weights is None:
+            return uri
+        snapshot = held.enter_context(cache.open(uri))
+        workers.expect_the_same(uri, snapshot.digest.hex)
+        return _weights(snapshot.path, self._extra.weights)
 
 
 def _is_another(model_config: Any, model: Any) -> bool:
@@ -146,32 +153,11 @@ def _weights(directory: Path, named: str | None) -> Path:
             got=str(directory),
             hint=f'vllm serve "$(modelcache pull -q URI)" --load-format {FORMAT}',
         )
-    names = (named,) if named is not None else WEIGHTS
-    found = next((directory / name for name in names if (directory / name).exists()), None)
-    if found is None and named is not None:
+    if named is None:
+        return directory
+    if not (directory / named).is_file():
         raise NotFound(f"the model has no `{named}`", address=str(directory))
-    return found or directory
-
-
-def _expect_one_version(uri: str, digest: str) -> None:
-    """All workers of one engine look at what a name means at their own time, and maybe on machines of their own.
-
-    Raises:
-        SourceChanged: theirs differ.
-    """
-    group = get_world_group()
-    if group.world_size == 1:
-        return
-    everybodys: list[str] = [""] * group.world_size
-    torch.distributed.all_gather_object(everybodys, digest, group=group.cpu_group)
-    if other := next((each for each in everybodys if each != digest), None):
-        raise SourceChanged(
-            "workers of one engine have different versions of a model",
-            address=str(parse_uri(uri)[0]),
-            expected=f"sha256:{digest}",
-            got=f"sha256:{other}",
-            hint="name an exact version in the URI, or pull it on every machine before",
-        )
+    return directory / named
 
 
 def _warn_of_another_config(uri: str, snapshot: Path, directory: Path) -> None:

@@ -12,8 +12,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+import modelcache
 from modelcache import ModelCache
-from modelcache.errors import BadConfig, InvalidUri, ModelCacheError, ModuleMismatch, NotFound, SourceChanged
+from modelcache.errors import BadCheckpoint, BadConfig, InvalidUri, ModelCacheError, ModuleMismatch, NotFound, SourceChanged
 from tests.integrations.vllm_stand_in import VLLM, Model, ModelConfig, stand_in
 
 LAYERS = ("a", "b")
@@ -94,18 +95,19 @@ def test_download_brings_a_model_in_and_loads_nothing(vllm: VLLM, tmp_path: Path
         assert cache.find(uri).path.is_dir()
 
 
-def test_the_file_that_is_read_where_there_are_several(vllm: VLLM, tmp_path: Path) -> None:
+@pytest.mark.parametrize("by_uri", [True, False])
+def test_where_there_are_several_checkpoints_one_is_named(vllm: VLLM, tmp_path: Path, by_uri: bool) -> None:
     directory = saved(tmp_path / "model", 1)
     save_file(tensors(2), directory / "consolidated.safetensors")
-    for extra, seed in (({}, 1), ({"weights": "consolidated.safetensors"}, 2)):
+    config, common = ModelConfig(str(directory)), {"uri": directory.as_uri()} if by_uri else {}
+    with pytest.raises(BadCheckpoint, match="two shards have a tensor"):
+        vllm.loader(common).load_weights(Model(LAYERS), config)
+    for name, seed in (("model.safetensors", 1), ("consolidated.safetensors", 2)):
         model = Model(LAYERS)
-        vllm.loader(extra).load_weights(model, ModelConfig(str(directory)))
-        assert holds(model, seed)
-        model = Model(LAYERS)
-        vllm.loader({"uri": directory.as_uri(), **extra}).load_weights(model, ModelConfig(str(directory)))
+        vllm.loader({**common, "weights": name}).load_weights(model, config)
         assert holds(model, seed)
     with pytest.raises(NotFound, match=r"no `x\.safetensors`"):
-        vllm.loader({"weights": "x.safetensors"}).load_weights(Model(LAYERS), ModelConfig(str(directory)))
+        vllm.loader({**common, "weights": "x.safetensors"}).load_weights(Model(LAYERS), config)
 
 
 @pytest.mark.parametrize(
@@ -113,8 +115,9 @@ def test_the_file_that_is_read_where_there_are_several(vllm: VLLM, tmp_path: Pat
     [
         (["s3://models/llama"], "is no JSON object"),
         ({"url": "s3://models/llama"}, "has no key `url`"),
-        ({"uri": 3}, "`uri` in .* is no text"),
-        ({"uri": ""}, "`uri` in .* is no text"),
+        ({"uri": 3}, "`uri` in .* is not text"),
+        ({"uri": ""}, "`uri` in .* is not text"),
+        ({"together": "no"}, "`together` in .* is not true or false"),
         ({"uri": "s3://"}, "not a storage URI"),
         ({"weights": "../secrets.safetensors"}, "leads out of the model"),
         ({"weights": "/etc/model.safetensors"}, "leads out of the model"),
@@ -181,17 +184,50 @@ def test_weights_of_a_second_model_are_refused_and_not_left_out(vllm: VLLM, tmp_
         vllm.loader().load_weights(model, ModelConfig(str(saved(tmp_path / "model", 1))))
 
 
+@pytest.mark.parametrize("far", [(), (2,)], ids=["on one node", "on two"])
+@pytest.mark.parametrize("extra", [{}, {"together": False}], ids=["together", "each"])
+def test_workers_load_the_same_at_the_same_time(
+    vllm: VLLM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, far: tuple[int, ...], extra: dict[str, bool]
+) -> None:
+    uri = saved(tmp_path / "origin", 1).as_uri()
+    config = without_weights(tmp_path / "model")
+    asked: list[dict[str, Any]] = []
+
+    def seen(source: Any, **arguments: Any) -> Any:
+        asked.append(arguments)
+        return modelcache.stream(source, **arguments)
+
+    monkeypatch.setattr(vllm.ours, "stream", seen)
+    vllm.world.says = lambda rank, said: ("elsewhere", said[1]) if rank in far and isinstance(said, tuple) else said
+    models = [Model(LAYERS) for _ in range(3)]
+    assert vllm.world.run(3, lambda rank: vllm.loader({"uri": uri, **extra}).load_weights(models[rank], config)) == [None] * 3
+    assert all(holds(model, 1) for model in models)
+    groups = {tuple(arguments["group"].ranks) for arguments in asked if "group" in arguments}
+    assert groups == (set() if extra else {(0, 1), (2,)} if far else {(0, 1, 2)})
+    assert len({arguments["group"].name for arguments in asked if "group" in arguments}) == len(groups)
+
+
 def test_workers_with_different_versions_do_not_start(vllm: VLLM, tmp_path: Path) -> None:
     uri = saved(tmp_path / "origin", 1).as_uri()
-    config, model = without_weights(tmp_path / "model"), Model(LAYERS)
-    with ModelCache() as cache:
-        digest = cache.ensure(uri).digest.hex
-    vllm.others.append(digest)
-    vllm.loader({"uri": uri}).load_weights(model, config)
-    vllm.others.append("0" * 64)
-    with pytest.raises(SourceChanged, match="different versions") as caught:
-        vllm.loader({"uri": uri}).load_weights(model, config)
-    assert (caught.value.expected, caught.value.got) == (f"sha256:{digest}", f"sha256:{'0' * 64}")
+    config = without_weights(tmp_path / "model")
+    vllm.world.says = lambda rank, said: "0" * 64 if rank == 1 else said
+    models = [Model(LAYERS) for _ in range(2)]
+    errors = vllm.world.run(2, lambda rank: vllm.loader({"uri": uri}).load_weights(models[rank], config))
+    assert [type(error) for error in errors] == [SourceChanged, SourceChanged]
+    assert {errors[0].got, errors[1].expected} == {f"sha256:{'0' * 64}", errors[0].expected}
+    assert models[0].order == []
+
+
+def test_a_draft_model_asks_nobody(vllm: VLLM, tmp_path: Path) -> None:
+    draft = ModelConfig(str(saved(tmp_path / "draft", 2)), runner_type="draft")
+    models = [Model(LAYERS) for _ in range(2)]
+
+    def one_of_two(rank: int) -> None:
+        if rank == 1:  # as on the last stage of a pipeline alone
+            vllm.loader().load_weights(models[rank], draft)
+
+    assert vllm.world.run(2, one_of_two) == [None, None]
+    assert holds(models[1], 2)
 
 
 def test_a_config_of_another_version_is_told(vllm: VLLM, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import importlib
 import logging
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import ModuleType, SimpleNamespace
@@ -15,7 +17,7 @@ import torch
 from torch import nn
 
 NAMES = ("vllm", "vllm.config", "vllm.distributed", "vllm.logger", "vllm.model_executor", "vllm.model_executor.model_loader")
-OURS = "modelcache.integrations.vllm"
+OURS = ("modelcache.integrations.vllm", "modelcache.integrations.vllm_workers")
 
 
 @dataclass
@@ -61,19 +63,57 @@ class Model(nn.Module):  # type: ignore[misc]  # torch is not looked into
         return set(self.order)
 
 
+class World:
+    """Workers that are threads: what `get_world_group` and `all_gather_object` are to each. Outside of `run` there is one."""
+
+    def __init__(self) -> None:
+        self.size = 1
+        self.says: Callable[[int, Any], Any] = lambda rank, said: said
+        self._here = threading.local()
+        self._said: dict[int, Any] = {}
+        self._all = threading.Barrier(1)
+
+    def run(self, size: int, work: Callable[[int], Any]) -> list[Any]:
+        """What each worker returns, or the error that it raises."""
+        self.size, self._all = size, threading.Barrier(size, timeout=30)
+
+        def one(rank: int) -> Any:
+            self._here.rank = rank
+            try:
+                return work(rank)
+            except Exception as error:
+                return error
+
+        try:
+            with ThreadPoolExecutor(size) as pool:
+                return list(pool.map(one, range(size)))
+        finally:
+            self.size = 1
+
+    def group(self) -> SimpleNamespace:
+        return SimpleNamespace(world_size=self.size, rank_in_group=getattr(self._here, "rank", 0), cpu_group="gloo")
+
+    def all_gather_object(self, found: list[Any], mine: Any, group: str) -> None:
+        assert group == "gloo"
+        rank = self._here.rank
+        self._said[rank] = self.says(rank, mine)
+        self._all.wait()
+        found[:] = [self._said[each] for each in range(self.size)]
+        self._all.wait()
+
+
 @dataclass
 class VLLM:
     """What a test sees and sets.
 
     Attributes:
         formats: what was registered.
-        others: digests that the other workers bring to an exchange.
         target: the model that the engine was started with.
     """
 
     ours: ModuleType
     formats: dict[str, Any]
-    others: list[str]
+    world: World
     target: ModelConfig
 
     def loader(self, extra: Any = None) -> Any:
@@ -85,33 +125,29 @@ class VLLM:
 def stand_in() -> Iterator[VLLM]:
     """modelcache's integration over modules that answer to vLLM's names."""
     formats: dict[str, Any] = {}
-    others: list[str] = []
+    world = World()
     target = ModelConfig("")
 
     def register_model_loader(name: str) -> Any:
         return lambda loader: formats.setdefault(name, loader)
 
-    def all_gather_object(found: list[str], mine: str, group: str) -> None:
-        assert group == "gloo"
-        found[:] = [mine, *others]
-
     modules = {name: ModuleType(name) for name in NAMES}
     found: dict[str, dict[str, Any]] = {
         "vllm.config": {"get_current_vllm_config": lambda: SimpleNamespace(model_config=target)},
-        "vllm.distributed": {"get_world_group": lambda: SimpleNamespace(world_size=1 + len(others), cpu_group="gloo")},
+        "vllm.distributed": {"get_world_group": world.group},
         "vllm.logger": {"init_logger": logging.getLogger},
         "vllm.model_executor.model_loader": {"BaseModelLoader": BaseModelLoader, "register_model_loader": register_model_loader},
     }
     for name, parts in found.items():
         vars(modules[name]).update(parts)
-    before = {name: sys.modules.pop(name, None) for name in (*NAMES, OURS)}
+    before = {name: sys.modules.pop(name, None) for name in (*NAMES, *OURS)}
     sys.modules.update(modules)
     exchange = torch.distributed.all_gather_object
-    torch.distributed.all_gather_object = all_gather_object
+    torch.distributed.all_gather_object = world.all_gather_object
     try:
-        ours = importlib.import_module(OURS)
+        ours = importlib.import_module(OURS[0])
         ours.register()
-        yield VLLM(ours, formats, others, target)
+        yield VLLM(ours, formats, world, target)
     finally:
         torch.distributed.all_gather_object = exchange
         for name, module in before.items():
