@@ -99,7 +99,7 @@ def _opener(may_map: bool | None) -> Opener:
 
     def open_file(shard: Shard, cancel: Cancellation) -> ShardFile:
         stays_whole = _is_published(shard.path) if may_map is None else may_map
-        return ShardFile(shard.path, shard.header.file_bytes, stays_whole=stays_whole)
+        return ShardFile(shard.path, shard.header.file_bytes, stays_whole=stays_whole, stamp=shard.stamp)
 
     return open_file
 

@@ -22,11 +22,35 @@ MAX_INDEX_BYTES = 100_000_000
 
 
 @dataclass(frozen=True, slots=True)
+class FileStamp:
+    """Which file it was, and when it was changed: a file with another stamp may have other bytes."""
+
+    device: int
+    inode: int
+    size_bytes: int
+    mtime_ns: int
+
+    def __str__(self) -> str:
+        return f"{self.size_bytes} bytes, inode {self.inode}, changed at {self.mtime_ns / 1e9:.3f} s"
+
+    @classmethod
+    def of(cls, fd: int) -> FileStamp:
+        """Raises OSError."""
+        found = os.fstat(fd)
+        return cls(found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns)
+
+
+@dataclass(frozen=True, slots=True)
 class Shard:
-    """One file of a checkpoint."""
+    """One file of a checkpoint.
+
+    Attributes:
+        stamp: of the file when its header was read; None: nobody looked.
+    """
 
     path: Path
     header: Header = field(repr=False)
+    stamp: FileStamp | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +145,8 @@ def _shard(path: Path, *, wanted_by_index: bool) -> Shard:
             raise BadCheckpoint("the index names a shard that is missing", address=str(path)) from None
         raise NotFound("there is no such file", address=str(path)) from None
     try:
-        return Shard(path, read_header(fd, os.fstat(fd).st_size, str(path)))
+        stamp = FileStamp.of(fd)
+        return Shard(path, read_header(fd, stamp.size_bytes, str(path)), stamp)
     finally:
         os.close(fd)
 

@@ -30,6 +30,7 @@ class HostMemory:
         self.idle_limit_bytes = idle_limit_bytes
         self._lock = threading.RLock()  # what comes back may do so in the middle of a lend, by garbage collection
         self._idle: list[mmap.mmap] = []
+        self._lent_bytes = 0
         self._owner_pid = os.getpid()
         _MEMORIES.add(self)
 
@@ -37,7 +38,14 @@ class HostMemory:
         """In the child of a fork: another thread of the parent may have had the lock, and what is kept is the parent's."""
         self._lock = threading.RLock()
         self._idle = []
+        self._lent_bytes = 0
         self._owner_pid = os.getpid()
+
+    @property
+    def lent_bytes(self) -> int:
+        """In the hands of loads and of tensors."""
+        with self._lock:
+            return self._lent_bytes
 
     @property
     def idle_bytes(self) -> int:
@@ -53,6 +61,8 @@ class HostMemory:
         """
         piece = self._take(size_bytes) or _new(size_bytes)
         lent = (ctypes.c_ubyte * len(piece)).from_buffer(piece)
+        with self._lock:
+            self._lent_bytes += len(piece)
         weakref.finalize(lent, self._give_back, piece, self._owner_pid).atexit = False
         return lent
 
@@ -75,6 +85,7 @@ class HostMemory:
         if owner_pid != os.getpid():
             return  # a fork's copy of what the parent still has
         with self._lock:
+            self._lent_bytes -= len(piece)
             if sum(map(len, self._idle)) + len(piece) <= self.idle_limit_bytes:
                 self._idle.append(piece)
 

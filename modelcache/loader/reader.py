@@ -26,12 +26,12 @@ class Reading:
         landing: has its tensors, once it was waited for.
     """
 
-    def __init__(self, extent: Extent, file: TensorFile, landing: Landing, parts: list[Future[tuple[Way, int]]]) -> None:
+    def __init__(self, extent: Extent, file: TensorFile, landing: Landing, parts: list[Future[tuple[Way, int]]], owner_pid: int) -> None:
         self.extent = extent
         self.file = file
         self.landing = landing
         self._parts = parts
-        self._owner_pid = os.getpid()
+        self._owner_pid = owner_pid
 
     def wait(self) -> Mapping[Way, int]:
         """Wait until every byte is there; how many came by which way.
@@ -40,8 +40,7 @@ class Reading:
             BadCheckpoint: the file shrank. StoreFault: the disk failed. MemoryError. Cancelled.
             RuntimeError: the load was begun before a fork, by the other process.
         """
-        if self._owner_pid != os.getpid():
-            raise RuntimeError("a load goes on in the process that began it, and this is a fork of that one")
+        _expect_owner(self._owner_pid)
         ways: dict[Way, int] = {}
         for part in self._parts:
             way, size_bytes = part.result()
@@ -61,6 +60,7 @@ class Reader:
             threads: that read.
         """
         self._cancel = cancel
+        self._owner_pid = os.getpid()
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix="load")
 
     def __enter__(self) -> Self:
@@ -73,9 +73,10 @@ class Reader:
 
     def start(self, extent: Extent, file: TensorFile, staging: Staging) -> Reading:
         """Begin to read an extent; blocks are read in the order in which extents were started. Raises MemoryError, OSError."""
+        _expect_owner(self._owner_pid)
         landing = staging.land(extent, file)
         parts = [self._threads.submit(self._fill, landing, file, block) for block in landing.missing]
-        return Reading(extent, file, landing, parts)
+        return Reading(extent, file, landing, parts, self._owner_pid)
 
     def _fill(self, landing: Landing, file: TensorFile, block: ByteRange) -> tuple[Way, int]:
         self._cancel.check()
@@ -83,3 +84,9 @@ class Reader:
             return landing.fill(file, block), block.size_bytes
         except OSError as error:
             raise StoreFault(f"the file can't be read ({error.strerror})", address=str(file.path)) from error
+
+
+def _expect_owner(pid: int) -> None:
+    """Raises RuntimeError: this is a fork of that process, and has none of its threads."""
+    if pid != os.getpid():
+        raise RuntimeError("a load goes on in the process that began it, and this is a fork of that one")

@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 from modelcache.errors import BadCheckpoint
-from modelcache.loader.checkpoint import Shard
+from modelcache.loader.checkpoint import FileStamp, Shard
 from modelcache.loader.files import Way
 from modelcache.loader.memory import Memory, map_file
 from modelcache.loader.plan import ALIGNMENT
@@ -29,13 +29,14 @@ thread has twice as much."""
 class ShardFile:
     """One file, open for both ways of reading (a `TensorFile`)."""
 
-    def __init__(self, path: Path, expected_bytes: int, *, stays_whole: bool) -> None:
+    def __init__(self, path: Path, expected_bytes: int, *, stays_whole: bool, stamp: FileStamp | None = None) -> None:
         """
         Args:
             stays_whole: it is certain that nobody makes the file shorter: it may be mapped.
+            stamp: that it had when its header was read; None: nobody looked.
 
         Raises:
-            BadCheckpoint: the file is not as long as its header says, or gone.
+            BadCheckpoint: it is not the file whose header was read, or gone.
             OSError.
         """
         self.path = path
@@ -46,7 +47,7 @@ class ShardFile:
             raise BadCheckpoint("the file vanished after its header was read", address=str(path)) from None
         self.direct_fd = -1
         try:
-            self._check_size(expected_bytes)
+            self._check(expected_bytes, stamp)
             self.direct_fd = _direct(path)
         except BaseException:
             self.close()
@@ -54,14 +55,14 @@ class ShardFile:
         self._warm: bool | None = None
         self._lock = threading.Lock()
 
-    def _check_size(self, expected_bytes: int) -> None:
-        size_bytes = os.fstat(self.fd).st_size
-        if size_bytes != expected_bytes:
+    def _check(self, expected_bytes: int, expected: FileStamp | None) -> None:
+        found = FileStamp.of(self.fd)
+        if found.size_bytes != expected_bytes or expected not in (found, None):
             raise BadCheckpoint(
-                "the file is not as long as when its header was read",
+                "the file changed after its header was read",
                 address=str(self.path),
-                expected=str(expected_bytes),
-                got=str(size_bytes),
+                expected=f"{expected_bytes} bytes" if expected is None else str(expected),
+                got=str(found),
             )
 
     def close(self) -> None:
@@ -128,12 +129,7 @@ class ShardFile:
 
 def open_shard(shard: Shard, cancel: Cancellation) -> ShardFile:
     """An `Opener` of files that anybody may make shorter: they are read and never mapped."""
-    return ShardFile(shard.path, shard.header.file_bytes, stays_whole=False)
-
-
-def open_whole_shard(shard: Shard, cancel: Cancellation) -> ShardFile:
-    """An `Opener` of files that stay as they are: their pages are mapped where they are in memory."""
-    return ShardFile(shard.path, shard.header.file_bytes, stays_whole=True)
+    return ShardFile(shard.path, shard.header.file_bytes, stays_whole=False, stamp=shard.stamp)
 
 
 def _direct(path: Path) -> int:

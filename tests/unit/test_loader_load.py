@@ -6,9 +6,6 @@ import gc
 import json
 import os
 import random
-import subprocess
-import sys
-import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -18,7 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import modelcache
-from modelcache.errors import BadCheckpoint, Cancelled, NoSuchTensor, NotFound, StoreFault
+from modelcache.errors import BadCheckpoint, NoSuchTensor, NotFound
 from modelcache.loader import residency, shard_file
 from modelcache.loader.checkpoint import open_checkpoint
 from modelcache.loader.files import Way
@@ -28,7 +25,6 @@ from modelcache.loader.plan import ALIGNMENT, GAP_BYTES, plan
 from modelcache.loader.report import LoadReport
 from modelcache.loader.shard_file import ShardFile
 from modelcache.loader.tensors import TORCH_DTYPES
-from modelcache.patience import Cancellation
 from modelcache.ranges import ByteRange
 from modelcache.units import KIB, MIB
 
@@ -300,7 +296,7 @@ def test_a_file_that_shrinks_under_the_reader(tmp_path: Path) -> None:
     save_file({"a": torch.zeros(MIB)}, path)
     checkpoint = open_checkpoint(path)
     os.truncate(path, 5000)
-    with pytest.raises(BadCheckpoint, match="not as long"):
+    with pytest.raises(BadCheckpoint, match="changed after its header was read"):
         ShardFile(path, checkpoint.shards[0].header.file_bytes, stays_whole=False)
     file = ShardFile(path, 5000, stays_whole=False)
     try:
@@ -308,29 +304,6 @@ def test_a_file_that_shrinks_under_the_reader(tmp_path: Path) -> None:
             file.read(ByteRange(4096, 12288), memoryview(bytearray(8192)))
     finally:
         file.close()
-
-
-def test_a_failing_disk_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / "model.safetensors"
-    save_file({"a": torch.zeros(MIB)}, path)
-
-    def fail(file: ShardFile, block: ByteRange, into: memoryview) -> Way:
-        raise OSError(5, "Input/output error")
-
-    monkeypatch.setattr(shard_file, "resident_share", lambda fd, span: 0.0)
-    monkeypatch.setattr(ShardFile, "read", fail)
-    with pytest.raises(StoreFault, match=r"Input/output error.*model\.safetensors"):
-        modelcache.load(path)
-
-
-def test_cancelled_in_the_middle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / "model.safetensors"
-    save_file({"a": torch.zeros(MIB), "b": torch.zeros(MIB)}, path)
-    cancel = Cancellation()
-    cancel.cancel()
-    monkeypatch.setattr(shard_file, "resident_share", lambda fd, span: 0.0)
-    with pytest.raises(Cancelled):
-        modelcache.load(path, cancel=cancel)
 
 
 def test_a_stream_that_is_left_leaves_no_thread_and_no_open_file(tmp_path: Path) -> None:
@@ -391,23 +364,3 @@ def test_memory_comes_back_with_its_last_tensor_and_is_lent_again() -> None:
 def test_more_memory_than_there_is() -> None:
     with pytest.raises(MemoryError, match="can't be had"):
         HostMemory(0).lend(1 << 60)
-
-
-@pytest.mark.root
-def test_an_unprivileged_process_reads_what_root_owns() -> None:
-    """cachestat tells it nothing about such files (EPERM), which must not matter."""
-    program = (
-        "import os, sys, modelcache.loading, modelcache.loader.loading\n"
-        "os.setgroups([]); os.setgid(65534); os.setuid(65534)\n"
-        "loaded = modelcache.load(sys.argv[1])\n"
-        "assert sorted(loaded) == ['t0', 't1', 't2', 't3'], sorted(loaded)\n"
-        "assert all(float(each.min()) == float(each.max()) == float(name[1]) for name, each in loaded.items())\n"
-        "print('read')\n"
-    )
-    with tempfile.TemporaryDirectory() as directory:
-        path = Path(directory, "model.safetensors")
-        save_file({f"t{number}": torch.full((2 * MIB,), float(number)) for number in range(4)}, path)
-        path.chmod(0o444)
-        path.parent.chmod(0o755)
-        done = subprocess.run([sys.executable, "-c", program, str(path)], capture_output=True, text=True, timeout=100, check=False)
-    assert done.stdout == "read\n", done.stderr
