@@ -16,7 +16,7 @@ from typing import TypeVar
 from modelcache.abc.ingest import Route
 from modelcache.abc.snapshot import Ref, RefHead, RefKey, Snapshot
 from modelcache.abc.source import Listing, Source
-from modelcache.abc.store import CollectReport, Evicted, Lease, SnapshotInfo, Usage
+from modelcache.abc.store import CollectReport, Evicted, SnapshotInfo, Usage
 from modelcache.abc.upkeep import Upkeep
 from modelcache.carry.carrying import Carrying
 from modelcache.config import Config
@@ -27,6 +27,8 @@ from modelcache.fetch.begun import Tell
 from modelcache.fetch.engine import FetchEngine
 from modelcache.fetch.flight import SingleFlight
 from modelcache.fetch.plan import Priority
+from modelcache.fetch.progress import Progress
+from modelcache.leasing import Leasing
 from modelcache.manifest import Manifest
 from modelcache.patience import Cancellation
 from modelcache.permission import Admission, Caller, Denials, OwnersAdmission, Permission, expect_served
@@ -69,7 +71,7 @@ FULL_DIGITS = 64
 _HEX = re.compile(r"(?:sha256:)?([0-9a-f]{8,64})")
 
 
-class ModelCache(Upkeeping, Prewarming, Carrying, SingleFiles):
+class ModelCache(Upkeeping, Prewarming, Carrying, SingleFiles, Leasing):
     """A store and what fills it. A context manager; safe for many threads.
 
     `ensure` is the whole of it: whatever state the store is in, it returns a complete, verified, read-only directory or raises
@@ -353,15 +355,13 @@ class ModelCache(Upkeeping, Prewarming, Carrying, SingleFiles):
         """Where the room went."""
         return self._store.usage()
 
+    def moving(self) -> Sequence[Progress]:
+        """One look at each fetch of this process."""
+        with self._lock:
+            under_way = [*self._ensures.values()]
+        return [ensure.look() for ensure in under_way]
+
     # -- keeping and removing ---------------------------------------------------------------------------------------
-
-    def pin(self, name: str, *, holder: str = "user") -> Lease:
-        """Keep a snapshot until it is unpinned."""
-        return self._store.pin(self.find(name).digest, holder=holder)
-
-    def unpin(self, name: str, *, holder: str | None = None) -> int:
-        """End the pins of one holder, or all; how many there were."""
-        return self._store.unpin(self.find(name).digest, holder=holder)
 
     def evict(self, name: str, *, dry_run: bool = False) -> Evicted:
         """Remove a snapshot and what only it needs. A URI that shares its snapshot with other URIs, or whose snapshot was taken

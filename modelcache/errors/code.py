@@ -45,6 +45,8 @@ class ErrorCode(StrEnum):
     STORE_FAULT = "store-fault"
     NO_DEVICE_MEMORY = "no-device-memory"
     DEVICE_FAULT = "device-fault"
+    AGENT_UNREACHABLE = "agent-unreachable"
+    AGENT_DRAINING = "agent-draining"
     IN_USE = "in-use"
     CANCELLED = "cancelled"
     GROUP_BROKEN = "group-broken"

@@ -1,0 +1,52 @@
+"""`python -m daemonset`: the agent in the foreground, until SIGTERM or SIGINT."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import signal
+import sys
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+
+from daemonset.server import Agent, Sockets
+from modelcache.config import Config
+from modelcache.errors import ModelCacheError
+
+DEFAULT_SOCKET = Path("/run/modelcache/agent.sock")
+GRACE_S = 25.0
+"""Under kubelet's default of 30 s between SIGTERM and SIGKILL."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Exit status: 0 after an orderly end, 1 with a sentence on stderr if the agent can't run."""
+    options = _parser().parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    ending = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: ending.set())
+    try:
+        flags = {} if options.root is None else {"root": options.root}
+        config = Config.load(file=options.config, **flags)
+        with Agent(config, Sockets(options.socket, options.driver_socket), grace_s=options.grace):
+            logging.getLogger("daemonset").info("serving %s at %s", config.root, options.socket)
+            ending.wait()
+    except ModelCacheError as error:
+        sys.stderr.write(f"error: {error}\n" + (f"hint: {error.hint}\n" if error.hint else ""))
+        return 1
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m daemonset", description="The node's agent. Settings: docs/operations.md.")
+    parser.add_argument("--root", type=Path, help="the store's directory; default: that of the settings")
+    parser.add_argument("--config", type=Path, help="configuration file (TOML)")
+    parser.add_argument("--socket", type=Path, default=DEFAULT_SOCKET, help="the administrator's; default: %(default)s")
+    parser.add_argument("--driver-socket", type=Path, help="the CSI driver's; default: none")
+    parser.add_argument("--grace", type=float, default=GRACE_S, metavar="SECONDS", help="to end what is under way; default: %(default)s")
+    return parser
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

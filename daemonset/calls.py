@@ -1,0 +1,67 @@
+"""The calls that are under way: what a drain waits for, and where errors become statuses."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import NoReturn
+
+import grpc
+
+from modelcache.agent.failures import KEY, encoded, status_of
+from modelcache.errors import AgentDraining, ModelCacheError
+
+logger = logging.getLogger(__name__)
+
+
+class Calls:
+    """Counts calls; turns new ones away while draining. Thread-safe."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._count = 0
+        self._draining = False
+
+    @property
+    def draining(self) -> bool:
+        return self._draining
+
+    @contextmanager
+    def under_way(self, context: grpc.ServicerContext, *, begins_work: bool) -> Iterator[None]:
+        """For the block of one call; a `ModelCacheError` in it ends the call with its status.
+
+        Args:
+            begins_work: refused while draining.
+        """
+        with self._changed:
+            refused = begins_work and self._draining
+            if not refused:
+                self._count += 1
+        if refused:
+            _abort(context, AgentDraining("the agent of this node is ending and takes no new work"))
+        try:
+            yield
+        except ModelCacheError as error:
+            _abort(context, error)
+        finally:
+            with self._changed:
+                self._count -= 1
+                self._changed.notify_all()
+
+    def drain(self, timeout_s: float, *, but: int = 0) -> int:
+        """Take no new work, and wait until all calls but `but` have ended, or the time is up; how many are left."""
+        until_s = time.monotonic() + timeout_s
+        with self._changed:
+            self._draining = True
+            while self._count > but and (left_s := until_s - time.monotonic()) > 0:
+                self._changed.wait(left_s)
+            return max(0, self._count - but)
+
+
+def _abort(context: grpc.ServicerContext, error: ModelCacheError) -> NoReturn:
+    context.set_trailing_metadata(((KEY, encoded(error)),))
+    context.abort(status_of(error), str(error).encode("ascii", "backslashreplace").decode())
+    raise AssertionError("unreachable")  # abort raises; its stub doesn't say so

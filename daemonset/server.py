@@ -1,0 +1,109 @@
+"""The agent: a store, two sockets, and an orderly end."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import grpc
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from daemonset import sockets
+from daemonset.calls import Calls
+from daemonset.ownership import owned
+from daemonset.service import Access, AgentService
+from modelcache.agent.v1 import agent_pb2
+from modelcache.agent.v1.agent_pb2_grpc import add_AgentServicer_to_server
+from modelcache.cache import ModelCache
+from modelcache.config import Config
+from modelcache.errors import StoreFault
+
+logger = logging.getLogger(__name__)
+CALLS = 256
+"""Served at once on one socket; the others wait for their turn."""
+SERVICE = agent_pb2.DESCRIPTOR.services_by_name["Agent"].full_name
+
+
+@dataclass(frozen=True, slots=True)
+class Sockets:
+    """Where the agent answers. `driver`: None without a CSI driver."""
+
+    admin: Path
+    driver: Path | None = None
+
+
+class Agent:
+    """A running agent. A context manager: it serves from its beginning to its end."""
+
+    def __init__(self, config: Config, sockets: Sockets, *, grace_s: float) -> None:
+        """
+        Args:
+            grace_s: how long `stop` waits for calls that are under way; they are cancelled then, their chunks are kept.
+        """
+        self._config = config
+        self._sockets = sockets
+        self._grace_s = grace_s
+        self._calls = Calls()
+        self._stack = ExitStack()
+        self._health = health.HealthServicer()
+        self._servers: list[grpc.Server] = []
+        self._ended = threading.Event()
+
+    def __enter__(self) -> Self:
+        """Raises StoreError: the store can't be used, or has an agent; BadConfig."""
+        with ExitStack() as stack:
+            cache = stack.enter_context(ModelCache(config=self._config))
+            stack.enter_context(owned(self._config.root))
+            for path, access in self._accesses():
+                self._servers.append(self._serve(path, AgentService(cache, self._calls, access)))
+                stack.callback(sockets.remove, path)
+            stack.callback(self._end_servers)
+            self._stack = stack.pop_all()
+        self._health.set(SERVICE, health_pb2.HealthCheckResponse.SERVING)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.stop()
+
+    def stop(self) -> None:
+        """Take no new work, wait for what is under way, and end. Idempotent."""
+        if self._ended.is_set():
+            return
+        self._health.enter_graceful_shutdown()
+        left = self._calls.drain(self._grace_s)
+        if left:
+            logger.warning("%d calls are cancelled: they did not end within %g s", left, self._grace_s)
+        self._stack.close()
+        self._ended.set()
+
+    def _accesses(self) -> list[tuple[Path, Access]]:
+        found = [(self._sockets.admin, Access(speaks_for_callers=False))]
+        if self._sockets.driver is not None:
+            found.append((self._sockets.driver, Access(speaks_for_callers=True)))
+        return found
+
+    def _serve(self, path: Path, service: AgentService) -> grpc.Server:
+        sockets.prepare(path)
+        server = grpc.server(ThreadPoolExecutor(CALLS, thread_name_prefix="agent"), options=(("grpc.so_reuseport", 0),))
+        add_AgentServicer_to_server(service, server)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
+        reflection.enable_server_reflection((SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
+        with sockets.private():
+            try:
+                server.add_insecure_port(f"unix:{path}")
+            except RuntimeError as error:
+                raise StoreFault(f"the agent's socket can't be made ({error})", address=str(path)) from None
+        server.start()
+        return server
+
+    def _end_servers(self) -> None:
+        for event in [server.stop(grace=0.5) for server in self._servers]:
+            event.wait(self._grace_s)
+        self._servers.clear()

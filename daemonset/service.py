@@ -1,0 +1,282 @@
+"""`modelcache.agent.v1.Agent`, served from one `ModelCache`."""
+
+from __future__ import annotations
+
+import os
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+import grpc
+
+from daemonset.calls import Calls
+from modelcache import __version__
+from modelcache.abc.store import Lease
+from modelcache.agent import wire
+from modelcache.agent.v1 import agent_pb2 as pb
+from modelcache.agent.v1.agent_pb2_grpc import AgentServicer
+from modelcache.cache import ModelCache
+from modelcache.config import Config
+from modelcache.errors import AccessDenied, BadConfig, NotCached, NotFound
+from modelcache.fetch.progress import Progress
+from modelcache.loader.residency import resident_share
+from modelcache.patience import Cancellation
+from modelcache.permission import Caller
+from modelcache.ranges import ByteRange
+
+T = TypeVar("T")
+R = TypeVar("R")
+LEASE_TRIES = 5
+"""A snapshot may be evicted between its ensure and its lease; then it is ensured again."""
+HEARTBEAT_S = 1.0
+"""A call that lasts tells its progress at least so often, so that its client knows a slow one from a dead one."""
+MAX_TTL_S = 30 * 86_400.0
+"""Of a lease; who needs a snapshot for longer pins it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Access:
+    """What the peers of one socket may do.
+
+    Attributes:
+        speaks_for_callers: it is the CSI driver's: calls are made for callers, whose namespace is believed.
+    """
+
+    speaks_for_callers: bool
+
+
+class AgentService(AgentServicer):
+    """Answers on one socket."""
+
+    def __init__(self, cache: ModelCache, calls: Calls, access: Access) -> None:
+        self._cache = cache
+        self._calls = calls
+        self._access = access
+        self._started_at_s = time.time()
+
+    # -- models -----------------------------------------------------------------------------------------------------
+
+    def Ensure(self, request: pb.EnsureRequest, context: grpc.ServicerContext) -> Iterator[pb.EnsureReply]:
+        with self._calls.under_way(context, begins_work=True):
+            caller = self._caller(request)
+            _expect_ttl(request.lease_ttl_s, wanted=bool(request.lease_holder))
+
+            def run(tell: Callable[[Progress], None], cancel: Cancellation) -> pb.Ensured:
+                return self._ensured(request, caller, tell, cancel)
+
+            for what in _told(run, context):
+                if isinstance(what, Progress):
+                    yield pb.EnsureReply(progress=wire.progress_message(what))
+                else:
+                    yield pb.EnsureReply(ensured=what)
+
+    def _ensured(
+        self, request: pb.EnsureRequest, caller: Caller | None, tell: Callable[[Progress], None], cancel: Cancellation
+    ) -> pb.Ensured:
+        for _ in range(LEASE_TRIES):
+            snapshot = self._cache.ensure(
+                request.uri,
+                refresh=wire.REFRESHES[request.refresh],
+                priority=wire.PRIORITIES[request.priority],
+                reads_next=request.reads_next,
+                progress=tell,
+                cancel=cancel,
+                caller=caller,
+            )
+            found = pb.Ensured(digest=str(snapshot.digest), path=str(snapshot.path), stale=snapshot.stale)
+            if not request.lease_holder:
+                return found
+            try:
+                lease = self._cache.lease(str(snapshot.digest), holder=request.lease_holder, ttl_s=request.lease_ttl_s)
+            except NotCached:
+                continue
+            found.lease.CopyFrom(wire.lease_message(lease))
+            return found
+        raise NotCached(f"`{request.uri}` was evicted each time before it could be held", hint="make room: `modelcache df`")
+
+    def _caller(self, request: pb.EnsureRequest) -> Caller | None:
+        """Raises AccessDenied: this socket doesn't speak for callers, or has to; BadConfig: a credential that can't be used."""
+        if not request.HasField("caller"):
+            if self._access.speaks_for_callers:
+                hint = "name the pod's namespace and service account"
+                raise AccessDenied("calls on the driver's socket are made for somebody", hint=hint)
+            return None
+        if not self._access.speaks_for_callers:
+            raise AccessDenied(
+                "a namespace is believed on the driver's socket alone", hint="leave the caller out: this is the administrator's"
+            )
+        told = request.caller
+        if not told.namespace or not told.service_account:
+            raise BadConfig("a caller has a namespace and a service account", got=f"{told.namespace}/{told.service_account}")
+        environ = dict(told.credential)
+        config = Config.load({"HOME": "/nonexistent", **environ}, root=self._cache.config.root)
+        return Caller(told.namespace, told.service_account, _canonical(environ), config)
+
+    def List(self, request: pb.ListRequest, context: grpc.ServicerContext) -> Iterator[pb.SnapshotInfo]:
+        with self._calls.under_way(context, begins_work=False):
+            yield from map(wire.info_message, self._cache.list())
+
+    def Show(self, request: pb.ShowRequest, context: grpc.ServicerContext) -> pb.ShowReply:
+        with self._calls.under_way(context, begins_work=False):
+            info = self._cache.find(request.name)
+            digest = str(info.digest)
+            files = (
+                pb.FileInfo(path=each.path, size_bytes=each.size_bytes, digest=str(each.sha256))
+                for each in self._cache.manifest(digest).files
+            )
+            return pb.ShowReply(snapshot=wire.info_message(info), files=files, verified_at_s=self._cache.verified_at_s(digest))
+        raise AssertionError("unreachable")
+
+    def Evict(self, request: pb.EvictRequest, context: grpc.ServicerContext) -> pb.EvictReply:
+        with self._calls.under_way(context, begins_work=True):
+            evicted = self._cache.evict(request.name, dry_run=request.dry_run)
+            return pb.EvictReply(digest=str(evicted.digest), uris=evicted.uris, freed_bytes=evicted.freed_bytes)
+        raise AssertionError("unreachable")
+
+    def Verify(self, request: pb.VerifyRequest, context: grpc.ServicerContext) -> Iterator[pb.VerifyReply]:
+        with self._calls.under_way(context, begins_work=True):
+            name = request.name if request.HasField("name") else None
+
+            def run(tell: Callable[[tuple[int, int]], None], cancel: Cancellation) -> pb.VerifyReport:
+                return wire.report_message(self._cache.verify(name, progress=lambda done, total: tell((done, total)), cancel=cancel))
+
+            for what in _told(run, context):
+                if isinstance(what, tuple):
+                    yield pb.VerifyReply(progress=pb.VerifyReply.Progress(bytes_done=what[0], bytes_total=what[1]))
+                else:
+                    yield pb.VerifyReply(report=what)
+
+    def Residency(self, request: pb.ResidencyRequest, context: grpc.ServicerContext) -> pb.ResidencyReply:
+        with self._calls.under_way(context, begins_work=False):
+            info = self._cache.find(request.name)
+            files = [each for each in self._cache.manifest(str(info.digest)).files if request.path in ("", each.path)]
+            if not files:
+                raise NotFound(f"the snapshot has no file `{request.path}`", address=request.name)
+            shares = ((each, _resident(f"{info.path}/{each.path}", each.size_bytes)) for each in files)
+            return pb.ResidencyReply(
+                files=(pb.ResidencyReply.File(path=each.path, size_bytes=each.size_bytes, resident_share=share) for each, share in shares)
+            )
+        raise AssertionError("unreachable")
+
+    # -- holds ------------------------------------------------------------------------------------------------------
+
+    def Lease(self, request: pb.LeaseRequest, context: grpc.ServicerContext) -> pb.LeaseReply:
+        with self._calls.under_way(context, begins_work=False):
+            _expect_ttl(request.ttl_s, wanted=True)
+            return _reply(self._cache.lease(request.name, holder=request.holder, ttl_s=request.ttl_s))
+        raise AssertionError("unreachable")
+
+    def Renew(self, request: pb.RenewRequest, context: grpc.ServicerContext) -> pb.LeaseReply:
+        with self._calls.under_way(context, begins_work=False):
+            _expect_ttl(request.ttl_s, wanted=True)
+            return _reply(self._cache.renew(request.lease_id, ttl_s=request.ttl_s))
+        raise AssertionError("unreachable")
+
+    def Release(self, request: pb.ReleaseRequest, context: grpc.ServicerContext) -> pb.ReleaseReply:
+        with self._calls.under_way(context, begins_work=False):
+            return pb.ReleaseReply(released=self._cache.release(request.lease_id))
+        raise AssertionError("unreachable")
+
+    def Pin(self, request: pb.PinRequest, context: grpc.ServicerContext) -> pb.LeaseReply:
+        with self._calls.under_way(context, begins_work=False):
+            return _reply(self._cache.pin(request.name, holder=request.holder or "user"))
+        raise AssertionError("unreachable")
+
+    def Unpin(self, request: pb.UnpinRequest, context: grpc.ServicerContext) -> pb.UnpinReply:
+        with self._calls.under_way(context, begins_work=False):
+            holder = request.holder if request.HasField("holder") else None
+            return pb.UnpinReply(ended=self._cache.unpin(request.name, holder=holder))
+        raise AssertionError("unreachable")
+
+    # -- the agent itself -------------------------------------------------------------------------------------------
+
+    def Status(self, request: pb.StatusRequest, context: grpc.ServicerContext) -> pb.StatusReply:
+        with self._calls.under_way(context, begins_work=False):
+            return pb.StatusReply(
+                version=__version__,
+                root=str(self._cache.config.root),
+                started_at_s=self._started_at_s,
+                draining=self._calls.draining,
+                usage=wire.usage_message(self._cache.usage()),
+                moving=(pb.Moving(progress=wire.progress_message(each)) for each in self._cache.moving()),
+                denials=self._cache.denials.by_code,
+            )
+        raise AssertionError("unreachable")
+
+    def Drain(self, request: pb.DrainRequest, context: grpc.ServicerContext) -> pb.DrainReply:
+        with self._calls.under_way(context, begins_work=False):
+            return pb.DrainReply(left=self._calls.drain(request.timeout_s, but=1))
+        raise AssertionError("unreachable")
+
+
+@dataclass(frozen=True, slots=True)
+class _Said(Generic[T, R]):
+    """One of these, from the thread that works."""
+
+    told: tuple[T] | None = None
+    result: tuple[R] | None = None
+    error: BaseException | None = None
+
+
+def _told(run: Callable[[Callable[[T], None], Cancellation], R], context: grpc.ServicerContext) -> Iterator[T | R]:
+    """What `run` tells, the last of it again at least every HEARTBEAT_S, and its result at the end. A client that goes away ends it."""
+    said: queue.SimpleQueue[_Said[T, R]] = queue.SimpleQueue()
+    cancel = Cancellation()
+
+    def work() -> None:
+        try:
+            said.put(_Said(result=(run(lambda what: said.put(_Said(told=(what,))), cancel),)))
+        except BaseException as error:
+            said.put(_Said(error=error))
+
+    if not context.add_callback(cancel.cancel):
+        return  # its client has gone already
+    thread = threading.Thread(target=work, name="agent call")
+    thread.start()
+    last: tuple[T] | None = None
+    try:
+        while True:
+            try:
+                what = said.get(timeout=HEARTBEAT_S)
+            except queue.Empty:
+                if last is not None:
+                    yield last[0]
+                continue
+            if what.error is not None:
+                raise what.error
+            if what.result is not None:
+                yield what.result[0]
+                return
+            if what.told is not None:
+                last = what.told
+                yield last[0]
+    finally:
+        cancel.cancel()
+        thread.join()
+
+
+def _reply(lease: Lease) -> pb.LeaseReply:
+    return pb.LeaseReply(lease=wire.lease_message(lease))
+
+
+def _expect_ttl(ttl_s: float, *, wanted: bool) -> None:
+    if wanted and not 0 < ttl_s <= MAX_TTL_S:
+        raise BadConfig(f"a lease lasts over 0 and at most {MAX_TTL_S:.0f} seconds", got=f"{ttl_s:g}", hint="pin what is needed for longer")
+
+
+def _canonical(credential: dict[str, str]) -> bytes:
+    parts = [part.encode() for pair in sorted(credential.items()) for part in pair]
+    return b"".join(len(part).to_bytes(8, "big") + part for part in parts)
+
+
+def _resident(path: str, size_bytes: int) -> float | None:
+    if size_bytes == 0:
+        return 1.0
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        return resident_share(fd, ByteRange(0, size_bytes))
+    finally:
+        os.close(fd)

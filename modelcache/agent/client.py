@@ -1,0 +1,269 @@
+"""A node's agent, asked: the calls of `modelcache.agent.v1` in the library's own types."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from types import TracebackType
+from typing import Self, TypeVar
+
+import grpc
+
+from modelcache.abc.snapshot import Snapshot
+from modelcache.abc.store import Evicted, Lease, SnapshotInfo, Usage, VerifyReport
+from modelcache.agent import wire
+from modelcache.agent.failures import raised
+from modelcache.agent.v1 import agent_pb2 as pb
+from modelcache.agent.v1.agent_pb2_grpc import AgentStub
+from modelcache.errors import AgentUnreachable
+from modelcache.fetch.plan import Priority
+from modelcache.fetch.progress import Progress
+from modelcache.manifest import Manifest, ManifestFile
+from modelcache.patience import Cancellation
+from modelcache.refresh import Refresh
+
+T = TypeVar("T")
+CALL_TIMEOUT_S = 60.0
+"""Of a call that answers once. The slowest, `Status` and `List` of 100,000 blobs, take 2 s."""
+SILENCE_S = 30.0
+"""Of a call that tells its progress, which an agent does every second, and be it the same."""
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """For whom a call is made, on the CSI driver's socket.
+
+    Attributes:
+        credential: names of variables, as KServe's secrets and the SDKs have them, with their values.
+    """
+
+    namespace: str
+    service_account: str
+    credential: Mapping[str, str]
+
+    def __repr__(self) -> str:
+        return f"Identity({self.namespace}/{self.service_account}, {len(self.credential)} values)"
+
+
+@dataclass(frozen=True, slots=True)
+class Had:
+    """What an ensure came to. `lease`: if one was asked for."""
+
+    snapshot: Snapshot
+    lease: Lease | None
+
+
+@dataclass(frozen=True, slots=True)
+class AgentStatus:
+    """What an agent says of itself."""
+
+    version: str
+    root: Path
+    started_at_s: float
+    draining: bool
+    usage: Usage
+    moving: Sequence[Progress]
+    denials: Mapping[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """One snapshot with its files. `verified_at_s`: when all of it was last read back and found right."""
+
+    info: SnapshotInfo
+    manifest: Manifest
+    verified_at_s: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Residence:
+    """How much of a file is in memory, 0 to 1; None: the kernel doesn't tell."""
+
+    path: str
+    size_bytes: int
+    resident_share: float | None
+
+
+class AgentClient:
+    """One agent, at its unix socket. A context manager; safe for many threads.
+
+    Every call raises what the library's own would, of the same class and with the same fields, and besides AgentUnreachable (nobody
+    answers) and AgentDraining.
+    """
+
+    def __init__(self, socket: Path) -> None:
+        self._socket = socket
+        self._channel = grpc.insecure_channel(f"unix:{socket}", options=(("grpc.max_receive_message_length", -1),))
+        self._stub = AgentStub(self._channel)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._channel.close()
+
+    # -- models -----------------------------------------------------------------------------------------------------
+
+    def ensure(
+        self,
+        uri: str,
+        *,
+        refresh: Refresh = Refresh.AUTO,
+        priority: Priority = Priority.WAITING,
+        reads_next: bool = False,
+        identity: Identity | None = None,
+        lease: tuple[str, float] | None = None,
+        progress: Callable[[Progress], None] | None = None,
+        cancel: Cancellation | None = None,
+    ) -> Had:
+        """`ModelCache.ensure` in the agent.
+
+        Args:
+            identity: on the CSI driver's socket, whose rights count; the administrator's has none.
+            lease: holder and seconds: the snapshot is held before the call ends.
+        """
+        request = pb.EnsureRequest(
+            uri=uri,
+            priority=wire.PRIORITY_NUMBERS[priority],
+            refresh=wire.REFRESH_NUMBERS[refresh],
+            reads_next=reads_next,
+            lease_holder=lease[0] if lease else "",
+            lease_ttl_s=lease[1] if lease else 0.0,
+        )
+        if identity is not None:
+            request.caller.CopyFrom(
+                pb.Caller(namespace=identity.namespace, service_account=identity.service_account, credential=identity.credential)
+            )
+        for reply in self._told(self._stub.Ensure(request), cancel):
+            if reply.HasField("ensured"):
+                found = reply.ensured
+                return Had(wire.snapshot_of(found), wire.lease_of(found.lease) if found.HasField("lease") else None)
+            if progress is not None:
+                progress(wire.progress_of(reply.progress))
+        raise AgentUnreachable("the agent ended the call without a result", address=str(self._socket))
+
+    def list(self) -> Sequence[SnapshotInfo]:
+        """As `ModelCache.list`."""
+        return [wire.info_of(each) for each in self._told(self._stub.List(pb.ListRequest()), None)]
+
+    def show(self, name: str) -> Shown:
+        """As `ModelCache.find`, `manifest` and `verified_at_s`."""
+        reply = self._call(lambda: self._stub.Show(pb.ShowRequest(name=name), timeout=CALL_TIMEOUT_S))
+        files = (ManifestFile(each.path, each.size_bytes, wire.digest_of(each.digest)) for each in reply.files)
+        at_s = reply.verified_at_s if reply.HasField("verified_at_s") else None
+        return Shown(wire.info_of(reply.snapshot), Manifest(tuple(files)), at_s)
+
+    def evict(self, name: str, *, dry_run: bool = False) -> Evicted:
+        """As `ModelCache.evict`."""
+        return wire.evicted_of(self._call(lambda: self._stub.Evict(pb.EvictRequest(name=name, dry_run=dry_run), timeout=CALL_TIMEOUT_S)))
+
+    def verify(
+        self, name: str | None = None, *, progress: Callable[[int, int], None] | None = None, cancel: Cancellation | None = None
+    ) -> VerifyReport:
+        """As `ModelCache.verify`."""
+        for reply in self._told(self._stub.Verify(pb.VerifyRequest(name=name)), cancel):
+            if reply.HasField("report"):
+                return wire.report_of(reply.report)
+            if progress is not None:
+                progress(reply.progress.bytes_done, reply.progress.bytes_total)
+        raise AgentUnreachable("the agent ended the call without a result", address=str(self._socket))
+
+    def residency(self, name: str, path: str = "") -> Sequence[Residence]:
+        """How much of a snapshot's files (or of one) is in memory."""
+        reply = self._call(lambda: self._stub.Residency(pb.ResidencyRequest(name=name, path=path), timeout=CALL_TIMEOUT_S))
+        return [
+            Residence(each.path, each.size_bytes, each.resident_share if each.HasField("resident_share") else None) for each in reply.files
+        ]
+
+    # -- holds ------------------------------------------------------------------------------------------------------
+
+    def lease(self, name: str, *, holder: str, ttl_s: float) -> Lease:
+        """As `ModelCache.lease`."""
+        request = pb.LeaseRequest(name=name, holder=holder, ttl_s=ttl_s)
+        return wire.lease_of(self._call(lambda: self._stub.Lease(request, timeout=CALL_TIMEOUT_S)).lease)
+
+    def renew(self, lease_id: str, *, ttl_s: float) -> Lease:
+        """As `ModelCache.renew`."""
+        request = pb.RenewRequest(lease_id=lease_id, ttl_s=ttl_s)
+        return wire.lease_of(self._call(lambda: self._stub.Renew(request, timeout=CALL_TIMEOUT_S)).lease)
+
+    def release(self, lease_id: str) -> bool:
+        """As `ModelCache.release`."""
+        return self._call(lambda: self._stub.Release(pb.ReleaseRequest(lease_id=lease_id), timeout=CALL_TIMEOUT_S)).released
+
+    def pin(self, name: str, *, holder: str = "user") -> Lease:
+        """As `ModelCache.pin`."""
+        return wire.lease_of(self._call(lambda: self._stub.Pin(pb.PinRequest(name=name, holder=holder), timeout=CALL_TIMEOUT_S)).lease)
+
+    def unpin(self, name: str, *, holder: str | None = None) -> int:
+        """As `ModelCache.unpin`."""
+        return self._call(lambda: self._stub.Unpin(pb.UnpinRequest(name=name, holder=holder), timeout=CALL_TIMEOUT_S)).ended
+
+    # -- the agent itself -------------------------------------------------------------------------------------------
+
+    def status(self) -> AgentStatus:
+        """What it keeps, what moves, and whom it turned away."""
+        reply = self._call(lambda: self._stub.Status(pb.StatusRequest(), timeout=CALL_TIMEOUT_S))
+        moving = [wire.progress_of(each.progress) for each in reply.moving]
+        usage = wire.usage_of(reply.usage)
+        return AgentStatus(reply.version, Path(reply.root), reply.started_at_s, reply.draining, usage, moving, dict(reply.denials))
+
+    def drain(self, timeout_s: float) -> int:
+        """Have it take no new work and wait for what is under way; how many calls the time was not enough for."""
+        return self._call(lambda: self._stub.Drain(pb.DrainRequest(timeout_s=timeout_s), timeout=timeout_s + CALL_TIMEOUT_S)).left
+
+    # -- inside -----------------------------------------------------------------------------------------------------
+
+    def _call(self, call: Callable[[], T]) -> T:
+        try:
+            return call()
+        except grpc.RpcError as error:
+            raise raised(error, str(self._socket)) from None
+
+    def _told(self, replies: grpc._CallIterator[T], cancel: Cancellation | None) -> Iterator[T]:
+        """The replies of a call, each at most SILENCE_S after the one before."""
+        with _watched(replies.cancel) as heard, (cancel or Cancellation()).on_cancel(partial(_end, replies.cancel)):
+            try:
+                for reply in replies:
+                    heard()
+                    yield reply
+            except grpc.RpcError as error:
+                if cancel is not None:
+                    cancel.check()
+                raise raised(error, str(self._socket)) from None
+            finally:
+                replies.cancel()
+
+
+def _end(call: Callable[[], object]) -> None:
+    call()
+
+
+@contextmanager
+def _watched(give_up: Callable[[], object]) -> Iterator[Callable[[], None]]:
+    """Calls `give_up` once SILENCE_S pass without a call of what is given."""
+    heard = threading.Event()
+    ended = threading.Event()
+
+    def watch() -> None:
+        while heard.wait(SILENCE_S):
+            heard.clear()
+            if ended.is_set():
+                return
+        give_up()
+
+    thread = threading.Thread(target=watch, name="agent silence", daemon=True)
+    thread.start()
+    try:
+        yield heard.set
+    finally:
+        ended.set()
+        heard.set()
+        thread.join()

@@ -1,0 +1,87 @@
+"""Errors as they cross the wire: a status that every gRPC client understands, and our own error beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import grpc
+
+from modelcache.agent.v1 import agent_pb2 as pb
+from modelcache.errors import (
+    AccessDenied,
+    AgentUnreachable,
+    BadInput,
+    Cancelled,
+    IntegrityError,
+    InUse,
+    Missing,
+    ModelCacheError,
+    NoSpace,
+    SourceChanged,
+    StoreError,
+    Unavailable,
+)
+
+KEY = "modelcache-error-bin"
+"""Of the trailing metadata that holds an `Error`."""
+STATUSES: tuple[tuple[type[ModelCacheError], grpc.StatusCode], ...] = (
+    (BadInput, grpc.StatusCode.INVALID_ARGUMENT),
+    (Missing, grpc.StatusCode.NOT_FOUND),
+    (AccessDenied, grpc.StatusCode.PERMISSION_DENIED),
+    (Unavailable, grpc.StatusCode.UNAVAILABLE),
+    (SourceChanged, grpc.StatusCode.ABORTED),
+    (IntegrityError, grpc.StatusCode.DATA_LOSS),
+    (NoSpace, grpc.StatusCode.RESOURCE_EXHAUSTED),
+    (InUse, grpc.StatusCode.FAILED_PRECONDITION),
+    (StoreError, grpc.StatusCode.FAILED_PRECONDITION),
+    (Cancelled, grpc.StatusCode.CANCELLED),
+)
+"""By the first class that fits (docs/agent.md); INTERNAL for the rest."""
+_FIELDS = ("address", "expected", "got", "hint", "retry_after_s")
+
+
+def status_of(error: ModelCacheError) -> grpc.StatusCode:
+    return next((status for kind, status in STATUSES if isinstance(error, kind)), grpc.StatusCode.INTERNAL)
+
+
+def encoded(error: ModelCacheError) -> bytes:
+    """As an `Error` message."""
+    fields = {name: value for name in _FIELDS if (value := getattr(error, name)) is not None}
+    return pb.Error(code=str(error.code), message=error.message, retryable=error.retryable, **fields).SerializeToString()
+
+
+def decoded(data: bytes) -> ModelCacheError:
+    """The error that was encoded, of its own class where this version has one of that code."""
+    told = pb.Error.FromString(data)
+    fields = {name: getattr(told, name) for name in _FIELDS if told.HasField(name)}  # type: ignore[arg-type]  # names of fields that are optional
+    kind = _KINDS.get(told.code)
+    if kind is None:
+        return AgentUnreachable(f"the agent tells an error that this version doesn't know ({told.code}): {told.message}", **fields)
+    error = kind.__new__(kind, told.message)
+    ModelCacheError.__init__(error, told.message, **fields)
+    return error
+
+
+def raised(error: grpc.RpcError, socket: str) -> ModelCacheError:
+    """What a failed call means to a client."""
+    metadata: Iterable[Any] = error.trailing_metadata() or ()  # its stubs know no pairs
+    for key, value in metadata:
+        if key == KEY:
+            return decoded(value)
+    if error.code() is grpc.StatusCode.CANCELLED:
+        return Cancelled("the call to the agent was cancelled", address=socket)
+    said = str(error.details() or error.code())
+    if error.code() is grpc.StatusCode.UNIMPLEMENTED:
+        return AgentUnreachable("the agent is of a version without this call", address=socket, hint="upgrade the agent of this node")
+    return AgentUnreachable(f"the agent can't be reached ({said})", address=socket)
+
+
+def _kinds(kind: type[ModelCacheError]) -> Iterable[tuple[str, type[ModelCacheError]]]:
+    if "code" in vars(kind):
+        yield str(kind.code), kind
+    for below in kind.__subclasses__():
+        yield from _kinds(below)
+
+
+_KINDS = dict(_kinds(ModelCacheError))

@@ -1,0 +1,183 @@
+"""Values of the library as messages, and back. Both sides of the wire speak the library's own words."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from modelcache.abc.snapshot import RefHead, RefKey, Snapshot
+from modelcache.abc.store import Damage, Evicted, Lease, LeaseKind, Limits, SnapshotInfo, Usage, VerifyReport
+from modelcache.agent.v1 import agent_pb2 as pb
+from modelcache.digest import Digest, sha256
+from modelcache.fetch.plan import Priority
+from modelcache.fetch.progress import Phase, Progress
+from modelcache.refresh import Refresh
+
+PRIORITIES = {
+    pb.PRIORITY_UNSPECIFIED: Priority.WAITING,
+    pb.PRIORITY_WAITING: Priority.WAITING,
+    pb.PRIORITY_PREWARM: Priority.PREWARM,
+    pb.PRIORITY_REPAIR: Priority.REPAIR,
+}
+REFRESHES = {
+    pb.REFRESH_UNSPECIFIED: Refresh.AUTO,
+    pb.REFRESH_AUTO: Refresh.AUTO,
+    pb.REFRESH_ALWAYS: Refresh.ALWAYS,
+    pb.REFRESH_NEVER: Refresh.NEVER,
+}
+PRIORITY_NUMBERS = {priority: number for number, priority in PRIORITIES.items()}
+REFRESH_NUMBERS = {refresh: number for number, refresh in REFRESHES.items()}
+_USAGE = tuple(field.name for field in fields(Usage) if field.name != "limits")
+_PROGRESS = tuple(field.name for field in fields(Progress))
+_LIMITS = tuple(field.name for field in fields(Limits))
+
+
+def digest_of(text: str) -> Digest:
+    """Of `sha256:…`."""
+    return sha256(text.removeprefix("sha256:"))
+
+
+def _given(value: Any, names: tuple[str, ...]) -> dict[str, Any]:
+    return {name: getattr(value, name) for name in names if getattr(value, name) is not None}
+
+
+def _told(message: Any, names: tuple[str, ...], *absent: str) -> dict[str, Any]:
+    """The fields of a message; None for those of `absent` that it lacks."""
+    return {name: None if name in absent and not message.HasField(name) else getattr(message, name) for name in names}
+
+
+def progress_message(progress: Progress) -> pb.Progress:
+    return pb.Progress(**_given(progress, _PROGRESS))
+
+
+def progress_of(message: pb.Progress) -> Progress:
+    told = _told(message, _PROGRESS, "eta_s", "waiting")
+    return Progress(**(told | {"phase": Phase(message.phase)}))
+
+
+def lease_message(lease: Lease) -> pb.LeaseInfo:
+    return pb.LeaseInfo(
+        id=lease.id,
+        digest=str(lease.manifest),
+        holder=lease.holder,
+        kind=lease.kind.value,
+        created_at_s=lease.created_at_s,
+        expires_at_s=lease.expires_at_s,
+    )
+
+
+def lease_of(message: pb.LeaseInfo) -> Lease:
+    return Lease(
+        id=message.id,
+        manifest=digest_of(message.digest),
+        holder=message.holder,
+        kind=LeaseKind(message.kind),
+        created_at_s=message.created_at_s,
+        expires_at_s=message.expires_at_s if message.HasField("expires_at_s") else None,
+    )
+
+
+def snapshot_of(message: pb.Ensured) -> Snapshot:
+    return Snapshot(digest_of(message.digest), Path(message.path), stale=message.stale)
+
+
+def _ref_message(ref: RefHead) -> pb.RefInfo:
+    return pb.RefInfo(
+        uri=ref.key.uri,
+        origin=ref.key.origin,
+        revision=ref.revision,
+        immutable=ref.immutable,
+        digest=str(ref.manifest),
+        size_bytes=ref.size_bytes,
+        file_count=ref.file_count,
+        created_at_s=ref.created_at_s,
+        checked_at_s=ref.checked_at_s,
+    )
+
+
+def _ref_of(message: pb.RefInfo) -> RefHead:
+    return RefHead(
+        key=RefKey(message.uri, message.origin),
+        revision=message.revision,
+        immutable=message.immutable,
+        manifest=digest_of(message.digest),
+        size_bytes=message.size_bytes,
+        file_count=message.file_count,
+        created_at_s=message.created_at_s,
+        checked_at_s=message.checked_at_s,
+    )
+
+
+def info_message(info: SnapshotInfo) -> pb.SnapshotInfo:
+    return pb.SnapshotInfo(
+        digest=str(info.digest),
+        path=str(info.path),
+        size_bytes=info.size_bytes,
+        own_bytes=info.own_bytes,
+        shared_bytes=info.shared_bytes,
+        freed_bytes=info.freed_bytes,
+        file_count=info.file_count,
+        refs=map(_ref_message, info.refs),
+        leases=map(lease_message, info.leases),
+        last_used_at_s=info.last_used_at_s,
+    )
+
+
+def info_of(message: pb.SnapshotInfo) -> SnapshotInfo:
+    return SnapshotInfo(
+        digest=digest_of(message.digest),
+        path=Path(message.path),
+        size_bytes=message.size_bytes,
+        own_bytes=message.own_bytes,
+        shared_bytes=message.shared_bytes,
+        freed_bytes=message.freed_bytes,
+        file_count=message.file_count,
+        refs=tuple(map(_ref_of, message.refs)),
+        leases=tuple(map(lease_of, message.leases)),
+        last_used_at_s=message.last_used_at_s,
+    )
+
+
+def evicted_of(message: pb.EvictReply) -> Evicted:
+    return Evicted(digest_of(message.digest), tuple(message.uris), message.freed_bytes)
+
+
+def usage_message(usage: Usage) -> pb.Usage:
+    return pb.Usage(**_given(usage, _USAGE), **_given(usage.limits, _LIMITS))
+
+
+def usage_of(message: pb.Usage) -> Usage:
+    return Usage(**_told(message, _USAGE), limits=Limits(**_told(message, _LIMITS, "max_bytes")))
+
+
+def report_message(report: VerifyReport) -> pb.VerifyReport:
+    return pb.VerifyReport(
+        snapshots=report.snapshots, blobs=report.blobs, bytes_read=report.bytes_read, damages=map(_damage_message, report.damages)
+    )
+
+
+def report_of(message: pb.VerifyReport) -> VerifyReport:
+    return VerifyReport(message.snapshots, message.blobs, message.bytes_read, tuple(map(_damage_of, message.damages)))
+
+
+def _damage_message(damage: Damage) -> pb.Damage:
+    return pb.Damage(
+        path=str(damage.path),
+        digest=None if damage.digest is None else str(damage.digest),
+        reason=damage.reason,
+        chunks=damage.chunks,
+        withdrawn=map(str, damage.withdrawn),
+        still_held=map(str, damage.still_held),
+    )
+
+
+def _damage_of(message: pb.Damage) -> Damage:
+    return Damage(
+        path=Path(message.path),
+        digest=digest_of(message.digest) if message.HasField("digest") else None,
+        reason=message.reason,
+        chunks=tuple(message.chunks),
+        withdrawn=tuple(map(digest_of, message.withdrawn)),
+        still_held=tuple(map(digest_of, message.still_held)),
+    )

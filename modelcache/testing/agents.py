@@ -1,0 +1,65 @@
+"""A real agent process for tests, and clients of it."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+from modelcache.agent.client import AgentClient
+from modelcache.errors import AgentUnreachable
+from modelcache.testing.servers.process import OwnedProcess, started
+
+START_DEADLINE_S = 60.0
+END_DEADLINE_S = 60.0
+
+
+@dataclass(frozen=True)
+class RunningAgent:
+    """An agent process with both sockets."""
+
+    process: OwnedProcess
+    root: Path
+    admin: Path
+    driver: Path
+
+    def end(self, number: int = signal.SIGTERM) -> None:
+        """Send the agent a signal, and wait until it has ended. Raises psutil.TimeoutExpired."""
+        processes = [psutil.Process(pid) for pid in self.process.pids()]
+        for each in processes:
+            each.send_signal(number)
+        for each in processes:
+            each.wait(END_DEADLINE_S)
+
+
+@contextmanager
+def agent(directory: Path, environ: Mapping[str, str] | None = None, *, root: Path | None = None) -> Iterator[RunningAgent]:
+    """An agent for the block, killed at its end. `directory`: short, for its sockets are below."""
+    root = root or directory / "store"
+    admin, driver = directory / "a.sock", directory / "d.sock"
+    command = [sys.executable, "-m", "daemonset", "--root", str(root), "--socket", str(admin), "--driver-socket", str(driver)]
+    here = Path(__file__).parents[2]
+
+    def launch() -> OwnedProcess:
+        return OwnedProcess(
+            command, log=directory / "agent.log", environ={"HOME": str(directory), "PYTHONPATH": str(here), **(environ or {})}
+        )
+
+    def ready() -> bool:
+        try:
+            with AgentClient(admin) as client:
+                client.status()
+        except AgentUnreachable:
+            return False
+        return True
+
+    process = started(launch, ready, deadline_s=START_DEADLINE_S)
+    try:
+        yield RunningAgent(process, root, admin, driver)
+    finally:
+        process.stop()
