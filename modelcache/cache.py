@@ -192,7 +192,7 @@ class ModelCache(Upkeeping, Prewarming, Carrying, SingleFiles, Leasing):
                 try:
                     snapshot = replace(held.enter_context(self._store.hold(snapshot.digest, holder="open")), stale=snapshot.stale)
                 except NotCached:
-                    continue  # evicted between the two: start over (DESIGN §5, hold first, look second)
+                    continue  # evicted between the two: start over (hold first, look second)
                 break
             else:
                 raise NotCached(f"`{parse_uri(uri)[0]}` was evicted each time before it could be held", hint="make room: `modelcache df`")

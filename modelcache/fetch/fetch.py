@@ -24,7 +24,7 @@ from modelcache.patience import Cancellation
 from modelcache.ranges import ByteRange
 
 DIGEST_TRIES = 2
-"""A wrong final digest is fetched once more over a fresh connection, then told with both digests (DESIGN §5)."""
+"""A wrong final digest is fetched once more over a fresh connection, then told with both digests (`docs/semantics.md`, Integrity)."""
 WHOLE_TRIES = 4
 """A file that can't be resumed starts over this often in all when its connection breaks."""
 LOOK_S = 0.2

@@ -17,7 +17,7 @@ GAP_BYTES = 512 * KIB
 EXTENT_BYTES = 256 * MIB
 """An extent is ended at the next tensor beyond this: a consumer of a stream gives memory back in such pieces."""
 BLOCK_BYTES = 8 * MIB
-"""Of one read, and what the page cache is asked about: four in flight reach the disk's ceiling (`reference/loaders.md`)."""
+"""Of one read, and what the page cache is asked about: four in flight reach the disk's ceiling (`bench/README.md`, bench.load)."""
 Destination = Callable[[str], object]
 """Where the tensor of a name goes, as a value to compare."""
 

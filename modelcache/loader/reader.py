@@ -16,7 +16,7 @@ from modelcache.patience import Cancellation
 from modelcache.ranges import ByteRange
 
 THREADS = 4
-"""Reads in flight: with blocks of 8 MiB, what reached the ceiling of the disk and of memory (`reference/loaders.md`)."""
+"""Reads in flight: with blocks of 8 MiB, what reached the ceiling of the disk and of memory (`bench/README.md`, bench.load)."""
 
 
 class Reading:
