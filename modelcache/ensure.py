@@ -370,7 +370,7 @@ def _hit_progress(uri: str, size_bytes: int, files: int, started_s: float) -> Pr
 
 
 def _compared(item: RemoteFile, known: Digest | None) -> RemoteFile:
-    """With the digest that an earlier fetch of this very version defined among those it is compared with (`docs/semantics.md`, Integrity)."""
+    """With the digest that an earlier fetch of this very version defined among those it is compared with (semantics, Integrity)."""
     return item if known is None or known in item.digests else replace(item, digests=(*item.digests, known))
 
 

@@ -52,8 +52,9 @@ DEFAULT_TRUST = Trust(
     proof_requests=8,
     refused_networks=("169.254.0.0/16", "fe80::/10", "fd00:ec2::/32", "100.100.100.200/32"),
 )
-"""The Hub names its large files by sha256 and lets nobody else say what they are (`docs/semantics.md`, Permission). Refused: link-local addresses (RFC 3927,
-RFC 4291), where clouds give out a machine's credentials, and those of Amazon's over IPv6 and of Alibaba Cloud's services for that."""
+"""The Hub names its large files by sha256 and lets nobody else say what they are (`docs/semantics.md`, Permission). Refused: link-local
+addresses (RFC 3927, RFC 4291), where clouds give out a machine's credentials, and those of Amazon's over IPv6 and of Alibaba Cloud's
+services for that."""
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from modelcache.units import KIB
 
 RUN_BYTES = 256 * KIB
 """A slice is read by itself where its contiguous runs are at least so long. Below, a disk takes about as long for the runs as for all that
-lies between them: 128 KiB at random came at 0.4 of the rate of 1 MiB in a row (fio, on a virtual NVMe disk)."""
+lies between them: 128 KiB at random came at 0.4 of the rate of 1 MiB in a row (fio, on a virtual disk)."""
 
 
 @dataclass(frozen=True, slots=True)
