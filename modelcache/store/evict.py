@@ -52,7 +52,7 @@ class Queue:
         Args:
             shown: the numbers of the snapshots that show it, and how often each does.
         """
-        turns = sorted((self._turns[number], count) for number, count in shown if number in self._turns)
+        turns = sorted([(self._turns[number], count) for number, count in shown if number in self._turns])
         left = fact.names
         for turn, count in turns:
             left -= count

@@ -112,10 +112,15 @@ class Inventory:
         for fact, shown in self.contents:
             totals.content_bytes += fact.size_bytes
             totals.blobs_bytes += fact.allocated_bytes
-            totals.own_bytes += sum(fact.size_bytes for _, count in shown if count == fact.names)
-            totals.shared_bytes += fact.size_bytes if len(shown) > 1 else 0
-            totals.leased_bytes += fact.allocated_bytes if _shows(leasing, shown) else 0
-            totals.pinned_bytes += fact.allocated_bytes if _shows(pinning, shown) else 0
+            for _, count in shown:
+                if count == fact.names:
+                    totals.own_bytes += fact.size_bytes
+            if len(shown) > 1:
+                totals.shared_bytes += fact.size_bytes
+            if _shows(leasing, shown):
+                totals.leased_bytes += fact.allocated_bytes
+            if _shows(pinning, shown):
+                totals.pinned_bytes += fact.allocated_bytes
             queue.count(fact, shown)
         totals.evictable_bytes = queue.evictable_bytes
         return totals
@@ -171,7 +176,7 @@ def _listed(summary: Summary, parts: Parts) -> Listed:
 
 
 def _shows(numbers: set[int], shown: Sequence[tuple[int, int]]) -> bool:
-    return any(number in numbers for number, _ in shown)
+    return bool(numbers) and any(number in numbers for number, _ in shown)
 
 
 def pinned(leases: Iterable[Lease]) -> set[Digest]:
