@@ -15,6 +15,7 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
+import modelcache
 import modelcache.integrations.transformers as ours
 from modelcache import ModelCache
 from modelcache.errors import BadCheckpoint, BadConfig, ModuleMismatch, NotFound
@@ -218,7 +219,15 @@ def test_a_checkpoint_in_fp8_is_what_transformers_makes_of_it(tmp_path: Path, au
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     path = in_fp8(tmp_path / "fp8")
     theirs = transformers.AutoModelForCausalLM.from_pretrained(path)
+    loaded = []
+
+    def seen(weights: Path) -> dict[str, torch.Tensor]:
+        loaded.append(weights)
+        return modelcache.load(weights)
+
+    monkeypatch.setattr(ours, "load", seen)
     assert same(ours.from_pretrained(path, auto_class=auto_class), theirs)
+    assert loaded == [path / "model.safetensors"]
     assert theirs.dtype is torch.bfloat16  # without a GPU transformers gives the weights their values back
 
     def unused(*args: object) -> None:

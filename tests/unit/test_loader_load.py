@@ -246,6 +246,7 @@ SPOILT: dict[str, tuple[Callable[[Path], object], str]] = {
     "an unknown tensor": (indexed(), "doesn't know tensor `b`"),
     "a path in the index": (index_text('{"weight_map":{"a":"../x.safetensors"}}'), "no shard beside it"),
     "no index": (index_text('{"weight_map":[]}'), "the index is not one"),
+    "an index of nothing": (index_text('{"weight_map":{}}'), "names no shard"),
     "a name twice in the index": (index_text('{"weight_map":{"a":"m.safetensors","a":"n.safetensors"}}'), "twice"),
     "two indexes": (lambda at: (at / "other.safetensors.index.json").write_text("{}"), "several checkpoints"),
     "a shard cut short": (lambda at: os.truncate(at / SECOND, 100), "header"),
@@ -334,6 +335,16 @@ def test_a_dtype_that_torch_lacks(tmp_path: Path) -> None:
     path.write_bytes(len(text).to_bytes(8, "little") + text + b"abc")
     assert [entry.dtype for _, entry in open_checkpoint(path).place.values()] == [Dtype.F6_E2M3]
     with pytest.raises(BadCheckpoint, match="torch has no dtype"):
+        modelcache.load(path)
+
+
+@pytest.mark.parametrize("shape", [[0, 2**63], [0, 2**63 - 1, 2**63 - 1], [2**64 - 1, 0]], ids=str)
+def test_a_shape_that_torch_has_no_numbers_for(tmp_path: Path, shape: list[int]) -> None:
+    path = tmp_path / "model.safetensors"
+    text = json.dumps({"a": {"dtype": "I8", "shape": shape, "data_offsets": [0, 0]}}).encode()
+    path.write_bytes(len(text).to_bytes(8, "little") + text)
+    assert [entry.shape for _, entry in open_checkpoint(path).place.values()] == [tuple(shape)]
+    with pytest.raises(BadCheckpoint, match="torch has no tensor of such a shape"):
         modelcache.load(path)
 
 
