@@ -1,1 +1,1 @@
-"""From safetensors on disk to tensors: headers, plans and reads know nothing of torch; `tensors` and `loading` alone do."""
+"""From safetensors on disk to tensors: headers, plans, files and the reader know nothing of torch; what lands bytes on devices does."""
