@@ -101,6 +101,19 @@ def test_load(tmp_path: Path) -> None:
     assert "cold: CPU s/GiB into fresh memory" in printed
 
 
+def test_gpu_rehearsed_on_the_host(tmp_path: Path) -> None:
+    out = tmp_path / "gpu.jsonl"
+    tiny = ["--contenders", "ours,runai,ceiling-disk-reused,ceiling-bus-reused", "--states", "half", "--size", "8MiB", "--rounds", "1"]
+    printed = run("bench.gpu", "--device", "cpu", *tiny, "--packages", str(tmp_path), "--cache", str(tmp_path), "--out", str(out))
+    lines = lines_of(out)
+    assert {line["contender"] for line in lines} == {"ours", "ceiling-disk-reused", "ceiling-bus-reused"}, "who isn't installed is left out"
+    for line in lines:
+        assert (line["bench"], line["state"], line["device"]["name"]) == ("gpu", "half", "cpu")
+        assert all(line[key] > 0 for key in ("wall_s", "rate_gib_per_s", "peak_rss_share"))
+        expect_machine(line["machine"])
+    assert "half: ours" in printed
+
+
 def test_medians_and_verdicts() -> None:
     def line(contender: str, kind: str, rate: float, cpu: float) -> dict[str, Any]:
         return {
