@@ -40,7 +40,7 @@ class Block:
 
 
 class Word(IntEnum):
-    """What ranks say to each other about a block."""
+    """What ranks say to each other about a block, or a rank."""
 
     READY = 1
     """It is in its slot: to every other rank."""
@@ -48,6 +48,8 @@ class Word(IntEnum):
     """This rank needs it no more: to the one that reads the block which comes into that slot next."""
     DONE = 3
     """This rank has taken all blocks, so all are read: to every other one. The link ends then."""
+    LOST = 4
+    """The rank of this number is gone, and so this one will be: to every other one, which may hear of that one's end later."""
 
 
 _FRAME = struct.Struct("<II")
@@ -90,6 +92,7 @@ class Exchange:
         self._ways: dict[int, Way] = {}
         self._done: set[int] = set()
         self._broken: Exception | None = None
+        self._lost: int | None = None
         self._closing = False
         count = -(-READS // len(self._ranks))
         self._threads = [threading.Thread(target=self._read_own, name=f"load-group-{number}") for number in range(count)]
@@ -106,6 +109,8 @@ class Exchange:
             self._closing = True
             if self._taken == len(self._blocks):
                 self._say_all(Word.DONE, 0)
+            elif self._lost is not None:
+                self._say_all(Word.LOST, self._lost)
             self._changed.notify_all()
         for thread in self._threads:
             thread.join()
@@ -235,9 +240,7 @@ class Exchange:
         for word, number in _FRAME.iter_unpack(data):
             self._hear(rank, word, number)
         if not data:
-            with self._changed:
-                if not self._closing and rank not in self._done:
-                    self._break(GroupBroken(f"rank {rank} of the group ended before its load did"))
+            self._hear(rank, Word.LOST, rank)
         return bool(data)
 
     def _hear(self, rank: int, word: int, number: int) -> None:
@@ -247,8 +250,11 @@ class Exchange:
                 self._ready_at_s = time.monotonic()
             elif word == Word.TAKEN:
                 self._taken_by[number] += 1
-            else:
+            elif word == Word.DONE:
                 self._done.add(rank)
+            elif number not in self._done and self._lost is None and not self._closing:
+                self._lost = number
+                self._break(GroupBroken(f"rank {number} of the group ended before its load did"))
             self._changed.notify_all()
 
     def _close_links(self) -> None:

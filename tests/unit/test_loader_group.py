@@ -119,7 +119,7 @@ def test_all_get_links_to_each_other_the_memory_and_the_terms(world: int) -> Non
     for seat in found:
         leave(seat)
     assert open_fds() == before
-    assert NAME.encode() not in Path("/proc/net/unix").read_bytes()
+    assert arrival(0, world).address[1:] not in Path("/proc/net/unix").read_text()
 
 
 def test_the_memory_can_not_be_made_smaller_and_is_nobody_elses() -> None:

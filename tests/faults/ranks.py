@@ -1,0 +1,185 @@
+"""Ranks as processes: a program that forks them, several loads one after the other. `python -m tests.faults.ranks`.
+
+One process imports torch, for all of them. An order is a line of JSON on standard input; each rank answers with a line, and `end` follows.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+DEADLINE_S = 100.0
+_PR_SET_PDEATHSIG = 1
+
+
+@dataclass(frozen=True)
+class Order:
+    """A load by several ranks.
+
+    Attributes:
+        dims: the plan: tensor name or pattern → dimension, or None.
+        hold: the rank that stops after its first tensor, says so, and waits to be killed; -1: none.
+        absent: the rank that is not started; -1: none.
+    """
+
+    path: str
+    world: int
+    dims: dict[str, int | None] = field(default_factory=dict)
+    group: bool = True
+    memory_bytes: int = 256 << 20
+    timeout_s: float = DEADLINE_S
+    may_map: bool = False
+    hold: int = -1
+    absent: int = -1
+
+
+class Crew:
+    """The test's side of the program."""
+
+    def __init__(self, process: subprocess.Popen[bytes]) -> None:
+        self._process = process
+        self._held = b""
+
+    @property
+    def group(self) -> str:
+        """The name of its ranks' group."""
+        return f"test-{self._process.pid}"
+
+    def begin(self, order: Order) -> Iterator[dict[str, Any]]:
+        """What each rank says, as it does."""
+        assert self._process.stdin is not None
+        self._process.stdin.write(json.dumps(asdict(order)).encode() + b"\n")
+        while (said := self._line()) != {"end": True}:
+            yield said
+
+    def load(self, order: Order) -> dict[int, dict[str, Any]]:
+        """What each rank says in the end, by rank."""
+        return {said["rank"]: said for said in self.begin(order)}
+
+    def _line(self) -> Any:
+        assert self._process.stdout is not None
+        while b"\n" not in self._held:
+            ready, _, _ = select.select([self._process.stdout], [], [], DEADLINE_S)
+            assert ready, "no rank says anything"
+            data = os.read(self._process.stdout.fileno(), 1 << 16)
+            assert data, "the program ended"
+            self._held += data
+        line, _, self._held = self._held.partition(b"\n")
+        return json.loads(line)
+
+
+@contextmanager
+def crew() -> Iterator[Crew]:
+    """Ended with the block, and with it its ranks."""
+    command = [sys.executable, "-m", "tests.faults.ranks"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0) as process:
+        try:
+            yield Crew(process)
+        finally:
+            process.kill()
+
+
+def say(what: Mapping[str, Any]) -> None:
+    """A line, in one piece: several processes write."""
+    os.write(sys.stdout.fileno(), json.dumps(what).encode() + b"\n")
+
+
+def digest_of(tensor: Any) -> str:
+    """Of a tensor's bits."""
+    import torch
+
+    return hashlib.sha256(tensor.contiguous().flatten().view(torch.uint8).numpy()).hexdigest()
+
+
+def segments() -> list[int]:
+    """Sizes of the shared memory that this process has mapped, in bytes."""
+    lines = [line for line in Path("/proc/self/maps").read_text().splitlines() if "memfd:modelcache-group" in line]
+    spans = [line.split()[0].split("-") for line in lines]
+    return [int(stop, 16) - int(start, 16) for start, stop in spans]
+
+
+def load(order: Order, rank: int) -> dict[str, Any]:
+    """One rank's load."""
+    import modelcache
+    from modelcache.errors import ModelCacheError
+    from modelcache.loader import loading
+    from modelcache.loader.report import LoadReport
+
+    if order.hold == rank:
+        loading.AHEAD_BYTES = 1  # it takes no block of the second file before it is asked for one
+    report = LoadReport()
+    group = modelcache.NodeGroup(f"test-{os.getppid()}", memory_bytes=order.memory_bytes, timeout_s=order.timeout_s)
+    digests: dict[str, str] = {}
+    seen_segments: list[int] = []
+    try:
+        tensors = modelcache.stream(
+            order.path,
+            shard=(rank, order.world, order.dims),
+            group=group if order.group else None,
+            may_map=order.may_map,
+            report=report,
+        )
+        for name, tensor in tensors:
+            if order.hold == rank:
+                say({"rank": rank, "pid": os.getpid()})
+                signal.pause()
+            seen_segments = seen_segments or segments()
+            digests[name] = digest_of(tensor)
+    except ModelCacheError as error:
+        return {"rank": rank, "code": str(error.code), "error": str(error), "left": segments()}
+    return {
+        "rank": rank,
+        "digests": digests,
+        "read_bytes": {str(way): count for way, count in report.read_bytes.items() if count},
+        "segments": seen_segments,
+        "left": segments(),
+    }
+
+
+def main() -> None:
+    """Carry out orders until there are none."""
+    import torch
+
+    import modelcache.loader.sharded
+    import modelcache.loading  # noqa: F401  no rank has to import them
+
+    torch.set_num_threads(1)
+    for line in sys.stdin:
+        order = Order(**json.loads(line))
+        pids = [_fork(order, rank) for rank in range(order.world) if rank != order.absent]
+        for pid in pids:
+            os.waitpid(pid, 0)
+        say({"end": True})
+
+
+def _fork(order: Order, rank: int) -> int:
+    pid = os.fork()
+    if pid:
+        return pid
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    status = 1
+    try:
+        say(load(order, rank))
+        status = 0
+    finally:
+        os._exit(status)
+
+
+def disk_bytes(answers: Mapping[int, Mapping[str, Any]]) -> int:
+    """Read from the disk, or copied out of the page cache, by all ranks together."""
+    return sum(count for said in answers.values() for way, count in said["read_bytes"].items() if way not in ("shared", "mapped"))
+
+
+if __name__ == "__main__":
+    main()
