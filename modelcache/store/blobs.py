@@ -256,16 +256,14 @@ class Blobs:
             if len(last.name) > len(path.name) or (len(last.name) == len(path.name) and last.name > path.name):
                 durable.rename(last, path)
 
-    def name(self, digest: Digest, source: Path, temporary: Path) -> bool:
+    def name(self, digest: Digest, source: durable.StrPath, temporary: Path) -> bool:
         """`publish` of a file of one chunk, under the shared store lock; False if a blob of another size stands in the way."""
-        if self._publish_as(self._layout.blob(digest), source):
-            return True
-        ours = os.lstat(source)
+        first = f"{self._layout.blobs}/{digest.hex[:2]}/{digest.hex}"  # as text: of very many under the store lock
         for number in itertools.count():
-            target = self._layout.blob(digest, number)
+            target = self._layout.blob(digest, number) if number else first
             if self._publish_as(target, source):
                 return True
-            theirs = os.lstat(target)
+            ours, theirs = os.lstat(source), os.lstat(target)
             if theirs.st_ino == ours.st_ino:
                 return True
             if theirs.st_size != ours.st_size:
@@ -297,14 +295,14 @@ class Blobs:
                 if found.st_size != size_bytes:
                     self.quarantine(path, digest)
 
-    def _publish_as(self, target: Path, source: Path) -> bool:
+    def _publish_as(self, target: durable.StrPath, source: durable.StrPath) -> bool:
         """Whether `source` got this name; False if it was taken."""
         try:
             durable.link(source, target)
         except FileExistsError:
             return False
         except FileNotFoundError:
-            self._make_parent(target)
+            self._make_parent(Path(target))
             try:
                 durable.link(source, target)
             except FileExistsError:
@@ -312,7 +310,7 @@ class Blobs:
         return True
 
     @staticmethod
-    def _link_over(blob: Path, target: Path, temporary: Path) -> None:
+    def _link_over(blob: durable.StrPath, target: durable.StrPath, temporary: Path) -> None:
         try:
             durable.link(blob, target)
         except FileExistsError:

@@ -30,7 +30,7 @@ class Descriptors:
         self._flags: dict[int, list[int]] = {}
 
     @contextmanager
-    def using(self, number: int, path: Path, flags: int) -> Iterator[int]:
+    def using(self, number: int, path: str | Path, flags: int) -> Iterator[int]:
         """The descriptor of this file, opened with `flags` if it is not open."""
         key = (number, flags)
         with self._lock:

@@ -44,7 +44,6 @@ class LocalIncoming:
         marks = remembered.marks if wanted.path in filling.workspace.adopted else {}
         self._hints = {chunk: mark for chunk, mark in marks.items() if chunk < chunk_count(wanted.size_bytes)}
         self._here = RangeSet()
-        self._known_place: tuple[Path | None, Path] = (None, Path())
         self._sha256: Digest | None = None
         self._claimed = False
         self._alone = False
@@ -106,7 +105,7 @@ class LocalIncoming:
         view = buffer.cast("B")
         if self._filling.gone:
             raise Cancelled(f"the ingest of `{self.path}` has ended")
-        with self._faults(0), self._filling.descriptors.using(self._number, self.place, os.O_RDONLY) as fd:
+        with self._faults(0), self._filling.descriptors.using(self._number, self.spot, os.O_RDONLY) as fd:
             while view.nbytes:
                 got = os.preadv(fd, [view], offset)
                 if got == 0:
@@ -120,7 +119,7 @@ class LocalIncoming:
         done = 0
         try:
             if todo:
-                with self._filling.descriptors.using(self._number, self.place, os.O_RDWR | os.O_DIRECT) as fd:
+                with self._filling.descriptors.using(self._number, self.spot, os.O_RDWR | os.O_DIRECT) as fd:
                     while done < todo and done % 512 == 0:
                         done += durable.write(fd, view[done:todo], offset + done)
         except OSError as error:
@@ -130,7 +129,7 @@ class LocalIncoming:
         return done
 
     def _write_buffered(self, offset: int, view: memoryview) -> None:
-        with self._filling.descriptors.using(self._number, self.place, os.O_RDWR) as fd:
+        with self._filling.descriptors.using(self._number, self.spot, os.O_RDWR) as fd:
             durable.write_all(fd, view, offset)
             span = self._due(ByteRange(offset, offset + view.nbytes))
             if span is not None:
@@ -292,7 +291,7 @@ class LocalIncoming:
         end = max([*ends, *(span.stop for span in self._here)], default=0)
         if end == self.size_bytes or not self.place.exists() or os.lstat(self.place).st_nlink > 1:
             return  # Of several names, it is a blob that this ingest has not looked at.
-        with self._filling.descriptors.using(self._number, self.place, os.O_RDWR) as fd:
+        with self._filling.descriptors.using(self._number, self.spot, os.O_RDWR) as fd:
             durable.truncate(fd, end)
             durable.truncate(fd, self.size_bytes)
 
@@ -301,8 +300,8 @@ class LocalIncoming:
         with self._filling.changed:
             if self._sha256 is not None or not self._unsynced:
                 return False
-            durable.chmod(self.place, 0o444)
-            durable.utime(self.place, FIXED_MTIME_S)
+            durable.chmod(self.spot, 0o444)
+            durable.utime(self.spot, FIXED_MTIME_S)
             self._sealed = True
             self._unsynced = False
             return True
@@ -314,7 +313,7 @@ class LocalIncoming:
     def _make_durable(self) -> None:
         if self.seal():
             try:
-                with self._filling.descriptors.using(self._number, self.place, os.O_RDONLY) as fd:
+                with self._filling.descriptors.using(self._number, self.spot, os.O_RDONLY) as fd:
                     durable.fsync(fd)
             except OSError:
                 self.unseal()
@@ -355,9 +354,12 @@ class LocalIncoming:
         """Where it is now."""
         if self._alone and self._sha256 is None:
             return self.temporary("alone")
-        if self._known_place[0] is not self._filling.tree:
-            self._known_place = (self._filling.tree, self._filling.tree / self.path)
-        return self._known_place[1]
+        return self._filling.tree / self.path
+
+    @property
+    def spot(self) -> str:
+        """`place`, as text: asked for several times of each of very many files."""
+        return str(self.place) if self._alone else f"{self._filling.tree}/{self.path}"
 
     def temporary(self, purpose: str) -> Path:
         return self._filling.workspace.temporary(f"{self._number}.{purpose}")

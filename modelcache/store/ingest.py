@@ -223,7 +223,7 @@ class LocalIngest:
             self._workspace.journal.completed((file.key, digest) for file, digest, _ in small if file.wanted.version)
             temporary = ours[first].temporary("blob")
             with self._root.lock.shared():
-                named = [file for file, digest, _ in small if self._blobs.name(digest, file.place, temporary)]
+                named = [file for file, digest, _ in small if self._blobs.name(digest, file.spot, temporary)]
             for file in named:
                 file.become(told[id(file)][0])
         for file in ours:

@@ -57,6 +57,7 @@ class Answer:
         self._pool, self._route = kept
         self._lock = threading.Lock()
         self._released = False
+        self._silent = False
 
     @property
     def length_bytes(self) -> int | None:
@@ -76,7 +77,9 @@ class Answer:
 
     def after(self, wait_s: float) -> After:
         """What follows the body, which was read to its end."""
-        return After.MORE if self._rest else self._wire.after(wait_s)
+        found = After.MORE if self._rest else self._wire.after(wait_s)
+        self._silent = found is After.SILENT
+        return found
 
     def release(self, *, reuse: bool) -> None:
         """Give the connection up: back to the pool if nothing of this answer is left on it, else closed. Idempotent."""
@@ -85,7 +88,7 @@ class Answer:
                 return
             self._released = True
         if reuse and self.head.keep_alive and not self._rest:
-            self._pool.give(self._route, self._wire)
+            self._pool.give(self._route, self._wire, silent=self._silent)
         else:
             self._wire.close()
 

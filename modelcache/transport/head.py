@@ -5,9 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import TypeVar, overload
 
 from modelcache.errors import BadConfig, ProtocolViolation
 
+T = TypeVar("T")
 MAX_HEAD_BYTES = 64 << 10
 """Of a response head; nginx and S3 stay under 8 KiB, a chain of proxies under twice that."""
 MAX_SIZE_BYTES = (1 << 63) - 1
@@ -17,6 +19,7 @@ HEAD_END = b"\r\n\r\n"
 _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _STATUS_LINE = re.compile(r"HTTP/1\.([01]) ([1-5][0-9][0-9])(?: [^\x00-\x08\x0a-\x1f\x7f]*)?")
 _FORBIDDEN_IN_VALUE = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
+_FIELD = re.compile(r"\r\n([^:\r]+):[ \t]*([^\r]*)")
 _FIELDS = re.compile(r"(?:\r\n[!#$%&'*+.^_`|~0-9A-Za-z-]+:[^\x00-\x08\x0a-\x1f\x7f]*)*")
 """All header lines at once, each behind its line's end; `_header` says what is wrong with one."""
 _NUMBER = re.compile(r"[0-9]{1,19}")
@@ -32,10 +35,22 @@ class Headers(Mapping[str, str]):
     def __init__(self, pairs: Iterable[tuple[str, str]]) -> None:
         self._values: dict[str, list[str]] = {}
         for name, value in pairs:
-            self._values.setdefault(name.lower(), []).append(value)
+            name = name.lower()
+            if name in self._values:
+                self._values[name].append(value)
+            else:
+                self._values[name] = [value]
 
     def __getitem__(self, name: str) -> str:
         return ", ".join(self._values[name.lower()])
+
+    @overload
+    def get(self, name: str, default: None = None, /) -> str | None: ...
+    @overload
+    def get(self, name: str, default: str | T, /) -> str | T: ...
+    def get(self, name: str, default: object = None, /) -> object:
+        """As of every mapping, but without an exception for a header that isn't there: most that are looked for are not."""
+        return self[name] if name.lower() in self._values else default
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._values)
@@ -99,8 +114,10 @@ def parse_response(data: bytes, *, address: str) -> ResponseHead:
     match = _STATUS_LINE.fullmatch(status_line)
     if match is None:
         raise ProtocolViolation("the answer is not HTTP/1.1", address=address, got=ascii(status_line[:60]))
-    well_formed = _FIELDS.fullmatch(text, len(status_line)) is not None
-    headers = Headers([_parted(line) for line in lines] if well_formed else [_header(line, address) for line in lines])
+    if _FIELDS.fullmatch(text, len(status_line)):
+        headers = Headers((name, value.rstrip(" \t")) for name, value in _FIELD.findall(text, len(status_line)))
+    else:
+        headers = Headers(_header(line, address) for line in lines)
     codings = headers.get("transfer-encoding")
     length_bytes = _content_length(headers, address)
     if codings is not None and (codings.strip().lower() != "chunked" or length_bytes is not None):
@@ -143,11 +160,6 @@ def parse_content_range(headers: Mapping[str, str], *, address: str) -> ContentR
     if stop <= start or (total_bytes is not None and stop > total_bytes):
         raise ProtocolViolation("the answer's Content-Range makes no sense", address=address, got=ascii(text[:80]))
     return ContentRange(start, stop, total_bytes)
-
-
-def _parted(line: str) -> tuple[str, str]:
-    name, _, value = line.partition(":")
-    return name, value.strip(" \t")
 
 
 def _header(line: str, address: str) -> tuple[str, str]:

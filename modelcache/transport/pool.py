@@ -17,11 +17,16 @@ MAX_IDLE_AGE_S = 30.0
 """Under the idle limit of common servers (nginx `keepalive_timeout` 75 s), so that a kept connection is rarely a closed one."""
 
 
+FRESH_S = 0.05
+"""A connection that was found silent so short a time ago is not looked at again: between two small files it would be every time."""
+
+
 @dataclass(frozen=True, slots=True)
 class _Idle:
     route: Route
     wire: Wire
     since_s: float
+    silent: bool
 
 
 class Pool:
@@ -47,18 +52,22 @@ class Pool:
                 entry.wire.close()
             if kept is None:
                 return None
-            if kept.wire.after(0) is After.SILENT:
+            fresh = kept.silent and self._now_s() - kept.since_s < FRESH_S
+            if fresh or kept.wire.after(0) is After.SILENT:
                 return kept.wire
             kept.wire.close()
 
-    def give(self, route: Route, wire: Wire) -> None:
-        """Keep a connection whose last answer was read to its end; the oldest gives way if there are too many."""
+    def give(self, route: Route, wire: Wire, *, silent: bool = False) -> None:
+        """Keep a connection whose last answer was read to its end; the oldest gives way if there are too many.
+
+        `silent`: whoever gives it has just seen that nothing follows.
+        """
         with self._lock:
             stale = self._expired()
             if self._closed:
-                stale.append(_Idle(route, wire, 0))
+                stale.append(_Idle(route, wire, 0, silent))
             else:
-                self._idle.append(_Idle(route, wire, self._now_s()))
+                self._idle.append(_Idle(route, wire, self._now_s(), silent))
             while len(self._idle) > self._max_idle:
                 stale.append(self._idle.popleft())
         for entry in stale:

@@ -110,9 +110,10 @@ class PlainWire(_SocketWire):
                 quiet_since_s = _still_patient(quiet_since_s, self._tick_s, self._stall_s)
 
     def after(self, wait_s: float) -> After:
-        poll = select.poll()
-        poll.register(self._socket, select.POLLIN)
-        poll.poll(int(wait_s * 1000))
+        if wait_s > 0:
+            poll = select.poll()
+            poll.register(self._socket, select.POLLIN)
+            poll.poll(int(wait_s * 1000))
         try:
             found = self._socket.recv(1, socket.MSG_DONTWAIT)
         except BlockingIOError:
