@@ -15,7 +15,7 @@ from typing import Self
 import xxhash
 
 from modelcache.abc.snapshot import Snapshot
-from modelcache.arriving.passing import Passing
+from modelcache.arriving.passing import Passage, Passing
 from modelcache.cache import ModelCache
 from modelcache.digest import Digest
 from modelcache.errors import DigestMismatch
@@ -67,6 +67,7 @@ class Arrival:
         self._over = False
         self._handed_out: list[HandedOut] = []
         self._read: dict[str, Digest] = {}
+        self._passages: dict[int, Passage] = {}
         self._held = ExitStack()
         self._held.enter_context(cancel.on_cancel(self._stop))
         self._thread = threading.Thread(target=self._bring, name="arrival", daemon=True)
@@ -132,6 +133,15 @@ class Arrival:
             assert self._error is not None
             raise self._error
         return self._snapshot.path
+
+    def passage(self, begun: Begun) -> Passage:
+        """The files of one of its fetches. It is heard of until this ends: of a pass that proves wrong, too, when all was handed out."""
+        with self._changed:
+            passage = self._passages.get(begun.number)
+            if passage is None:
+                passage = self._passages[begun.number] = Passage(begun)
+                self._held.enter_context(begun.fetch.audiences.attending(passage))
+            return passage
 
     def handed_out(self, what: HandedOut) -> None:
         """Somebody got these bytes."""

@@ -8,6 +8,7 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from modelcache import chunks
 from modelcache.arriving.arrival import Arrival
 from modelcache.arriving.file import ArrivingFile
 from modelcache.errors import BadCheckpoint, NotFound
@@ -19,7 +20,7 @@ from modelcache.ranges import ByteRange
 from modelcache.units import KIB
 
 FIRST_BYTES = 64 * KIB
-"""Of a file, read at once: the whole header of most."""
+"""Of a file, read at once: the whole header of most, and within a chunk, which comes first."""
 FIRST_WANTED_CHUNKS = 9
 """Of the first file: its header, and what is read as one after that."""
 
@@ -99,7 +100,7 @@ class ArrivingFolder:
     def _shard(self, name: str) -> Shard:
         size_bytes, address = self._sizes[name], str(self._root / name)
         with closing(self._open(name, self.cancel, verified_only=False)) as file:
-            data = _first(file, min(FIRST_BYTES, size_bytes))
+            data = _first(file, min(FIRST_BYTES, chunks.CHUNK_BYTES, size_bytes))
             needed_bytes = header_bytes(data[:LENGTH_BYTES], size_bytes, address)
             if needed_bytes > len(data):
                 data = _first(file, needed_bytes)
@@ -114,6 +115,6 @@ def _first(file: ArrivingFile, size_bytes: int) -> bytes:
     """The first bytes of a file, once they are here."""
     if size_bytes == 0:
         return b""
-    with mmap.mmap(-1, -(-size_bytes // mmap.PAGESIZE) * mmap.PAGESIZE) as memory, memoryview(memory) as view:
-        file.read(ByteRange(0, size_bytes), view)
-        return bytes(view[:size_bytes])
+    view = memoryview(mmap.mmap(-1, -(-size_bytes // mmap.PAGESIZE) * mmap.PAGESIZE))
+    file.read(ByteRange(0, size_bytes), view)
+    return bytes(view[:size_bytes])

@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 import threading
-from contextlib import ExitStack
 from pathlib import Path
 
 import xxhash
 
 from modelcache.arriving.arrival import Arrival, HandedOut
 from modelcache.arriving.passing import Passing
-from modelcache.errors import BadCheckpoint, Cancelled
+from modelcache.errors import BadCheckpoint, Cancelled, StoreFault
 from modelcache.fetch.begun import Begun
 from modelcache.loader.files import Way
 from modelcache.loader.memory import Memory
 from modelcache.loader.shard_file import ShardFile
 from modelcache.patience import Cancellation
 from modelcache.ranges import ByteRange
-
-OPEN_TRIES = 5
-"""A file moves once, when its ingest is published, and may do so just before it is opened."""
 
 
 class ArrivingFile:
@@ -53,8 +49,7 @@ class ArrivingFile:
         self._may_map = may_map
         self._lock = threading.RLock()
         self._whole: ShardFile | None = None
-        self._attending = ExitStack()
-        self._passing = self._attend(begun)
+        self._passing = arrival.passage(begun).file(path.name, size_bytes)
 
     # -- as a TensorFile --------------------------------------------------------------------------------------------
 
@@ -81,13 +76,18 @@ class ArrivingFile:
                 if not self._waits(passing):
                     return self._take(passing, block, into)
                 passing.wait_complete(self._cancel)
+                continue
             except Cancelled:
-                self._cancel.check()
-                self._follow(passing)  # its fetch has ended without this file
+                self._cancel.check()  # else its fetch has ended without this file
+            except StoreFault:
+                if passing.incoming.sha256 is None:
+                    raise
+                # else the whole model was published just then, and this file moved
+            self._follow(passing)
 
     def close(self) -> None:
         with self._lock:
-            self._leave()
+            self._passing.forget()
             if self._whole is not None:
                 self._whole.close()
 
@@ -114,33 +114,21 @@ class ArrivingFile:
         found = self._arrival.later(ended.begun.number, self._cancel)
         with self._lock:
             if self._passing is ended and self._whole is None:  # no other thread was faster
-                self._leave()
+                ended.forget()
                 if isinstance(found, Path):
                     self._whole = ShardFile(found / self.path.name, self._size_bytes, stays_whole=self._may_map)
                 else:
-                    self._passing = self._attend(found)
-
-    def _attend(self, begun: Begun) -> Passing:
-        passing = Passing(begun, self.path.name, self._size_bytes)
-        self._attending.callback(passing.forget)
-        self._attending.enter_context(begun.fetch.audiences.attending(passing))
-        return passing
-
-    def _leave(self) -> None:
-        self._attending.close()
-        self._attending = ExitStack()
+                    self._passing = self._arrival.passage(found).file(self.path.name, self._size_bytes)
 
     def _open_verified(self, passing: Passing) -> ShardFile | None:
-        digest = passing.incoming.sha256
+        """None: it is in no file system, or moves just now, because the model is published."""
+        digest, place = passing.incoming.sha256, passing.incoming.place
         assert digest is not None
+        if place is None:
+            return None
+        try:
+            whole = ShardFile(place, self._size_bytes, stays_whole=self._may_map)
+        except BadCheckpoint:
+            return None
         self._arrival.read_of(self.path.name, digest)
-        for tries_left in reversed(range(OPEN_TRIES)):
-            place = passing.incoming.place
-            if place is None:
-                return None
-            try:
-                return ShardFile(place, self._size_bytes, stays_whole=self._may_map)
-            except BadCheckpoint:
-                if tries_left == 0:
-                    raise
-        raise AssertionError("unreachable")
+        return whole

@@ -51,20 +51,46 @@ class _Place:
 _Copy = tuple[_Place, ByteRange]
 
 
-class Passing:
-    """One file of one fetch (an `Audience`). Thread-safe."""
+class Passage:
+    """The files of one fetch that somebody reads (an `Audience`). Thread-safe."""
 
-    def __init__(self, begun: Begun, name: str, size_bytes: int) -> None:
-        """Raises SourceChanged: the fetch is of a version that has no such file, or one of another size."""
-        listed = {item.path: (number, item.size_bytes) for number, item in enumerate(begun.listing.files)}
-        number, got_bytes = listed.get(name, (-1, None))
-        if got_bytes != size_bytes:
+    def __init__(self, begun: Begun) -> None:
+        self._begun = begun
+        self._numbers = {item.path: number for number, item in enumerate(begun.listing.files)}
+        self._lock = threading.Lock()
+        self._files: dict[int, Passing] = {}
+
+    def file(self, name: str, size_bytes: int) -> Passing:
+        """One of them, the same each time. Raises SourceChanged: the fetch is of a version without it, or with one of another size."""
+        number = self._numbers.get(name)
+        got_bytes = None if number is None else self._begun.listing.files[number].size_bytes
+        if number is None or got_bytes != size_bytes:
             raise SourceChanged(
                 f"`{name}` changed while it was loaded",
-                address=str(begun.listing.uri),
+                address=str(self._begun.listing.uri),
                 expected=f"{size_bytes} bytes",
                 got="no such file" if got_bytes is None else f"{got_bytes} bytes",
             )
+        with self._lock:
+            return self._files.setdefault(number, Passing(self._begun, number))
+
+    def arrived(self, file: int, at: ByteRange, data: memoryview) -> None:
+        if file in self._files:
+            self._files[file].arrived(at, data)
+
+    def restarted(self, file: int) -> None:
+        if file in self._files:
+            self._files[file].restarted()
+
+    def completed(self, file: int) -> None:
+        if file in self._files:
+            self._files[file].completed()
+
+
+class Passing:
+    """One file of one fetch. Thread-safe."""
+
+    def __init__(self, begun: Begun, number: int) -> None:
         self.begun = begun
         self.incoming: IncomingFile = begun.ingest.files[number]
         self.is_resumable = begun.listing.files[number].resumable
@@ -79,11 +105,10 @@ class Passing:
         computed = self._number in self.begun.fetch.compared and self.incoming.sha256 == digest
         return computed and self.pass_number == pass_number
 
-    # -- as an audience ---------------------------------------------------------------------------------------------
+    # -- for the passage ---------------------------------------------------------------------------------------------
 
-    def arrived(self, file: int, at: ByteRange, data: memoryview) -> None:
-        if file != self._number:
-            return
+    def arrived(self, at: ByteRange, data: memoryview) -> None:
+        """These bytes pass."""
         with self._changed:
             copies = [(place, part) for place in self._places for part in place.open_parts(at)]
             self._copying += copies
@@ -99,16 +124,16 @@ class Passing:
                 self._copying.remove(copy)
             self._changed.notify_all()
 
-    def restarted(self, file: int) -> None:
-        if file == self._number:
-            with self._changed:
-                self.pass_number += 1
-                for place in self._places:
-                    place.here = RangeSet()
+    def restarted(self) -> None:
+        """What passed was wrong: all passes again."""
+        with self._changed:
+            self.pass_number += 1
+            for place in self._places:
+                place.here = RangeSet()
 
-    def completed(self, file: int) -> None:
-        if file == self._number:
-            self._wake()
+    def completed(self) -> None:
+        """All of it is verified."""
+        self._wake()
 
     # -- for readers ------------------------------------------------------------------------------------------------
 

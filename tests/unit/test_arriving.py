@@ -3,25 +3,35 @@ handed out too early is told. Over an origin that is a dict and a store on a dis
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from unittest.mock import patch
 
+import hypothesis.strategies as st
 import pytest
 import torch
+from hypothesis import given, settings
 from safetensors.torch import save
 
 import modelcache
 from modelcache.abc.source import Source
 from modelcache.config import Config
+from modelcache.errors import BadCheckpoint, Cancelled, DigestMismatch, NoSpace, NotFound, OriginUnreachable, SourceChanged
 from modelcache.loader.report import LoadReport
+from modelcache.patience import Cancellation
+from modelcache.store.incoming import LocalIncoming
 from modelcache.testing.fetching import small_chunks
-from modelcache.testing.memory_source import MemorySource
+from modelcache.testing.memory_source import DEADLINE_S, MemorySource, state_sha256
 
 URI = "s3://models/llama"
 CHUNK = 4096
-DEADLINE_S = 30.0
+ONE, TWO = "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"
+Tensors = Mapping[str, torch.Tensor]
+THREADS = ("arrival", "load", "ensure")
 
 
 @pytest.fixture(autouse=True)
@@ -32,7 +42,7 @@ def chunk_bytes() -> Iterator[int]:
 
 @contextmanager
 def cache_of(root: Path, source: MemorySource) -> Iterator[modelcache.ModelCache]:
-    """A cache whose every URI is of this source."""
+    """A cache whose every URI is of this source; nothing of a load is left when the block ends."""
 
     @contextmanager
     def sources(*asked: object) -> Iterator[list[Source]]:
@@ -40,26 +50,27 @@ def cache_of(root: Path, source: MemorySource) -> Iterator[modelcache.ModelCache
 
     with modelcache.ModelCache(config=Config.load({}, root=root)) as cache, patch.object(cache._registry, "sources", sources):
         yield cache
+        assert [thread.name for thread in threading.enumerate() if thread.name.startswith(THREADS)] == []
+        assert all(info.leases == () for info in cache.list())
+    assert source.open_bodies == 0
 
 
 def raw(tensor: torch.Tensor) -> bytes:
     return bytes(tensor.contiguous().flatten().view(torch.uint8).numpy()) if tensor.numel() else b""
 
 
-def tensors_of(sizes: list[int], *, seed: int = 0) -> dict[str, torch.Tensor]:
+def tensors_of(sizes: Sequence[int], *, seed: int) -> dict[str, torch.Tensor]:
     source = torch.Generator().manual_seed(seed)
-    return {
-        f"layers.{seed}.{number}": torch.randint(-(2**15), 2**15, (size,), dtype=torch.int16, generator=source)
-        for number, size in enumerate(sizes)
-    }
+    random = [torch.randint(-(2**15), 2**15, (size,), dtype=torch.int16, generator=source) for size in sizes]
+    return {f"layers.{seed}.{number}": tensor for number, tensor in enumerate(random)}
 
 
-def shards_of(*shards: Mapping[str, torch.Tensor]) -> dict[str, bytes]:
+def shards_of(*shards: Tensors) -> dict[str, bytes]:
     files = {f"model-{number:05d}-of-{len(shards):05d}.safetensors": save(dict(shard)) for number, shard in enumerate(shards, 1)}
     return {"config.json": b"{}", **files}
 
 
-def check(loaded: Mapping[str, torch.Tensor], *shards: Mapping[str, torch.Tensor]) -> None:
+def check(loaded: Tensors, *shards: Tensors) -> None:
     wanted = {name: tensor for shard in shards for name, tensor in shard.items()}
     assert set(loaded) == set(wanted)
     for name, tensor in wanted.items():
@@ -67,11 +78,271 @@ def check(loaded: Mapping[str, torch.Tensor], *shards: Mapping[str, torch.Tensor
         assert raw(loaded[name]) == raw(tensor)
 
 
-def test_what_is_not_here_is_loaded_as_it_arrives(tmp_path: Path) -> None:
-    one, two = tensors_of([10 * CHUNK, 5, 3 * CHUNK], seed=1), tensors_of([7 * CHUNK, 0, 9], seed=2)
-    source = MemorySource(shards_of(one, two))
-    report = LoadReport()
+A, B = tensors_of([10 * CHUNK, 5, 3 * CHUNK], seed=1), tensors_of([7 * CHUNK, 0, 9], seed=2)
+
+
+@contextmanager
+def in_background(do: Callable[[], dict[str, torch.Tensor]]) -> Iterator[Future[dict[str, torch.Tensor]]]:
+    with ThreadPoolExecutor(1, thread_name_prefix="caller") as thread:
+        yield thread.submit(do)
+
+
+# -- the same tensors, from bytes that come once ----------------------------------------------------------------------------
+
+
+@settings(max_examples=15, deadline=None)
+@given(
+    shards=st.lists(st.lists(st.one_of(st.integers(0, 40), st.integers(0, 12 * CHUNK)), max_size=5), min_size=1, max_size=4),
+    resumable=st.booleans(),
+    stated=st.booleans(),
+    verified_only=st.booleans(),
+    one_by_one=st.booleans(),
+    piece_bytes=st.integers(700, 3 * CHUNK),
+)
+def test_bits_are_the_same_and_every_byte_comes_once(
+    shards: list[list[int]], resumable: bool, stated: bool, verified_only: bool, one_by_one: bool, piece_bytes: int
+) -> None:
+    tensors = [tensors_of([*sizes, seed + 1], seed=seed) for seed, sizes in enumerate(shards)]  # no two files alike
+    files = shards_of(*tensors)
+    source = MemorySource(files, resumable=resumable, piece_bytes=piece_bytes)
+    if stated:
+        source.state = state_sha256
+    with TemporaryDirectory() as directory, cache_of(Path(directory) / "root", source) as cache:
+        if one_by_one:
+            check(dict(modelcache.stream(URI, cache=cache, verified_only=verified_only)), *tensors)
+        else:
+            check(modelcache.load(URI, cache=cache, verified_only=verified_only), *tensors)
+        assert source.books.bytes == {path: len(data) for path, data in files.items()}
+        assert cache.verify(URI).damages == ()
+        report = LoadReport()
+        check(modelcache.load(URI, cache=cache, report=report), *tensors)
+        assert (source.books.listings, report.verified_s) == (1, 0.0)
+        assert source.books.bytes == {path: len(data) for path, data in files.items()}
+
+
+def test_what_the_store_has_is_not_fetched_and_comes_first(tmp_path: Path) -> None:
+    files = shards_of(A, B)
+    source = MemorySource(files, state=state_sha256)
     with cache_of(tmp_path / "root", source) as cache:
-        check(modelcache.load(URI, cache=cache, report=report), one, two)
-        [info] = cache.list()
-        assert info.leases == ()
+        source.remove(TWO)
+        cache.ensure("s3://models/older")
+        source.put(TWO, files[TWO])
+        source.books.bytes.clear()
+        gate = source.gate(TWO, len(files[TWO]) - 1)
+        tensors = modelcache.stream(URI, cache=cache)
+        first = dict(next(tensors) for _ in A)
+        check(first, A)
+        gate.open()
+        check(dict(tensors), B)
+        assert source.books.bytes == {TWO: len(files[TWO])}
+
+
+@pytest.mark.parametrize("verified_only", [False, True])
+def test_a_tensor_comes_before_the_last_byte_is_served(tmp_path: Path, verified_only: bool) -> None:
+    source = MemorySource(shards_of(A, B))
+    gate = source.gate(TWO, CHUNK * 5)
+    with cache_of(tmp_path / "root", source) as cache:
+        tensors = modelcache.stream(URI, cache=cache, verified_only=verified_only)
+        check(dict(next(tensors) for _ in A), A)
+        assert cache.list() == []  # nothing is published
+        gate.open()
+        check(dict(tensors), B)
+        assert len(cache.list()) == 1
+
+
+def test_what_is_asked_for_goes_first(tmp_path: Path) -> None:
+    """Of a file that is otherwise fetched last, over one connection."""
+    shards = [tensors_of([20 * CHUNK, 20 * CHUNK], seed=seed) for seed in range(6)]
+    source = MemorySource(shards_of(*shards))
+    gates = [source.gate(f"model-0000{number}-of-00006.safetensors", 30 * CHUNK) for number in range(1, 6)]
+    with cache_of(tmp_path / "root", source) as cache:
+        [(name, tensor)] = [next(modelcache.stream(URI, cache=cache, names=["layers.5.1"]))]
+        assert raw(tensor) == raw(shards[5][name])
+        assert not any(gate._is_open for gate in gates)
+
+
+def test_a_model_without_tensors_or_with_a_bad_header_is_refused_as_one_that_is_here(tmp_path: Path) -> None:
+    source = MemorySource({"config.json": b"{}"})
+    with cache_of(tmp_path / "root", source) as cache:
+        with pytest.raises(NotFound, match="no safetensors"):
+            modelcache.load(URI, cache=cache)
+        for name, data in (("model.safetensors", b"\x08"), ("model.safetensors.index.json", b'{"weight_map": {"a": "gone.safetensors"}}')):
+            source.put(name, data)
+            with pytest.raises(BadCheckpoint):
+                modelcache.load(f"{URI}-{len(name)}", cache=cache)
+
+
+# -- wrong bytes ----------------------------------------------------------------------------------------------------------
+
+
+def test_tensors_of_bytes_that_stay_wrong_are_handed_out_and_the_call_fails(tmp_path: Path) -> None:
+    source = MemorySource(shards_of(A, B), state=state_sha256)
+    source.spoil(TWO, 5 * CHUNK, times=None)
+    gate = source.gate(TWO, 6 * CHUNK)
+    with cache_of(tmp_path / "root", source) as cache:
+        tensors = modelcache.stream(URI, cache=cache)
+        check(dict(next(tensors) for _ in A), A)
+        gate.open()
+        with pytest.raises(DigestMismatch, match="does not match its digest"):
+            dict(tensors)
+        assert cache.list() == []
+        with pytest.raises(DigestMismatch):
+            modelcache.load(URI, cache=cache)
+        assert cache.list() == []
+
+
+def test_a_tensor_of_the_pass_that_was_wrong_is_told_of_when_the_second_pass_was_right(tmp_path: Path) -> None:
+    files = shards_of(A, B)
+    source = MemorySource(files, state=state_sha256)
+    source.spoil(ONE, 5 * CHUNK)
+    gate = source.gate(ONE, len(files[ONE]) - 1)
+    with cache_of(tmp_path / "root", source) as cache:
+        tensors = modelcache.stream(URI, cache=cache)
+        with patch.object(modelcache.arriving.opening, "ARRIVING_EXTENT_BYTES", CHUNK):
+            name, tensor = next(tensors)
+        assert raw(tensor) != raw(A[name])
+        gate.open()
+        with pytest.raises(DigestMismatch, match=f"of `{ONE}` were handed out while they arrived, and proved wrong"):
+            dict(tensors)
+        assert len(cache.list()) == 1  # which is right
+        check(modelcache.load(URI, cache=cache), A, B)
+
+
+def test_a_second_pass_is_no_error_where_nothing_wrong_was_handed_out(tmp_path: Path) -> None:
+    """What was, was right already in the first pass; or it waited for the verdict."""
+    source = MemorySource(shards_of(A, B), state=state_sha256)
+    source.spoil(ONE, len(save(A)) - 1)
+    with cache_of(tmp_path / "root", source) as cache:
+        check(modelcache.load(URI, cache=cache, names=["layers.1.0"]), {"layers.1.0": A["layers.1.0"]})
+    source.spoil(TWO, 5 * CHUNK)
+    with cache_of(tmp_path / "another", source) as cache:
+        check(modelcache.load(URI, cache=cache, verified_only=True), A, B)
+
+
+# -- an origin that changes or fails ----------------------------------------------------------------------------------------
+
+
+def test_a_model_that_changes_under_the_load_is_never_mixed(tmp_path: Path) -> None:
+    source = MemorySource(shards_of(A, B))
+    gate = source.gate(TWO, CHUNK * 5)
+    with cache_of(tmp_path / "root", source) as cache:
+        tensors = modelcache.stream(URI, cache=cache)
+        check(dict(next(tensors) for _ in A), A)
+        for name, data in shards_of(tensors_of([10 * CHUNK, 5, 3 * CHUNK], seed=1), tensors_of([7 * CHUNK, 0, 9], seed=2)).items():
+            source.put(name, data if name != ONE else data[:-2] + b"!!")
+        gate.open()
+        with pytest.raises(DigestMismatch, match="handed out"):
+            dict(tensors)
+        assert len(cache.list()) == 1
+        source.put(ONE, save(dict(B)))  # of another size
+        with pytest.raises((SourceChanged, BadCheckpoint)):
+            _load_while_it_changes(cache, source)
+
+
+def _load_while_it_changes(cache: modelcache.ModelCache, source: MemorySource) -> None:
+    gate = source.gate(ONE, CHUNK * 5)
+    tensors = modelcache.stream(f"{URI}-other", cache=cache)
+    with in_background(lambda: dict(tensors)) as loading:
+        gate.await_readers()
+        source.put(ONE, save(dict(A)))
+        gate.open()
+        loading.result(DEADLINE_S)
+
+
+def test_an_error_of_the_origin_ends_the_load_with_it_and_what_came_is_kept(tmp_path: Path) -> None:
+    files = shards_of(A, B)
+    source = MemorySource(files)
+    source.cut(TWO, 5 * CHUNK, error=OriginUnreachable("the wire is cut", address=URI))
+    with cache_of(tmp_path / "root", source) as cache:
+        with pytest.raises(OriginUnreachable, match="the wire is cut"):
+            modelcache.load(URI, cache=cache)
+        assert cache.list() == []
+        check(modelcache.load(URI, cache=cache), A, B)
+        assert sum(source.books.bytes.values()) < sum(map(len, files.values())) * 3 // 2
+
+
+# -- ends in the middle -----------------------------------------------------------------------------------------------------
+
+
+def test_who_stops_iterating_ends_the_fetch_and_what_came_is_kept(tmp_path: Path) -> None:
+    files = shards_of(A, B)
+    source = MemorySource(files)
+    gate = source.gate(TWO, CHUNK * 5)
+    with cache_of(tmp_path / "root", source) as cache:
+        tensors = modelcache.stream(URI, cache=cache)
+        check(dict(next(tensors) for _ in A), A)
+        gate.await_readers()
+        tensors.close()
+        assert (cache.list(), source.open_bodies) == ([], 0)
+        source.books.bytes.clear()
+        gate.open()
+        check(modelcache.load(URI, cache=cache), A, B)
+        assert source.books.bytes[ONE] == 0
+
+
+@pytest.mark.parametrize("verified_only", [False, True])
+def test_a_cancelled_load_ends_while_it_waits(tmp_path: Path, verified_only: bool) -> None:
+    source = MemorySource(shards_of(A, B))
+    gate, cancel = source.gate(ONE, CHUNK * 5), Cancellation()
+    with cache_of(tmp_path / "root", source) as cache:
+        with in_background(lambda: modelcache.load(URI, cache=cache, cancel=cancel, verified_only=verified_only)) as loading:
+            gate.await_readers()
+            cancel.cancel()
+            with pytest.raises(Cancelled):
+                loading.result(DEADLINE_S)
+        assert cache.list() == []
+
+
+def test_a_disk_that_fills_up_ends_the_load_with_that(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write = LocalIncoming.write
+
+    def full(file: LocalIncoming, offset: int, *rest: object) -> None:
+        if file.path == TWO and offset:
+            raise NoSpace("the disk is full", needed_bytes=1, available_bytes=0, held_bytes=0, evictable_bytes=0)
+        write(file, offset, *rest)  # type: ignore[arg-type]
+
+    source = MemorySource(shards_of(A, B))
+    with cache_of(tmp_path / "root", source) as cache:
+        with monkeypatch.context() as patched:
+            patched.setattr(LocalIncoming, "write", full)
+            with pytest.raises(NoSpace, match="the disk is full"):
+                modelcache.load(URI, cache=cache)
+        check(modelcache.load(URI, cache=cache), A, B)
+
+
+# -- several at once --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("caches", [1, 3])
+def test_several_who_load_it_at_the_same_time_share_one_fetch(tmp_path: Path, caches: int) -> None:
+    """In one process, or as several that have the store: those have what another one brings when it is published."""
+    files = shards_of(A, B)
+    source = MemorySource(files)
+    gate = source.gate(TWO, CHUNK * 5)
+    with ThreadPoolExecutor(6, thread_name_prefix="caller") as callers:
+        opened = [cache_of(tmp_path / "root", source) for _ in range(caches)]
+        found = [each.__enter__() for each in opened]
+        loads = [callers.submit(modelcache.load, URI, cache=found[number % caches], verified_only=number > 3) for number in range(6)]
+        gate.await_readers()
+        gate.open()
+        for load in loads:
+            check(load.result(DEADLINE_S), A, B)
+        assert source.books.bytes == {path: len(data) for path, data in files.items()}
+        for each in opened:
+            each.__exit__(None, None, None)
+
+
+def test_who_comes_to_a_pull_that_is_under_way_takes_its_bytes_as_they_arrive(tmp_path: Path) -> None:
+    files = shards_of(A, B)
+    source = MemorySource(files)
+    gate = source.gate(TWO, CHUNK * 5)
+    with cache_of(tmp_path / "root", source) as cache, ThreadPoolExecutor(1, thread_name_prefix="caller") as callers:
+        pull = callers.submit(cache.ensure, URI)
+        gate.await_readers()
+        tensors = modelcache.stream(URI, cache=cache)
+        check(dict(next(tensors) for _ in A), A)
+        assert not pull.done()
+        gate.open()
+        check(dict(tensors), B)
+        pull.result(DEADLINE_S)
+        assert source.books.bytes == {path: len(data) for path, data in files.items()}
