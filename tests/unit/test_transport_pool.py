@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from modelcache.transport.dial import Route
-from modelcache.transport.pool import Pool
+from modelcache.transport.pool import FRESH_S, Pool
 from modelcache.transport.wire import After, PlainWire
 
 HERE = Route("http", "here", 80, None)
@@ -51,6 +51,22 @@ def test_the_newest_connection_of_a_route_is_used_first(pairs: Pairs) -> None:
     assert pool.take(HERE) is None
     first.close()
     second.close()
+
+
+def test_only_a_connection_that_was_just_seen_silent_is_not_looked_at(pairs: Pairs) -> None:
+    now_s = 100.0
+    pool = Pool(now_s=lambda: now_s)
+    unseen, stale, fresh = pairs.wire(), pairs.wire(), pairs.wire()
+    for peer in pairs.peers:
+        peer.sendall(b"x")
+    pool.give(HERE, unseen)
+    pool.give(HERE, stale, silent=True)
+    now_s += 2 * FRESH_S
+    pool.give(HERE, fresh, silent=True)
+    assert pool.take(HERE) is fresh
+    assert pool.take(HERE) is None
+    assert fresh.after(0) is After.MORE
+    fresh.close()
 
 
 def test_a_connection_whose_peer_closed_or_spoke_is_dropped(pairs: Pairs) -> None:
