@@ -14,6 +14,7 @@ from modelcache.loader.memory import HostMemory
 from modelcache.loader.placement import HOST
 from modelcache.loader.reader import THREADS
 from modelcache.loader.staging import DeviceStaging
+from modelcache.loader.tensors import is_number
 from modelcache.patience import Cancellation
 
 DEVICE_THREADS = 16
@@ -50,7 +51,7 @@ def threads_for(devices: Collection[torch.device]) -> int:
 
 def cast(tensor: torch.Tensor, dtype: torch.dtype | None) -> torch.Tensor:
     """On its device, if it is of floating point. Raises NoDeviceMemory."""
-    if dtype is None or not tensor.dtype.is_floating_point:
+    if dtype is None or not is_number(tensor.dtype):
         return tensor
     try:
         return tensor.to(dtype)

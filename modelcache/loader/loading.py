@@ -22,6 +22,7 @@ from modelcache.loader.plan import Extent, plan
 from modelcache.loader.reader import Reader, Reading
 from modelcache.loader.report import LoadReport
 from modelcache.loader.shard_file import open_shard
+from modelcache.loader.tensors import is_number
 from modelcache.patience import Cancellation
 from modelcache.units import GIB
 
@@ -42,7 +43,7 @@ class Wishes:
 
     Attributes:
         device: None: host memory. A mapping: by name or shell pattern (`Placement`).
-        dtype: that floating-point tensors are cast to, on their device; None: as they are. Others keep theirs.
+        dtype: that floating-point tensors are cast to, on their device; None: as they are. Others keep theirs, and packed ones (F4).
         order: `given`: as the names come. Reads are as large as names follow each other in the files, so a scattered order costs a
             request for each tensor, and up to 8 KiB that is read twice; `file` reads everything in large pieces.
     """
@@ -54,7 +55,7 @@ class Wishes:
 
     def __post_init__(self) -> None:
         """Raises TypeError: a dtype that weights are not cast to. NoSuchDevice. RuntimeError: torch knows no such kind of device."""
-        if self.dtype is not None and not self.dtype.is_floating_point:
+        if self.dtype is not None and not is_number(self.dtype):
             raise TypeError(f"tensors are cast to floating-point types, and not to {self.dtype}")
         object.__setattr__(self, "placement", Placement(self.device))
         for device in self.placement.devices:

@@ -79,3 +79,8 @@ def torch_form(entry: TensorEntry, address: str) -> tuple[torch.dtype, tuple[int
 
 def _address(memory: Memory, offset: int) -> int:
     return ctypes.addressof(memory) + offset
+
+
+def is_number(dtype: torch.dtype) -> bool:
+    """Whether an element is one floating-point number, which can be cast: torch's 4-bit elements are two."""
+    return bool(dtype.is_floating_point) and dtype is not torch.float4_e2m1fn_x2

@@ -50,8 +50,8 @@ def of_every_dtype(seed: int = 0) -> dict[str, torch.Tensor]:
     for number, dtype in enumerate(TORCH_DTYPES.values()):
         raw = torch.randint(0, 2 if dtype is torch.bool else 256, (6, dtype.itemsize * (5 + number)), dtype=torch.uint8, generator=source)
         found[f"of.{number}"] = raw.view(dtype) if dtype is not torch.bool else raw.bool()
+        found[f"nothing.{number}"] = torch.empty(3, 0, 4, dtype=dtype)
     found["scalar"] = torch.tensor(3.5)
-    found["nothing"] = torch.empty(0, 7, dtype=torch.bfloat16)
     found["large"] = torch.randint(0, 2**15, (5 * MIB // 2 + 13,), dtype=torch.int16, generator=source)
     return found
 
@@ -321,12 +321,18 @@ def test_a_stream_that_is_left_leaves_no_thread_and_no_open_file(tmp_path: Path)
 
 def test_floating_point_tensors_are_cast_and_others_are_not(tmp_path: Path) -> None:
     path = tmp_path / "model.safetensors"
-    save_file({"weight": torch.ones(3, dtype=torch.bfloat16), "ids": torch.arange(3)}, path)
-    loaded = modelcache.load(path, dtype=torch.float32, device="cpu")
-    assert (loaded["weight"].dtype, loaded["ids"].dtype) == (torch.float32, torch.int64)
+    tensors = of_every_dtype()
+    save_file(tensors, path)
+    packed = torch.float4_e2m1fn_x2  # two numbers in a byte, which torch casts to nothing
+    expected = {
+        name: tensor.to(torch.float32) if tensor.dtype.is_floating_point and tensor.dtype is not packed else tensor
+        for name, tensor in tensors.items()
+    }
+    assert same(modelcache.load(path, dtype=torch.float32, device="cpu"), expected)
     assert {each.device.type for each in modelcache.load(path, device="meta").values()} == {"meta"}
-    with pytest.raises(TypeError, match="floating-point"):
-        modelcache.load(path, dtype=torch.int8)
+    for dtype in (torch.int8, packed):
+        with pytest.raises(TypeError, match="floating-point"):
+            modelcache.load(path, dtype=dtype)
 
 
 def test_a_dtype_that_torch_lacks(tmp_path: Path) -> None:
