@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from bench import report
+from bench.store import verdicts
 from modelcache.units import GIB, MIB
 
 REPOSITORY = Path(__file__).parents[2]
@@ -82,6 +83,14 @@ def test_store(tmp_path: Path) -> None:
         assert line["peak_rss_bytes"] > MIB
         expect_machine(line["machine"])
     assert not (tmp_path / "bench-scratch").exists()
+
+
+@pytest.mark.parametrize(("growth_bytes", "wall_s", "missed"), [(64, 1.9, []), (65, 1.9, ["memory"]), (0, 2.0, ["took", "took"])])
+def test_what_store_says_was_missed(growth_bytes: int, wall_s: float, missed: list[str]) -> None:
+    lines = [{"question": "ls", "blobs": count, "wall_s": wall_s, "peak_rss_bytes": MIB + growth_bytes * count} for count in (100, 10_000)]
+    said = verdicts(lines)
+    assert [line.startswith("MISSED") for line in said] == ([True] * len(missed) or [False])
+    assert all(word in line for word, line in zip(missed or ["flat"], said, strict=True))
 
 
 def test_load(tmp_path: Path) -> None:
