@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -20,7 +19,7 @@ from modelcache.abc.store import CollectReport, Evicted, SnapshotInfo, Usage
 from modelcache.abc.upkeep import Upkeep
 from modelcache.carry.carrying import Carrying
 from modelcache.config import Config
-from modelcache.digest import Digest, sha256
+from modelcache.digest import HEX_LENGTHS, Algorithm, Digest, digits_of, sha256
 from modelcache.ensure import Ensured, ProgressCallback, expect_cached, hit, last
 from modelcache.errors import AccessDenied, AmbiguousName, NotCached
 from modelcache.fetch.begun import Tell
@@ -65,10 +64,6 @@ class Asked:
     priority: Priority
     reads_next: bool
     tell: Tell | None
-
-
-FULL_DIGITS = 64
-_HEX = re.compile(r"(?:sha256:)?([0-9a-f]{8,64})")
 
 
 class ModelCache(Upkeeping, Prewarming, Carrying, SingleFiles, Leasing):
@@ -321,14 +316,14 @@ class ModelCache(Upkeeping, Prewarming, Carrying, SingleFiles, Leasing):
             NotCached: nothing here has that name.
             AmbiguousName: several have.
         """
-        digits = _HEX.fullmatch(name)
-        uri = None if digits else str(parse_uri(name)[0])
+        digits = digits_of(name)
+        uri = None if digits is not None else str(parse_uri(name)[0])
         if uri is not None:
             named = dict.fromkeys(ref.manifest for ref in self._refs_of(name))
-        elif digits is not None and len(digits.group(1)) == FULL_DIGITS:
-            named = {sha256(digits.group(1)): None}
+        elif digits is not None and len(digits) == HEX_LENGTHS[Algorithm.SHA256]:
+            named = {sha256(digits): None}
         else:
-            named = {info.digest: None for info in self._store.list() if digits and info.digest.hex.startswith(digits.group(1))}
+            named = {info.digest: None for info in self._store.list() if digits and info.digest.hex.startswith(digits)}
         found = [info for digest in named if (info := self._store.info(digest)) is not None]
         if not found:
             raise NotCached(f"`{uri or name}` is not cached", address=uri)
@@ -371,7 +366,7 @@ class ModelCache(Upkeeping, Prewarming, Carrying, SingleFiles, Leasing):
             InUse: a lease or pin holds it.
             NotCached: it is not here.
         """
-        uri = None if _HEX.fullmatch(name) else str(parse_uri(name)[0])
+        uri = None if digits_of(name) is not None else str(parse_uri(name)[0])
         try:
             info = self.find(name)
         except NotCached:

@@ -34,6 +34,7 @@ HEX_LENGTHS = {
     Algorithm.GIT_SHA1: 40,
 }
 _HEX = re.compile(r"[0-9a-f]+")
+_SHORT = re.compile(r"(?:sha256:)?([0-9a-f]{8,64})")
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -84,3 +85,9 @@ class Digest:
 def sha256(hex_digits: str) -> Digest:
     """Short for `Digest(Algorithm.SHA256, …)`."""
     return Digest(Algorithm.SHA256, hex_digits)
+
+
+def digits_of(name: str) -> str | None:
+    """The hex digits of a name that is a sha256 (`sha256:…` or not) or its first 8 or more digits; None: it is something else."""
+    found = _SHORT.fullmatch(name)
+    return None if found is None else found.group(1)

@@ -9,6 +9,7 @@ from modelcache.abc.store import SnapshotInfo, Store
 from modelcache.carry.exporting import BytesProgress, Chosen, ExportReport, export
 from modelcache.carry.file import Place
 from modelcache.carry.importing import ImportReport, import_file
+from modelcache.digest import digits_of
 from modelcache.errors import NotCached
 from modelcache.patience import Cancellation
 from modelcache.uri import parse_uri
@@ -56,8 +57,7 @@ class Carrying(ABC):
 
     def _chosen(self, name: str) -> Chosen:
         info = self.find(name)
-        is_digest = info.digest.hex.startswith(name.removeprefix("sha256:"))
-        return self._with_refs(info, None if is_digest else str(parse_uri(name)[0]))
+        return self._with_refs(info, None if digits_of(name) is not None else str(parse_uri(name)[0]))
 
     def _with_refs(self, info: SnapshotInfo, uri: str | None) -> Chosen:
         """A snapshot with its refs, or those of one URI."""

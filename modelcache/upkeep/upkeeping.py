@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 
 from modelcache.abc.store import SnapshotInfo, VerifyReport
 from modelcache.abc.upkeep import DedupeReport, ScrubLimits, Upkeep
+from modelcache.digest import digits_of
 from modelcache.errors import NotCached
 from modelcache.fetch.engine import FetchEngine
 from modelcache.patience import Cancellation
 from modelcache.upkeep.repair import OpenSource, Repair, RepairReport
 from modelcache.uri import parse_uri
-
-_HEX = re.compile(r"(?:sha256:)?[0-9a-f]{8,64}")
 
 BytesProgress = Callable[[int, int], None]
 """Called with the bytes that are read and how many there are in all."""
@@ -85,7 +83,7 @@ class Upkeeping(ABC):
             StoreError, Cancelled. What an origin does wrong is in the report.
         """
         stop = cancel or Cancellation()
-        uri = None if name is None or _HEX.fullmatch(name) else str(parse_uri(name)[0])
+        uri = None if name is None or digits_of(name) is not None else str(parse_uri(name)[0])
         if verified is None:
             try:
                 verified = self.verify(name, progress=progress, cancel=stop)
