@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING
 
 from modelcache.arriving.opening import How, open_source
 from modelcache.cache import ModelCache
+from modelcache.config import Config
 from modelcache.errors import BadConfig, BadShard
 from modelcache.loader.checkpoint import Checkpoint, Order
 from modelcache.loader.checkpoint import open_checkpoint as open_local
 from modelcache.loader.group import NodeGroup
+from modelcache.loader.options import DEFAULT_OPTIONS, DeviceOptions
 from modelcache.loader.report import LoadReport
 from modelcache.loader.shard_plan import Rule, ShardPlan, Share
 from modelcache.patience import Cancellation
@@ -121,7 +123,7 @@ def stream(
     from modelcache.loader.loading import Wishes, stream_tensors
     from modelcache.loader.sharded import stream_parts
 
-    wishes = Wishes(device, dtype, order)
+    wishes = Wishes(device, dtype, order, _gpu_options(device, cache))
     share = _share(shard, group)
     seen = report or LoadReport()
     with ExitStack() as held:
@@ -151,6 +153,13 @@ def _fetched(
     path = _local(source, cache=cache, held=held, cancel=cancel)
     seen.fetched_s += time.monotonic() - started_s
     return path
+
+
+def _gpu_options(device: Device | Mapping[str, Device] | None, cache: ModelCache | None) -> DeviceOptions:
+    """As settings have them; they are read only where they matter. Raises BadConfig."""
+    if device is None or str(device) == "cpu":
+        return DEFAULT_OPTIONS
+    return (Config.load() if cache is None else cache.config).gpu
 
 
 def _share(shard: tuple[int, int, Mapping[str, Rule]] | None, group: NodeGroup | str | None) -> Share | None:
@@ -223,7 +232,7 @@ def load_into(
 
     seen = report or LoadReport()
     with ExitStack() as held:
-        wishes = Wishes(device, dtype)
+        wishes = Wishes(device, dtype, options=_gpu_options(device, cache))
         how = How(may_map, verified_only, page_cache=not wishes.placement.in_host)
         opened = open_source(source, how, cache=cache, held=held, cancel=cancel, seen=seen)
         checkpoint = opened.checkpoint

@@ -23,6 +23,7 @@ from modelcache.config.table import DEFAULT_LOW_WATERMARK, SETTINGS
 from modelcache.errors import BadConfig
 from modelcache.fetch.concurrency import ConcurrencyBounds
 from modelcache.fetch.engine import EngineLimits
+from modelcache.loader.options import DEFAULT_OPTIONS, DeviceOptions
 from modelcache.mirrors import Mirror
 from modelcache.sources.any_fsspec import FsspecOptions
 from modelcache.sources.archive import DEFAULT_LIMITS as DEFAULT_ARCHIVE_LIMITS
@@ -75,6 +76,7 @@ class Config:
         s3, gs, http, hf, fsspec, pvc: settings of the sources.
         mirrors: prefixes of URIs that come from elsewhere.
         archive: how much one may unpack to.
+        gpu: of loads to GPUs.
         proxies: of the bulk transport.
         trust: what callers of a shared store are believed.
     """
@@ -97,6 +99,7 @@ class Config:
     pvc: ClaimMounts = field(default_factory=ClaimMounts)
     mirrors: tuple[Mirror, ...] = ()
     archive: ArchiveLimits = DEFAULT_ARCHIVE_LIMITS
+    gpu: DeviceOptions = DEFAULT_OPTIONS
     proxies: Proxies = field(default_factory=Proxies)
     trust: Trust = DEFAULT_TRUST
 

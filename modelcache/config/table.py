@@ -34,6 +34,7 @@ from modelcache.config.scalars import (
 )
 from modelcache.config.setting import Environ, Setting, Variable, setting
 from modelcache.errors import BadConfig
+from modelcache.loader.options import Gds
 
 DEFAULT_LOW_WATERMARK = 0.80
 ROUTES = {"auto": None, "buffered": Route.BUFFERED, "direct": Route.DIRECT}
@@ -148,6 +149,14 @@ SETTINGS: tuple[Setting, ...] = (
     setting(
         "archive.max_ratio", "archive.max_ratio", RATIO, "MODELCACHE_ARCHIVE_MAX_RATIO",
         "what one archive may expand to, in its own sizes; up to 64 MiB any may",
+    ),
+    setting(
+        "gpu.pinned_bytes", "gpu.pinned_bytes", SIZE, "MODELCACHE_GPU_PINNED_BYTES",
+        "page-locked host memory of a process, through which it loads to GPUs",
+    ),
+    setting(
+        "gpu.gds", "gpu.gds", choice({str(gds): gds for gds in Gds}), "MODELCACHE_GPU_GDS",
+        "GPUDirect Storage through kvikio: `auto` measures whether it helps (docs/loading.md)",
     ),
     setting(
         "mirror", "mirrors", MIRRORS, "MODELCACHE_MIRRORS",

@@ -10,15 +10,12 @@ import torch
 
 from modelcache.errors import DeviceFault, NoDeviceMemory, NoSuchDevice
 from modelcache.loader.device import Copy, Target
-from modelcache.loader.layout import Piece
+from modelcache.loader.layout import PAGE_BYTES, Piece
 from modelcache.loader.memory import Memory
+from modelcache.loader.options import RING_BYTES
 from modelcache.loader.pinned import PinnedRing
 from modelcache.loader.plan import BLOCK_BYTES
-from modelcache.units import MIB
 
-RING_BYTES = 256 * MIB
-"""Of pinned memory, for all loads of a process: 32 blocks. 16 reads in flight, and as many on the bus: at 64 GB/s (PCIe 5.0 x16) 128 MiB
-take 2 ms, and a thread that waits for a copy is woken within tenths of one."""
 PORTABLE = 1
 """cudaHostRegisterPortable: locked for every device of the process (CUDA runtime API, cudaHostRegister)."""
 
@@ -74,12 +71,19 @@ class CudaDevice:
             try:
                 # not a tensor of inference mode, which other threads could not write to
                 with torch.inference_mode(False):
-                    memory = torch.empty(size_bytes, dtype=torch.uint8, device=self.device)
+                    memory = torch.empty(size_bytes + PAGE_BYTES, dtype=torch.uint8, device=self.device)
             except torch.OutOfMemoryError as error:
                 raise no_memory(self.device, size_bytes) from error
-            stream = torch.cuda.current_stream(self.device)
-            self._stream.wait_stream(stream)
-        return Target(memory)
+            begun = torch.cuda.Event(blocking=True)
+            begun.record(torch.cuda.current_stream(self.device))
+            self._stream.wait_event(begun)
+        skip = -memory.data_ptr() % PAGE_BYTES  # torch's own alignment is 512
+        return Target(memory[skip : skip + size_bytes], begun=begun)
+
+    def settle(self, target: Target) -> None:
+        with _on(self.device):
+            assert isinstance(target.begun, torch.cuda.Event)
+            target.begun.synchronize()
 
     def copy(self, source: torch.Tensor, pieces: Sequence[Piece], target: Target) -> Copy:
         with _on(self.device):
@@ -118,7 +122,7 @@ class CudaDevice:
 
 
 ring = PinnedRing(buffer_bytes=BLOCK_BYTES, limit_bytes=RING_BYTES)
-"""Of this process."""
+"""Of this process; `limit_bytes` follows the settings of the last load."""
 
 
 def expect(device: torch.device) -> None:

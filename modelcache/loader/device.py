@@ -41,12 +41,14 @@ class Target:
     """Memory of a device that copies go to.
 
     Attributes:
-        memory: bytes, one dimension; begins at a multiple of RUN_ALIGNMENT.
-        safe_on: streams that it may be used on; the device's own matter.
+        memory: bytes, one dimension; begins at a multiple of PAGE_BYTES.
+        safe_on: streams that it may be used on; the device's own matter, as is
+        begun: what `settle` waits for.
     """
 
     memory: torch.Tensor
     safe_on: list[object] = field(default_factory=list)
+    begun: object = None
 
     def drop(self) -> None:
         """Let go of the memory, whoever still refers to this: frames that an error came through, a thread that is about to let go."""
@@ -72,6 +74,14 @@ class Device(Pinning, Protocol):
 
         Raises:
             NoDeviceMemory: there is not so much. DeviceFault.
+        """
+        ...
+
+    def settle(self, target: Target) -> None:
+        """Wait until the caller's earlier work does nothing with that memory any more: for who writes to it by other means than copies.
+
+        Raises:
+            DeviceFault.
         """
         ...
 

@@ -8,9 +8,11 @@ from collections.abc import Collection
 import torch
 
 from modelcache.loader import cuda
+from modelcache.loader.gds import straight_reads
 from modelcache.loader.host import HostStaging
 from modelcache.loader.landing import Staging
 from modelcache.loader.memory import HostMemory
+from modelcache.loader.options import DeviceOptions
 from modelcache.loader.placement import HOST
 from modelcache.loader.reader import THREADS
 from modelcache.loader.staging import DeviceStaging
@@ -28,17 +30,19 @@ def expect_device(device: torch.device) -> None:
         cuda.expect(device)
 
 
-def open_staging(device: torch.device, memory: HostMemory, cancel: Cancellation) -> Staging:
+def open_staging(device: torch.device, memory: HostMemory, cancel: Cancellation, options: DeviceOptions) -> Staging:
     """What brings tensors to a device, for one load: through pinned memory to GPUs, through `memory` to all others.
 
     Args:
         cancel: the load's own.
 
     Raises:
-        NoSuchDevice, DeviceFault.
+        NoSuchDevice, DeviceFault. BadConfig: GPUDirect Storage is asked for and can't be had.
     """
     if device.type == "cuda":
-        return DeviceStaging(cuda.CudaDevice(device), device, cuda.ring, cancel)
+        cuda.ring.limit_bytes = options.pinned_bytes
+        gpu = cuda.CudaDevice(device)
+        return DeviceStaging(gpu, device, cuda.ring, cancel, straight_reads(gpu, options.gds))
     return HostStaging(memory, device)
 
 

@@ -22,6 +22,8 @@ class Way(StrEnum):
     DIRECT = "direct"
     BUFFERED = "buffered"
     """Through the page cache, because the file system can't do otherwise, or to find out."""
+    STRAIGHT = "straight"
+    """From the disk into a GPU's memory (GPUDirect Storage)."""
     ARRIVED = "arrived"
     """From a file that was still being fetched when it was asked for."""
     SHARED = "shared"

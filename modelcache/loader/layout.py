@@ -14,6 +14,8 @@ TENSOR_ALIGNMENT = 16
 accesses": words of up to 16 bytes). Files align to 8 at best, and some to nothing."""
 RUN_ALIGNMENT = 256
 """Bytes, of whatever begins anew; allocations of a device start at multiples of it, too (the same guide)."""
+PAGE_BYTES = 4096
+"""Of files, and of a device's memory that GPUDirect Storage fills without a copy between (GPUDirect Storage, Best Practices Guide)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,8 +77,12 @@ class Layout:
         return bisect_right(self.runs, position, key=lambda run: run.span.start) - 1
 
 
-def layout(tensors: Sequence[TensorEntry]) -> Layout:
-    """Lay tensors, in file order, out on a device: as they lie in the file where that keeps them aligned, else moved up."""
+def layout(tensors: Sequence[TensorEntry], *, by_pages: bool = False) -> Layout:
+    """Lay tensors, in file order, out on a device: as they lie in the file where that keeps them aligned, else moved up.
+
+    Args:
+        by_pages: also as they lie in the file's pages, where that keeps them aligned: takes up to two pages more for each run.
+    """
     runs: list[Run] = []
     for entry in tensors:
         if not entry.span.size_bytes:
@@ -85,8 +91,15 @@ def layout(tensors: Sequence[TensorEntry]) -> Layout:
             runs[-1] = Run(ByteRange(runs[-1].span.start, entry.span.stop), runs[-1].at)
         else:
             end = runs[-1].at + runs[-1].span.size_bytes if runs else 0
-            runs.append(Run(entry.span, -(-end // RUN_ALIGNMENT) * RUN_ALIGNMENT))
+            runs.append(Run(entry.span, _beginning(end, entry.span.start, by_pages)))
     return Layout(runs[-1].at + runs[-1].span.size_bytes if runs else 0, tuple(runs))
+
+
+def _beginning(end: int, start: int, by_pages: bool) -> int:
+    """Of a run from `start` of the file, behind what ends at `end`."""
+    if by_pages and start % TENSOR_ALIGNMENT == 0:
+        return -(-end // PAGE_BYTES) * PAGE_BYTES + start % PAGE_BYTES
+    return -(-end // RUN_ALIGNMENT) * RUN_ALIGNMENT
 
 
 def _follows(run: Run, span: ByteRange) -> bool:

@@ -17,6 +17,7 @@ from modelcache.loader.devices import cast, expect_device, open_staging, release
 from modelcache.loader.files import Opener
 from modelcache.loader.landing import Staging
 from modelcache.loader.memory import HostMemory
+from modelcache.loader.options import DEFAULT_OPTIONS, DeviceOptions
 from modelcache.loader.placement import Device, Placement
 from modelcache.loader.plan import Extent, plan
 from modelcache.loader.reader import Reader, Reading
@@ -46,11 +47,13 @@ class Wishes:
         dtype: that floating-point tensors are cast to, on their device; None: as they are. Others keep theirs, and packed ones (F4).
         order: `given`: as the names come. Reads are as large as names follow each other in the files, so a scattered order costs a
             request for each tensor, and up to 8 KiB that is read twice; `file` reads everything in large pieces.
+        options: of loads to GPUs.
     """
 
     device: Device | Mapping[str, Device] | None = None
     dtype: torch.dtype | None = None
     order: Order = "file"
+    options: DeviceOptions = DEFAULT_OPTIONS
     placement: Placement = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -119,7 +122,7 @@ def _readings(
     with ExitStack() as ends:
         ends.enter_context(cancel.on_cancel(own.cancel))
         files = {shard: ends.enter_context(closing(open_file(checkpoint.shards[shard], own))) for shard in _shards(extents)}
-        stagings = _Stagings(ends.enter_context(ExitStack()), own)  # before the reader: closed when no read runs any more
+        stagings = _Stagings(ends.enter_context(ExitStack()), own, wishes.options)  # before the reader: closed when no read runs any more
         reader = ends.enter_context(Reader(own, threads_for({place(extent.tensors[0].name) for extent in extents})))
         seen.opened_s += time.monotonic() - started_s
         while True:
@@ -153,15 +156,17 @@ def _shards(extents: Sequence[Extent]) -> Sequence[int]:
 class _Stagings:
     """Of the devices that a load brings tensors to; each is opened with the first, and closed after the last read."""
 
-    def __init__(self, ends: ExitStack, cancel: Cancellation) -> None:
+    def __init__(self, ends: ExitStack, cancel: Cancellation, options: DeviceOptions) -> None:
         self._ends = ends
         self._cancel = cancel
+        self._options = options
         self._by_device: dict[torch.device, Staging] = {}
 
     def of(self, device: torch.device) -> Staging:
         staging = self._by_device.get(device)
         if staging is None:
-            staging = self._by_device[device] = self._ends.enter_context(closing(open_staging(device, memory, self._cancel)))
+            opened = open_staging(device, memory, self._cancel, self._options)
+            staging = self._by_device[device] = self._ends.enter_context(closing(opened))
         return staging
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 import weakref
 from collections.abc import Sequence
 
@@ -9,8 +10,9 @@ import torch
 
 from modelcache.loader.device import Copy, Device, Target
 from modelcache.loader.files import TensorFile, Way
+from modelcache.loader.gds import StraightReads
 from modelcache.loader.header import TensorEntry
-from modelcache.loader.layout import layout
+from modelcache.loader.layout import Piece, layout
 from modelcache.loader.pinned import PinnedRing
 from modelcache.loader.plan import Extent
 from modelcache.loader.tensors import torch_form
@@ -21,26 +23,32 @@ from modelcache.ranges import ByteRange
 class DeviceStaging:
     """Lands extents in the memory of one device (a `Staging`), each in one allocation."""
 
-    def __init__(self, device: Device, to: torch.device, ring: PinnedRing, cancel: Cancellation) -> None:
+    def __init__(
+        self, device: Device, to: torch.device, ring: PinnedRing, cancel: Cancellation, straight: StraightReads | None = None
+    ) -> None:
         """
         Args:
             to: what torch calls the device.
             cancel: the load's own; ends waits for a buffer.
+            straight: reads blocks without the ring, where it can.
         """
-        self._device = device
-        self._to = to
-        self._ring = ring
-        self._cancel = cancel
+        self.device = device
+        self.to = to
+        self.ring = ring
+        self.cancel = cancel
+        self.straight = straight
         self._landings: weakref.WeakSet[DeviceLanding] = weakref.WeakSet()
 
     def land(self, extent: Extent, file: TensorFile) -> DeviceLanding:
-        landing = DeviceLanding(extent, file, self._device, self._to, self._ring, self._cancel)
+        landing = DeviceLanding(extent, file, self)
         self._landings.add(landing)
         return landing
 
     def close(self) -> None:
+        if self.straight is not None:
+            self.straight.close()
         try:
-            self._device.drain()  # before memory that copies go to is dropped
+            self.device.drain()  # before memory that copies go to is dropped
         finally:
             for landing in list(self._landings):
                 landing.drop()
@@ -49,30 +57,42 @@ class DeviceStaging:
 class DeviceLanding:
     """One extent on its way to a device (a `Landing`)."""
 
-    def __init__(self, extent: Extent, file: TensorFile, device: Device, to: torch.device, ring: PinnedRing, cancel: Cancellation) -> None:
+    def __init__(self, extent: Extent, file: TensorFile, staging: DeviceStaging) -> None:
         """Raises NoDeviceMemory, DeviceFault."""
-        self._layout = layout(extent.tensors)
+        self._layout = layout(extent.tensors, by_pages=staging.straight is not None)
         self.missing: Sequence[ByteRange] = tuple(extent.blocks())
         self._address = str(file.path)
-        self._device = device
-        self._to = to
-        self._ring = ring
-        self._cancel = cancel
+        self._staging = staging
         self._copies: list[Copy] = []  # several threads add to it
         self._left = sum(entry.span.size_bytes > 0 for entry in extent.tensors)
-        self._target: Target | None = device.allocate(self._layout.size_bytes) if self._layout.size_bytes else None
+        size_bytes = self._layout.size_bytes
+        self._target: Target | None = staging.device.allocate(size_bytes) if size_bytes else None
 
     def fill(self, file: TensorFile, block: ByteRange) -> Way:
         assert self._target is not None  # dropped only when no `fill` runs any more
-        buffer = self._ring.take(self._device, self._cancel)
+        pieces = tuple(self._layout.pieces(block))
+        straight = self._staging.straight
+        if straight is None:
+            return self._staged(file, block, pieces, self._target)
+        if straight.read(file, block, pieces, self._target):
+            return Way.STRAIGHT
+        started_s = time.monotonic()
+        way = self._staged(file, block, pieces, self._target)
+        straight.took(file, block, pieces, way, time.monotonic() - started_s)
+        return way
+
+    def _staged(self, file: TensorFile, block: ByteRange, pieces: Sequence[Piece], target: Target) -> Way:
+        """By the ring."""
+        device, ring = self._staging.device, self._staging.ring
+        buffer = ring.take(device, self._staging.cancel)
         copies: list[Copy] = []
         try:
             with memoryview(buffer.memory) as whole, whole.cast("B") as view:
                 way = file.read(block, view)
-            if pieces := tuple(self._layout.pieces(block)):
-                copies.append(self._device.copy(buffer.tensor, pieces, self._target))
+            if pieces:
+                copies.append(device.copy(buffer.tensor, pieces, target))
         finally:
-            self._ring.give(buffer, copies)
+            ring.give(buffer, copies)
         self._copies += copies
         return way
 
@@ -83,9 +103,9 @@ class DeviceLanding:
         """
         dtype, shape = torch_form(entry, self._address)
         if not entry.span.size_bytes:
-            return torch.empty(shape, dtype=dtype, device=self._to)
+            return torch.empty(shape, dtype=dtype, device=self._staging.to)
         assert self._target is not None
-        self._device.hand_over(self._target, self._copies)
+        self._staging.device.hand_over(self._target, self._copies)
         at = self._layout.place_of(entry)
         found = self._target.memory[at : at + entry.span.size_bytes].view(dtype).view(shape)
         self._left -= 1

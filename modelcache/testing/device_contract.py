@@ -14,7 +14,7 @@ import torch
 
 from modelcache.errors import NoDeviceMemory
 from modelcache.loader.device import Copy, Device
-from modelcache.loader.layout import RUN_ALIGNMENT, Piece
+from modelcache.loader.layout import PAGE_BYTES, Piece
 from modelcache.loader.pinned import Buffer, PinnedRing
 from modelcache.patience import Cancellation
 from modelcache.units import KIB
@@ -52,7 +52,7 @@ class DeviceContract(ABC):
         before = self.used_bytes()
         targets = [device.allocate(size_bytes) for size_bytes in (1, 4095, 100_000)]
         assert [target.memory.numel() for target in targets] == [1, 4095, 100_000]
-        assert all(target.memory.data_ptr() % RUN_ALIGNMENT == 0 for target in targets)
+        assert all(target.memory.data_ptr() % PAGE_BYTES == 0 for target in targets)
         assert all(target.memory.dtype is torch.uint8 for target in targets)
         view = targets[2].memory[512:].view(torch.float32)
         assert self.used_bytes() >= before + 104_096

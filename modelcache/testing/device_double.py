@@ -19,7 +19,7 @@ import torch
 
 from modelcache.errors import DeviceFault, NoDeviceMemory
 from modelcache.loader.device import Copy, Target
-from modelcache.loader.layout import RUN_ALIGNMENT, Piece
+from modelcache.loader.layout import PAGE_BYTES, Piece
 from modelcache.loader.memory import Memory
 
 POISON = 0xA5
@@ -116,12 +116,12 @@ class DoubleMachine:
                     "the device is full", needed_bytes=size_bytes, free_bytes=self.capacity_bytes - used_bytes, address=name
                 )
             self.used_bytes[name] = used_bytes + size_bytes
-        block = (ctypes.c_ubyte * (size_bytes + 2 * RUN_ALIGNMENT))()
+        block = (ctypes.c_ubyte * (size_bytes + 2 * PAGE_BYTES))()
         self._blocks[ctypes.addressof(block)] = len(block)
         ctypes.memset(block, POISON, len(block))
         weakref.finalize(block, self._freed, name, size_bytes, ctypes.addressof(block), len(block)).atexit = False
-        skip = RUN_ALIGNMENT - ctypes.addressof(block) % (2 * RUN_ALIGNMENT)  # no better aligned than is promised
-        return torch.frombuffer(block, dtype=torch.uint8)[skip % (2 * RUN_ALIGNMENT) :][:size_bytes]
+        skip = PAGE_BYTES - ctypes.addressof(block) % (2 * PAGE_BYTES)  # no better aligned than is promised
+        return torch.frombuffer(block, dtype=torch.uint8)[skip % (2 * PAGE_BYTES) :][:size_bytes]
 
     def _freed(self, name: str, size_bytes: int, address: int, length: int) -> None:
         with self._lock:
@@ -166,6 +166,9 @@ class DoubleDevice:
 
     def allocate(self, size_bytes: int) -> Target:
         return Target(self._machine.allocate(self.name, size_bytes))
+
+    def settle(self, target: Target) -> None:
+        """There is no earlier work."""
 
     def copy(self, source: torch.Tensor, pieces: Sequence[Piece], target: Target) -> Copy:
         self._machine.begins()

@@ -12,7 +12,7 @@ import torch
 from modelcache.errors import NoSuchDevice
 from modelcache.loader.cuda import CudaDevice
 from modelcache.loader.device import Device
-from modelcache.loader.layout import Piece
+from modelcache.loader.layout import PAGE_BYTES, Piece
 from modelcache.loader.pinned import PinnedRing
 from modelcache.patience import Cancellation
 from modelcache.testing.device_contract import BUFFER_BYTES, DeviceContract, content, filled
@@ -45,13 +45,13 @@ def ring() -> Iterator[PinnedRing]:
 def test_what_the_stream_still_does_with_freed_memory_does_not_reach_the_tensors(ring: PinnedRing) -> None:
     device = CudaDevice(GPU)
     buffer = filled(ring, device, seed=1)
-    old = torch.empty(BUFFER_BYTES, dtype=torch.uint8, device=GPU)
+    old = torch.empty(BUFFER_BYTES + PAGE_BYTES, dtype=torch.uint8, device=GPU)
     address = old.data_ptr()
     torch.cuda._sleep(LONG)
     old.fill_(7)
     del old
     target = device.allocate(BUFFER_BYTES)
-    assert target.memory.data_ptr() == address, "the allocator gives again what was freed: else this test shows nothing"
+    assert target.memory.untyped_storage().data_ptr() == address, "the allocator gives again what was freed: else this test shows nothing"
     copy = device.copy(buffer.tensor, [Piece(0, 0, BUFFER_BYTES)], target)
     device.hand_over(target, [copy])
     assert torch.equal(target.memory.cpu(), content(1))

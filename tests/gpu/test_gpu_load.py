@@ -12,11 +12,12 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import modelcache
+from modelcache.arriving import opening
 from modelcache.errors import Cancelled, NoDeviceMemory
 from modelcache.loader import cuda
-from modelcache.loader import plan as plan_module
 from modelcache.loader.files import Way
 from modelcache.loader.layout import TENSOR_ALIGNMENT
+from modelcache.loader.options import RING_BYTES
 from modelcache.loader.report import LoadReport
 from modelcache.loader.tensors import TORCH_DTYPES
 from modelcache.patience import Cancellation
@@ -34,7 +35,7 @@ def nothing_stays() -> Iterator[None]:
     yield
     torch.cuda.synchronize()
     assert torch.cuda.memory_allocated(GPU) <= before
-    assert cuda.ring.pinned_bytes <= cuda.RING_BYTES
+    assert cuda.ring.pinned_bytes <= RING_BYTES
 
 
 @pytest.fixture
@@ -53,7 +54,7 @@ def disk() -> Iterator[Path]:
 @pytest.fixture
 def model(disk: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """136 MiB of bf16 in 3 shards, read in extents of 16 MiB at most."""
-    monkeypatch.setattr(plan_module, "EXTENT_BYTES", 16 * MIB)
+    monkeypatch.setattr(opening, "EXTENT_BYTES", 16 * MIB)
     source = torch.Generator().manual_seed(3)
     for shard in range(3):
         raw = [torch.randint(-(2**15), 2**15, (514 * (number + 1), 1024), dtype=torch.int16, generator=source) for number in range(9)]
@@ -199,7 +200,7 @@ def test_loads_again_and_again_take_no_more_and_give_all_back(model: Path) -> No
     expected = theirs(model)
     for _ in range(10):
         assert same(modelcache.load(model, device=GPU), expected)
-    assert 0 < cuda.ring.pinned_bytes <= cuda.RING_BYTES
+    assert 0 < cuda.ring.pinned_bytes <= RING_BYTES
     pinned = cuda.ring.pinned_bytes
     assert modelcache.release_memory() >= pinned
     assert cuda.ring.pinned_bytes == 0

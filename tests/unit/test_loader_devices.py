@@ -11,12 +11,14 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import modelcache
+from modelcache.arriving import opening
 from modelcache.errors import Cancelled, DeviceFault, NoDeviceMemory, NoSuchDevice, StoreFault
 from modelcache.loader import cuda, devices, loading
 from modelcache.loader import plan as plan_module
 from modelcache.loader.host import HostStaging
 from modelcache.loader.layout import TENSOR_ALIGNMENT
 from modelcache.loader.memory import HostMemory
+from modelcache.loader.options import DeviceOptions
 from modelcache.loader.pinned import PinnedRing
 from modelcache.loader.report import LoadReport
 from modelcache.loader.shard_file import ShardFile
@@ -44,11 +46,11 @@ def ring(machine: DoubleMachine, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pi
     """Four buffers; loads to GPUs go to the double's devices through them, in small extents of small blocks."""
     ring = PinnedRing(buffer_bytes=BLOCK_BYTES, limit_bytes=4 * BLOCK_BYTES)
     monkeypatch.setattr(plan_module, "BLOCK_BYTES", BLOCK_BYTES)
-    monkeypatch.setattr(plan_module, "EXTENT_BYTES", EXTENT_BYTES)
+    monkeypatch.setattr(opening, "EXTENT_BYTES", EXTENT_BYTES)
     monkeypatch.setattr(cuda, "expect", lambda device: None)
     monkeypatch.setattr(devices, "DEVICE_THREADS", 6)
 
-    def open_staging(device: torch.device, memory: HostMemory, cancel: Cancellation) -> DeviceStaging | HostStaging:
+    def open_staging(device: torch.device, memory: HostMemory, cancel: Cancellation, options: DeviceOptions) -> DeviceStaging | HostStaging:
         if device.type != "cuda":
             return HostStaging(memory, device)
         return DeviceStaging(machine.device(str(device)), torch.device("cpu"), ring, cancel)

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from modelcache.loader.header import Dtype, TensorEntry
-from modelcache.loader.layout import RUN_ALIGNMENT, TENSOR_ALIGNMENT, layout
+from modelcache.loader.layout import PAGE_BYTES, RUN_ALIGNMENT, TENSOR_ALIGNMENT, layout
 from modelcache.ranges import ByteRange
 
 
@@ -24,9 +24,9 @@ def entries(draw: st.DrawFn) -> list[TensorEntry]:
     return found
 
 
-@given(entries(), st.integers(1, 400))
-def test_every_tensor_is_aligned_and_gets_its_bytes_once(tensors: Sequence[TensorEntry], block_bytes: int) -> None:
-    planned = layout(tensors)
+@given(entries(), st.integers(1, 400), st.booleans())
+def test_every_tensor_is_aligned_and_gets_its_bytes_once(tensors: Sequence[TensorEntry], block_bytes: int, by_pages: bool) -> None:
+    planned = layout(tensors, by_pages=by_pages)
     full = [entry for entry in tensors if entry.span.size_bytes]
     device: list[int | None] = [None] * planned.size_bytes  # which byte of the file came there
     for start in range(0, max((entry.span.stop for entry in tensors), default=0), block_bytes):
@@ -42,7 +42,9 @@ def test_every_tensor_is_aligned_and_gets_its_bytes_once(tensors: Sequence[Tenso
         assert device[place : place + entry.span.size_bytes] == list(range(entry.span.start, entry.span.stop))
     copied = sum(byte is not None for byte in device)
     assert copied == sum(entry.span.size_bytes for entry in full)
-    assert planned.size_bytes - copied <= RUN_ALIGNMENT * len(full)
+    assert planned.size_bytes - copied <= (2 * PAGE_BYTES if by_pages else RUN_ALIGNMENT) * len(full)
+    if by_pages:
+        assert all(run.at % PAGE_BYTES == run.span.start % PAGE_BYTES for run in planned.runs if run.span.start % TENSOR_ALIGNMENT == 0)
 
 
 def test_what_is_aligned_in_the_file_is_one_run() -> None:
