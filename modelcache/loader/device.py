@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 
@@ -48,7 +48,7 @@ class Target:
 
     memory: torch.Tensor
     safe_on: list[object] = field(default_factory=list)
-    begun: object = None
+    begun: Any = None
 
     def drop(self) -> None:
         """Let go of the memory, whoever still refers to this: frames that an error came through, a thread that is about to let go."""
