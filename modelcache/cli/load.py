@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 Source = Annotated[
     str,
-    typer.Argument(metavar="SOURCE", help="A URI (fetched first if it isn't here), a file or a directory.", autocompletion=complete_name),
+    typer.Argument(metavar="SOURCE", help="A URI (loaded as it arrives if it isn't here), a file or a directory.", autocompletion=complete_name),
 ]
 Device = Annotated[str | None, typer.Option("--device", metavar="DEVICE", help="As torch names it: cuda:0. Default: host memory.")]
 Time = Annotated[bool, typer.Option("--time", help="Show the seconds of each phase, too.")]
@@ -31,6 +31,7 @@ PHASES = {
     "waiting for bytes": "waited_s",
     "placing": "placed_s",
     "consuming": "consumed_s",
+    "verifying": "verified_s",
 }
 
 

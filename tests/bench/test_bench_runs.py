@@ -123,6 +123,24 @@ def test_gpu_rehearsed_on_the_host(tmp_path: Path) -> None:
     assert "half: ours" in printed
 
 
+def test_stream(tmp_path: Path) -> None:
+    out = tmp_path / "stream.jsonl"
+    chosen = ["ours-stream", "ours-then-load"]
+    tiny = ["--contenders", ",".join(chosen), "--size", "8MiB", "--rounds", "1"]
+    printed = run("bench.stream", *tiny, "--cache", str(tmp_path), "--out", str(out))
+    lines = lines_of(out)
+    assert {line["contender"] for line in lines} == set(chosen)
+    for line in lines:
+        assert line["size_bytes"] >= 8 * MIB
+        assert all(line[key] > 0 for key in ("total_s", "cpu_s", "rate_gib_per_s", "peak_rss_bytes"))
+        assert 0 < line["first_tensor_s"] <= line["total_s"]
+        assert sum(line["ways"].values()) >= 8 * MIB
+        expect_machine(line["machine"])
+    assert "seaweedfs: first tensor after" in printed
+    assert "× the time of ours-then-load" in printed
+    assert not (tmp_path / "bench-scratch-stream").exists()
+
+
 def test_medians_and_verdicts() -> None:
     def line(contender: str, kind: str, rate: float, cpu: float) -> dict[str, Any]:
         return {
