@@ -19,6 +19,7 @@ from modelcache.ensure import REDEFINED_HINT
 from modelcache.errors import DigestMismatch, SourceChanged
 from modelcache.patience import Cancellation
 from modelcache.ranges import ByteRange
+from modelcache.refresh import Refresh
 from modelcache.sources.s3 import S3Source
 from modelcache.testing.listings import listing_of
 from modelcache.testing.s3_sources import options_of, proxied, source_of
@@ -84,7 +85,9 @@ def test_an_object_that_is_replaced_after_the_listing_is_a_change(seaweedfs: Sea
         heads(proxy)
         again = [file.path for file in listing_of(source, model).files]
         assert again == [NAMES[0], NAMES[1], NAMES[3], NAMES[4]]
-        assert sorted(heads(proxy)[-4:]) == again  # from here on HeadObject alone is believed
+        assert sorted(heads(proxy)[-4:]) == again  # HeadObject alone is believed
+        listing_of(source, model)
+        assert len(heads(proxy)) == 2  # until a listing agrees with it: the URI's own key, and the newest object
 
 
 def test_a_model_that_changes_between_its_listing_and_its_bytes_is_never_a_mixture(
@@ -149,5 +152,7 @@ def test_a_listing_that_names_other_etags_than_the_objects_have_costs_a_second_o
         config = Config(root=tmp_path / "root", s3=options_of(seaweedfs, endpoint=proxy.endpoint))
         with ModelCache(config=config) as cache:
             snapshot = cache.ensure(model)
-        assert [path.read_bytes() for path in sorted(snapshot.path.iterdir())] == [name.encode() * 100 for name in NAMES]
-        assert len([request for request in proxy.requests() if "list-type=2" in request.target]) == 2
+            assert [path.read_bytes() for path in sorted(snapshot.path.iterdir())] == [name.encode() * 100 for name in NAMES]
+            assert len([request for request in proxy.requests() if "list-type=2" in request.target]) == 2
+            assert cache.ensure(model, refresh=Refresh.ALWAYS).digest == snapshot.digest
+            assert len(heads(proxy)) == 1 + len(NAMES)

@@ -50,13 +50,17 @@ class Lister:
     def __init__(
         self, control: ControlPlane, transport: RangeClient, uri: StorageUri, cancel: Cancellation, *, believe: bool = True
     ) -> None:
-        """`believe`: False: every object is asked for by HeadObject, whatever the listing says of it."""
+        """`believe`: False: every object is asked for by HeadObject, whatever the listing says of it.
+
+        `agreed` is then whether all of them had the ETags that were listed.
+        """
         self._control = control
         self._signer = S3Signer(control)
         self._transport = transport
         self._uri = uri
         self._cancel = cancel
         self._believe = believe
+        self.agreed = False
         self._bucket = uri.authority
 
     def found(self) -> Found:
@@ -162,6 +166,9 @@ class Lister:
             except BaseException:
                 threads.shutdown(wait=True, cancel_futures=True)
                 raise
+        self.agreed = not self._believe and all(
+            each.head.etag == listed.head.etag for each, (_, listed) in zip(found, selected, strict=True)
+        )
         return found
 
     def _object(self, selected: tuple[str, ListedObject]) -> FoundObject:

@@ -31,8 +31,8 @@ class S3Source:
 
     The version of an object is its ETag, sent as If-Match with every range; where the bucket keeps versions and the credential may
     read them, ranges also name the version id, so that an object that was overwritten can still be fetched to its end.
-    Once a listed version turned out not to be there, listings of its bucket believe HeadObject alone: some store's listing may name
-    another ETag than its answers do, or lag behind.
+    Once a listed version turned out not to be there, listings of its bucket believe HeadObject alone, until one agrees with it: some
+    store's listing may name other ETags than its answers do, or lag behind.
     """
 
     def __init__(self, options: S3Options, timeouts: Timeouts | None = None, *, proxies: Proxies | None = None) -> None:
@@ -95,7 +95,10 @@ class S3Source:
         self._control.close()
 
     def _listing(self, uri: StorageUri, cancel: Cancellation) -> Listing:
-        found = Lister(self._control, self._transport, uri, cancel, believe=uri.authority not in self._doubted).found()
+        lister = Lister(self._control, self._transport, uri, cancel, believe=uri.authority not in self._doubted)
+        found = lister.found()
+        if lister.agreed:
+            self._doubted.discard(uri.authority)
         return Listing(
             uri=uri,
             origin=self.origin,
