@@ -49,11 +49,12 @@ def main() -> None:
     import_s = time.monotonic() - started_s
     files = sorted(directory.glob(f"*{suffix_of(contender)}"))
     if contender == "ours-reused":
-        set_state(files, "cold")
+        set_state(directory, files, "cold")
         load(files)  # and dropped: its memory is lent again
-    set_state(files, state)
+    set_state(directory, files, state)
     if not contender.endswith("-reused"):
         back_free_memory(sum(path.stat().st_size for path in files) * 9 // 8)
+        set_state(directory, files, state)  # what that drove out
     resident = sum(map(resident_bytes, files)) / sum(path.stat().st_size for path in files)
     before, started_s = resource.getrusage(resource.RUSAGE_SELF), time.monotonic()
     loaded = load(files)
@@ -81,13 +82,13 @@ def suffix_of(contender: str) -> str:
 # -- memory and the page cache -------------------------------------------------------------------------------------------
 
 
-def set_state(files: list[Path], state: str) -> None:
-    """`cold`, `half` (of the files) or `warm`."""
-    resident = {"cold": 0, "half": len(files) // 2, "warm": len(files)}[state]
+def set_state(directory: Path, files: list[Path], state: str) -> None:
+    """`cold`, `half` (of the files) or `warm`; nothing else of the directory stays in memory."""
+    resident = files[: {"cold": 0, "half": len(files) // 2, "warm": len(files)}[state]]
     buffer = bytearray(BLOCK_BYTES)
-    for number, path in enumerate(files):
+    for path in directory.iterdir():
         fd = os.open(path, os.O_RDONLY)
-        if number < resident:
+        if path in resident:
             while os.readv(fd, [buffer]):
                 pass
         else:
