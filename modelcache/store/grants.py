@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-import os
 import secrets
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,25 +16,22 @@ from modelcache.errors import DamagedRecord, ModelCacheError
 from modelcache.store import durable, records
 from modelcache.store.faults import guarded, unless_read_only
 from modelcache.store.layout import half_digest, is_hex
+from modelcache.store.parsed import Parsed, damaged_of
 from modelcache.store.records import field
 from modelcache.store.root import Root
 
 KEY_BYTES = 32
 """As many as the hash has (RFC 2104 §3)."""
-Signature = tuple[int, int, int]
 _PURPOSE = b"modelcache grant 1\n"
 
 
 class LocalGrants:
-    """`Grants` of a `LocalStore`: one file per grant, its name beginning with a digest of the namespace.
-
-    Parsed grants are kept in memory and believed while their file's inode, size and mtime stay the same.
-    """
+    """`Grants` of a `LocalStore`: one file per grant, its name beginning with a digest of the namespace."""
 
     def __init__(self, root: Root) -> None:
         self._root = root
         self._layout = root.layout
-        self._parsed: dict[str, tuple[Signature, Grant | None]] = {}
+        self._parsed = Parsed(self._parse)
 
     @property
     def address(self) -> str:
@@ -90,15 +86,7 @@ class LocalGrants:
 
     def damaged(self) -> list[DamagedRecord]:
         """Why the grants that can't be read can't be."""
-        found = []
-        for path in self._paths(""):
-            try:
-                self._parse(path)
-            except DamagedRecord as error:
-                found.append(error)
-            except FileNotFoundError:
-                continue
-        return found
+        return damaged_of(self._paths(""), self._parse)
 
     def discard_damaged(self, path: Path) -> None:
         """Remove a grant's file if it is still one that can't be read. Under the shared store lock."""
@@ -150,30 +138,11 @@ class LocalGrants:
 
     def _readable(self, start: str) -> Iterator[tuple[Path, Grant]]:
         paths = self._paths(start)
-        here = {path.name for path in paths}
-        for name in list(self._parsed):  # others may add to it meanwhile
-            if name.startswith(start) and name not in here:
-                self._parsed.pop(name, None)
+        self._parsed.forget_all_but({path.name for path in paths}, start)
         for path in paths:
-            grant = self._read(path)
+            grant = self._parsed.of(path)
             if grant is not None:
                 yield path, grant
-
-    def _read(self, path: Path) -> Grant | None:
-        """None if it is gone or can't be read."""
-        try:
-            found = os.stat(path)
-            signature = (found.st_ino, found.st_size, found.st_mtime_ns)
-            known = self._parsed.get(path.name)
-            if known is not None and known[0] == signature:
-                return known[1]
-            grant: Grant | None = self._parse(path)
-        except FileNotFoundError:
-            return None
-        except DamagedRecord:
-            grant = None
-        self._parsed[path.name] = (signature, grant)
-        return grant
 
     def _parse(self, path: Path) -> Grant:
         grant = decode_grant(records.read(path), str(path))

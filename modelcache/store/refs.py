@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -17,28 +16,27 @@ from modelcache.digest import Digest, sha256
 from modelcache.errors import DamagedRecord, ModelCacheError
 from modelcache.store import durable, records
 from modelcache.store.layout import half_digest
+from modelcache.store.parsed import Parsed, damaged_of
 from modelcache.store.records import field
 from modelcache.store.root import Root
 
-Signature = tuple[int, int, int]
 T = TypeVar("T", Ref, RefHead)
 
 
 class Refs:
     """One file per (URI, origin), named by digests of both, so that the refs of a URI are found without reading the others.
 
-    Its first line, the head, is all that a hit reads. Heads are kept in memory and believed while their file's inode, size and
-    mtime stay the same.
+    Its first line, the head, is all that a hit reads, once for as long as the file stays the same.
     """
 
     def __init__(self, root: Root) -> None:
         self._root = root
         self._layout = root.layout
-        self._heads: dict[str, tuple[Signature, RefHead | None]] = {}
+        self._heads = Parsed(self._parse_head)
 
     def head(self, key: RefKey) -> RefHead | None:
         """The head, or None if there is none or it is damaged."""
-        found = self._read_head(self._layout.ref(key))
+        found = self._heads.of(self._layout.ref(key))
         return found if found is not None and found.key == key else None
 
     def get(self, key: RefKey) -> Ref | None:
@@ -56,9 +54,8 @@ class Refs:
     def every(self) -> list[RefHead]:
         """All heads that can be read, sorted by URI and origin."""
         paths = self._paths("")
-        found = [head for path in paths if (head := self._read_head(path)) is not None]
-        for gone in self._heads.keys() - {path.name for path in paths}:
-            self._heads.pop(gone, None)
+        found = [head for path in paths if (head := self._heads.of(path)) is not None]
+        self._heads.forget_all_but({path.name for path in paths})
         return _sorted(found)
 
     def of_manifest(self, digest: Digest) -> list[RefHead]:
@@ -66,15 +63,7 @@ class Refs:
 
     def damaged(self) -> list[DamagedRecord]:
         """Why the refs that can't be read can't be."""
-        found = []
-        for path in self._paths(""):
-            try:
-                self.parse(path)
-            except DamagedRecord as error:
-                found.append(error)
-            except FileNotFoundError:
-                continue
-        return found
+        return damaged_of(self._paths(""), self.parse)
 
     def parse(self, path: Path) -> Ref:
         """The ref in this file. Raises FileNotFoundError, DamagedRecord."""
@@ -121,19 +110,6 @@ class Refs:
 
     def _paths(self, start: str) -> list[Path]:
         return [self._layout.refs / f"{name}.json" for name in records.names(self._layout.refs) if name.startswith(start)]
-
-    def _read_head(self, path: Path) -> RefHead | None:
-        try:
-            stat = os.stat(path)
-        except FileNotFoundError:
-            return None
-        signature = (stat.st_ino, stat.st_size, stat.st_mtime_ns)
-        known = self._heads.get(path.name)
-        if known is not None and known[0] == signature:
-            return known[1]
-        head = _unless_damaged(self._parse_head, path)
-        self._heads[path.name] = (signature, head)
-        return head
 
     def _parse_head(self, path: Path) -> RefHead:
         return self._own(decode_head(records.read_line(path), str(path))[0], path)
