@@ -8,9 +8,11 @@ from collections.abc import Collection
 import torch
 
 from modelcache.loader import cuda
+from modelcache.loader.device import Pinning
 from modelcache.loader.gds import straight_reads
+from modelcache.loader.header import TensorEntry
 from modelcache.loader.host import HostStaging
-from modelcache.loader.landing import Staging
+from modelcache.loader.landing import Landing, Staging
 from modelcache.loader.memory import HostMemory
 from modelcache.loader.options import DeviceOptions
 from modelcache.loader.placement import HOST
@@ -31,7 +33,8 @@ def expect_device(device: torch.device) -> None:
 
 
 def open_staging(device: torch.device, memory: HostMemory, cancel: Cancellation, options: DeviceOptions) -> Staging:
-    """What brings tensors to a device, for one load: through pinned memory to GPUs, through `memory` to all others.
+    """What brings tensors to a device, for one load: through pinned memory to GPUs, through `memory` to all others, and where no memory
+    can be pinned.
 
     Args:
         cancel: the load's own.
@@ -42,8 +45,19 @@ def open_staging(device: torch.device, memory: HostMemory, cancel: Cancellation,
     if device.type == "cuda":
         cuda.ring.limit_bytes = options.pinned_bytes
         gpu = cuda.CudaDevice(device)
-        return DeviceStaging(gpu, device, cuda.ring, cancel, straight_reads(gpu, options.gds))
+        straight = straight_reads(gpu, options.gds)
+        if has_pinned_memory(gpu, cancel):
+            return DeviceStaging(gpu, gpu.device, cuda.ring, cancel, straight)
     return HostStaging(memory, device)
+
+
+def has_pinned_memory(device: Pinning, cancel: Cancellation) -> bool:
+    """Whether at least one buffer can be locked: some sandboxes refuse it. Raises DeviceFault, Cancelled."""
+    try:
+        cuda.ring.give(cuda.ring.take(device, cancel), [])
+    except MemoryError:
+        return False
+    return True
 
 
 def threads_for(devices: Collection[torch.device]) -> int:
@@ -53,14 +67,15 @@ def threads_for(devices: Collection[torch.device]) -> int:
     return max(THREADS, min(DEVICE_THREADS, len(os.sched_getaffinity(0))))
 
 
-def cast(tensor: torch.Tensor, dtype: torch.dtype | None) -> torch.Tensor:
-    """On its device, if it is of floating point. Raises NoDeviceMemory."""
-    if dtype is None or not is_number(tensor.dtype):
-        return tensor
+def placed(landing: Landing, entry: TensorEntry, device: torch.device, dtype: torch.dtype | None) -> torch.Tensor:
+    """One of a landing's tensors on its device, cast there if it is of floating point. Raises as `Landing.tensor`; NoDeviceMemory."""
     try:
-        return tensor.to(dtype)
+        tensor = landing.tensor(entry)
+        return tensor if dtype is None or not is_number(tensor.dtype) else tensor.to(dtype)
     except torch.OutOfMemoryError as error:
-        raise cuda.no_memory(tensor.device, tensor.numel() * dtype.itemsize) from error
+        if device.type != "cuda":
+            raise
+        raise cuda.no_memory(device, entry.span.size_bytes) from error.with_traceback(None)
 
 
 def release_pinned() -> int:

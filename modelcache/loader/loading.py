@@ -13,7 +13,7 @@ import torch
 
 from modelcache.errors import NoDeviceMemory
 from modelcache.loader.checkpoint import Checkpoint, Order
-from modelcache.loader.devices import cast, expect_device, open_staging, release_pinned, threads_for
+from modelcache.loader.devices import expect_device, open_staging, placed, release_pinned, threads_for
 from modelcache.loader.files import Opener
 from modelcache.loader.landing import Staging
 from modelcache.loader.memory import HostMemory
@@ -96,7 +96,7 @@ def stream_tensors(
     for reading in _readings(checkpoint, extents, wishes, open_file, cancel or Cancellation(), seen):
         for entry in reading.extent.tensors:
             started_s = time.monotonic()
-            tensor = cast(reading.landing.tensor(entry), wishes.dtype)
+            tensor = placed(reading.landing, entry, wishes.placement.device_of(entry.name), wishes.dtype)
             given_s = time.monotonic()
             seen.placed_s += given_s - started_s
             seen.tensors += 1

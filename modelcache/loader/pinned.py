@@ -10,6 +10,7 @@ import weakref
 from collections import deque
 from collections.abc import Sequence
 from contextlib import suppress
+from itertools import islice
 
 import torch
 
@@ -20,6 +21,9 @@ from modelcache.patience import Cancellation
 
 LOOK_AGAIN_S = 0.1
 """While every buffer is being filled: how late a cancellation is seen."""
+
+LOOKED_AT = 4
+"""Buffers, before another one is made or waited for: copies end about as they were begun, and each look costs microseconds."""
 
 
 class Buffer:
@@ -92,7 +96,7 @@ class PinnedRing:
         while True:
             cancel.check()
             with self._changed:
-                buffer = self._free()
+                buffer = self._free(LOOKED_AT)
                 grows = buffer is None and self._made < self._limit()
                 if grows:
                     self._made += 1
@@ -118,7 +122,7 @@ class PinnedRing:
         released = 0
         while True:
             with self._changed:
-                buffer = self._free()
+                buffer = self._free(len(self._given))
                 if buffer is None:
                     self._most = None  # what could not be locked before may be had now
                     return released
@@ -129,9 +133,9 @@ class PinnedRing:
         limit = max(1, self.limit_bytes // self.buffer_bytes)
         return limit if self._most is None else min(limit, self._most)
 
-    def _free(self) -> Buffer | None:
-        """Taken out, if there is one that nothing reads."""
-        for index, buffer in enumerate(self._given):
+    def _free(self, looked_at: int) -> Buffer | None:
+        """Taken out, if there is one that nothing reads among those that were given first."""
+        for index, buffer in enumerate(islice(self._given, looked_at)):
             try:
                 is_free = buffer.is_free()
             except DeviceFault:

@@ -15,8 +15,15 @@ import torch
 from modelcache.errors import DeviceFault, NoDeviceMemory, NoSuchDevice
 from modelcache.loader import cuda, devices
 from modelcache.loader.cuda import CudaDevice
+from modelcache.loader.header import Dtype, TensorEntry
+from modelcache.loader.host import HostStaging
 from modelcache.loader.layout import PAGE_BYTES, Piece
-from modelcache.loader.memory import Memory
+from modelcache.loader.memory import HostMemory, Memory
+from modelcache.loader.options import DeviceOptions
+from modelcache.loader.pinned import PinnedRing
+from modelcache.loader.staging import DeviceStaging
+from modelcache.patience import Cancellation
+from modelcache.ranges import ByteRange
 
 GPU = torch.device("cuda:1")
 
@@ -213,9 +220,24 @@ def test_a_cast_without_room_is_the_same_error(gpu: Gpu) -> None:
         def to(self, dtype: torch.dtype) -> torch.Tensor:
             raise torch.OutOfMemoryError("CUDA out of memory.")
 
+    landing: Any = SimpleNamespace(tensor=lambda entry: torch.zeros(10).as_subclass(Full))
+    entry = TensorEntry("t", Dtype.F32, (10,), ByteRange(0, 40))
     with pytest.raises(NoDeviceMemory) as caught:
-        devices.cast(torch.zeros(10).as_subclass(Full), torch.float64)
-    assert caught.value.needed_bytes == 80
+        devices.placed(landing, entry, GPU, torch.float64)
+    assert (caught.value.needed_bytes, caught.value.address) == (40, "cuda:1")
+    with pytest.raises(torch.OutOfMemoryError):
+        devices.placed(landing, entry, torch.device("xpu:0"), torch.float64)
+
+
+def test_where_nothing_can_be_locked_loads_go_through_host_memory(gpu: Gpu, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cuda, "ring", PinnedRing(buffer_bytes=8192, limit_bytes=8192))
+    arguments = HostMemory(0), Cancellation(), DeviceOptions(pinned_bytes=16384)
+    gpu.register_answers = 2
+    assert isinstance(devices.open_staging(GPU, *arguments), HostStaging)
+    gpu.register_answers = 0
+    assert isinstance(devices.open_staging(GPU, *arguments), DeviceStaging)
+    assert cuda.ring.limit_bytes == 16384
+    assert cuda.ring.release() == 8192
 
 
 def test_pages_are_locked_for_every_device(gpu: Gpu) -> None:
