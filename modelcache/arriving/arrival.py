@@ -155,17 +155,21 @@ class Arrival:
 
     # -- at its end -------------------------------------------------------------------------------------------------
 
-    def finish(self) -> Path:
-        """Wait until all of it is verified and published, and compare what was handed out with it; the snapshot's directory.
-
-        Raises:
-            DigestMismatch: something else was handed out. What `later` raises.
-        """
+    def published(self) -> Path:
+        """Wait until all of it is verified and published; the snapshot's directory. Raises what `later` raises."""
         with self._changed:
             while not self._over:
                 self._cancel.check()
                 self._changed.wait(LOOK_S)
-            path = self._path()
+            return self._path()
+
+    def finish(self) -> Path:
+        """`published`, and compare what was handed out with it.
+
+        Raises:
+            DigestMismatch: something else was handed out. What `later` raises.
+        """
+        path = self.published()
         if self._handed_out or self._read:
             assert self._snapshot is not None
             manifest = self._cache.manifest(str(self._snapshot.digest))

@@ -12,6 +12,7 @@ from pathlib import Path
 from modelcache.arriving.arrival import Arrival
 from modelcache.arriving.checkpoint import ArrivingFolder
 from modelcache.cache import ModelCache
+from modelcache.errors import BadCheckpoint
 from modelcache.fetch.begun import Begun
 from modelcache.loader.checkpoint import Checkpoint, Order, Shard, open_checkpoint
 from modelcache.loader.files import Opener
@@ -86,12 +87,24 @@ def open_source(
     started_s = time.monotonic()
     if isinstance(found, Begun):
         assert arrival is not None
-        arriving = ArrivingFolder(arrival, found, cancel or Cancellation(), how.verified_only, may_map=how.may_map is not False)
-        opened = Opened(arriving.open_checkpoint(), arriving.open_file, arrival)
+        opened = _arriving(arrival, found, how, cancel or Cancellation())
     else:
-        opened = Opened(open_checkpoint(found), _opener(how.may_map))
+        opened = _here(found, how)
     seen.opened_s += time.monotonic() - started_s
     return opened
+
+
+def _arriving(arrival: Arrival, begun: Begun, how: How, cancel: Cancellation) -> Opened:
+    folder = ArrivingFolder(arrival, begun, cancel, how.verified_only, may_map=how.may_map is not False)
+    try:
+        checkpoint = folder.open_checkpoint()
+    except BadCheckpoint:
+        return _here(arrival.published(), how)  # whether headers make sense is said of verified ones alone
+    return Opened(checkpoint, folder.open_file, arrival)
+
+
+def _here(path: Path, how: How) -> Opened:
+    return Opened(open_checkpoint(path), _opener(how.may_map))
 
 
 def _opener(may_map: bool | None) -> Opener:
