@@ -41,9 +41,9 @@ def main() -> None:
     files = sorted(directory.glob(f"*{suffix_of(contender)}"))
     set_up(device)
     if contender.endswith("-reused"):
-        set_state(files, state)
+        set_state(directory, files, state)
         load(files, device)  # and dropped: pinned and device memory are there
-    set_state(files, state)
+    set_state(directory, files, state)
     resident = sum(map(resident_bytes, files)) / sum(path.stat().st_size for path in files)
     before, started_s = resource.getrusage(resource.RUSAGE_SELF), time.monotonic()
     loaded = load(files, device)
