@@ -29,7 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         flags = {} if options.root is None else {"root": options.root}
         config = Config.load(file=options.config, **flags)
-        with Agent(config, Sockets(options.socket, options.driver_socket), grace_s=options.grace):
+        with Agent(config, Sockets(options.socket, options.driver_socket), grace_s=options.grace, http=options.http):
             logging.getLogger("daemonset").info("serving %s at %s", config.root, options.socket)
             ending.wait()
     except ModelCacheError as error:
@@ -44,8 +44,16 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--config", type=Path, help="configuration file (TOML)")
     parser.add_argument("--socket", type=Path, default=DEFAULT_SOCKET, help="the administrator's; default: %(default)s")
     parser.add_argument("--driver-socket", type=Path, help="the CSI driver's; default: none")
+    parser.add_argument("--http", type=_address, metavar="ADDRESS:PORT", help="for /healthz, /readyz and /metrics; default: none")
     parser.add_argument("--grace", type=float, default=GRACE_S, metavar="SECONDS", help="to end what is under way; default: %(default)s")
     return parser
+
+
+def _address(text: str) -> tuple[str, int]:
+    host, _, port = text.rpartition(":")
+    if not port.isdecimal() or int(port) > 65535:
+        raise argparse.ArgumentTypeError(f"`{text}` is no ADDRESS:PORT")
+    return host.strip("[]"), int(port)
 
 
 if __name__ == "__main__":

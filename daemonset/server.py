@@ -17,8 +17,10 @@ from grpc_reflection.v1alpha import reflection
 
 from daemonset import sockets
 from daemonset.calls import Calls
+from daemonset.metrics import Metrics
 from daemonset.ownership import owned
 from daemonset.service import Access, AgentService
+from daemonset.web import Web
 from modelcache.agent.v1 import agent_pb2
 from modelcache.agent.v1.agent_pb2_grpc import add_AgentServicer_to_server
 from modelcache.cache import ModelCache
@@ -42,14 +44,16 @@ class Sockets:
 class Agent:
     """A running agent. A context manager: it serves from its beginning to its end."""
 
-    def __init__(self, config: Config, sockets: Sockets, *, grace_s: float) -> None:
+    def __init__(self, config: Config, sockets: Sockets, *, grace_s: float, http: tuple[str, int] | None = None) -> None:
         """
         Args:
+            http: address and port of health and metrics; None: they are not served.
             grace_s: how long `stop` waits for calls that are under way; they are cancelled then, their chunks are kept.
         """
         self._config = config
         self._sockets = sockets
         self._grace_s = grace_s
+        self._http = http
         self._calls = Calls()
         self._stack = ExitStack()
         self._health = health.HealthServicer()
@@ -61,10 +65,13 @@ class Agent:
         with ExitStack() as stack:
             cache = stack.enter_context(ModelCache(config=self._config))
             stack.enter_context(owned(self._config.root))
+            metrics = Metrics(cache)
             for path, access in self._accesses():
-                self._servers.append(self._serve(path, AgentService(cache, self._calls, access)))
+                self._servers.append(self._serve(path, AgentService(cache, self._calls, access, metrics)))
                 stack.callback(sockets.remove, path)
             stack.callback(self._end_servers)
+            if self._http is not None:
+                stack.enter_context(Web(self._http, metrics.registry, self._why_not_ready))
             self._stack = stack.pop_all()
         self._health.set(SERVICE, health_pb2.HealthCheckResponse.SERVING)
         return self
@@ -82,6 +89,9 @@ class Agent:
             logger.warning("%d calls are cancelled: they did not end within %g s", left, self._grace_s)
         self._stack.close()
         self._ended.set()
+
+    def _why_not_ready(self) -> str | None:
+        return "draining" if self._calls.draining else None
 
     def _accesses(self) -> list[tuple[Path, Access]]:
         found = [(self._sockets.admin, Access(speaks_for_callers=False))]

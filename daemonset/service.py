@@ -13,6 +13,7 @@ from typing import Generic, TypeVar
 import grpc
 
 from daemonset.calls import Calls
+from daemonset.metrics import Metrics
 from modelcache import __version__
 from modelcache.abc.store import Lease
 from modelcache.agent import wire
@@ -51,8 +52,9 @@ class Access:
 class AgentService(AgentServicer):
     """Answers on one socket."""
 
-    def __init__(self, cache: ModelCache, calls: Calls, access: Access) -> None:
+    def __init__(self, cache: ModelCache, calls: Calls, access: Access, metrics: Metrics) -> None:
         self._cache = cache
+        self._metrics = metrics
         self._calls = calls
         self._access = access
         self._started_at_s = time.time()
@@ -65,7 +67,8 @@ class AgentService(AgentServicer):
             _expect_ttl(request.lease_ttl_s, wanted=bool(request.lease_holder))
 
             def run(tell: Callable[[Progress], None], cancel: Cancellation) -> pb.Ensured:
-                return self._ensured(request, caller, tell, cancel)
+                with self._metrics.ensuring(request.uri, wire.PRIORITIES[request.priority]) as counted:
+                    return self._ensured(request, caller, _both(counted.look, tell), cancel)
 
             for what in _told(run, context):
                 if isinstance(what, Progress):
@@ -133,6 +136,7 @@ class AgentService(AgentServicer):
     def Evict(self, request: pb.EvictRequest, context: grpc.ServicerContext) -> pb.EvictReply:
         with self._calls.under_way(context, begins_work=True):
             evicted = self._cache.evict(request.name, dry_run=request.dry_run)
+            self._metrics.evicted(0 if request.dry_run else evicted.freed_bytes)
             return pb.EvictReply(digest=str(evicted.digest), uris=evicted.uris, freed_bytes=evicted.freed_bytes)
         raise AssertionError("unreachable")
 
@@ -141,7 +145,9 @@ class AgentService(AgentServicer):
             name = request.name if request.HasField("name") else None
 
             def run(tell: Callable[[tuple[int, int]], None], cancel: Cancellation) -> pb.VerifyReport:
-                return wire.report_message(self._cache.verify(name, progress=lambda done, total: tell((done, total)), cancel=cancel))
+                report = self._cache.verify(name, progress=lambda done, total: tell((done, total)), cancel=cancel)
+                self._metrics.verified(report.bytes_read, len(report.damages))
+                return wire.report_message(report)
 
             for what in _told(run, context):
                 if isinstance(what, tuple):
@@ -256,6 +262,14 @@ def _told(run: Callable[[Callable[[T], None], Cancellation], R], context: grpc.S
     finally:
         cancel.cancel()
         thread.join()
+
+
+def _both(first: Callable[[T], None], then: Callable[[T], None]) -> Callable[[T], None]:
+    def call(what: T) -> None:
+        first(what)
+        then(what)
+
+    return call
 
 
 def _reply(lease: Lease) -> pb.LeaseReply:

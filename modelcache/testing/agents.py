@@ -13,6 +13,7 @@ import psutil
 
 from modelcache.agent.client import AgentClient
 from modelcache.errors import AgentUnreachable
+from modelcache.testing.servers.ports import LOOPBACK, free_ports
 from modelcache.testing.servers.process import OwnedProcess, started
 
 START_DEADLINE_S = 60.0
@@ -27,6 +28,7 @@ class RunningAgent:
     root: Path
     admin: Path
     driver: Path
+    http: str
 
     def end(self, number: int = signal.SIGTERM) -> None:
         """Send the agent a signal, and wait until it has ended. Raises psutil.TimeoutExpired."""
@@ -42,7 +44,9 @@ def agent(directory: Path, environ: Mapping[str, str] | None = None, *, root: Pa
     """An agent for the block, killed at its end. `directory`: short, for its sockets are below."""
     root = root or directory / "store"
     admin, driver = directory / "a.sock", directory / "d.sock"
-    command = [sys.executable, "-m", "daemonset", "--root", str(root), "--socket", str(admin), "--driver-socket", str(driver)]
+    [port] = free_ports(1)
+    sockets = ["--socket", str(admin), "--driver-socket", str(driver), "--http", f"{LOOPBACK}:{port}"]
+    command = [sys.executable, "-m", "daemonset", "--root", str(root), *sockets]
     here = Path(__file__).parents[2]
 
     def launch() -> OwnedProcess:
@@ -60,6 +64,6 @@ def agent(directory: Path, environ: Mapping[str, str] | None = None, *, root: Pa
 
     process = started(launch, ready, deadline_s=START_DEADLINE_S)
     try:
-        yield RunningAgent(process, root, admin, driver)
+        yield RunningAgent(process, root, admin, driver, f"http://{LOOPBACK}:{port}")
     finally:
         process.stop()
