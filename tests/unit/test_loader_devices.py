@@ -12,9 +12,11 @@ from safetensors.torch import load_file, save_file
 
 import modelcache
 from modelcache.arriving import opening
+from modelcache.cache import ModelCache
 from modelcache.errors import Cancelled, DeviceFault, NoDeviceMemory, NoSuchDevice, StoreFault
 from modelcache.loader import cuda, devices, loading
 from modelcache.loader import plan as plan_module
+from modelcache.loader.files import Way
 from modelcache.loader.host import HostStaging
 from modelcache.loader.layout import TENSOR_ALIGNMENT
 from modelcache.loader.memory import HostMemory
@@ -162,6 +164,15 @@ def test_a_ranks_parts(machine: DoubleMachine, ring: PinnedRing, tmp_path: Path)
         for name, tensor in tensors.items():
             expected = tensor if name == "t5" else tensor.chunk(2, 1 if len(name) == 3 else 0)[rank]
             assert torch.equal(loaded[name], expected), name
+
+
+def test_a_model_that_arrives_and_then_is_here(machine: DoubleMachine, ring: PinnedRing, model: Path, tmp_path: Path) -> None:
+    expected = expected_of(model)
+    with ModelCache(tmp_path / "store") as cache:
+        for _ in range(2):
+            report = LoadReport()
+            assert same(modelcache.load(f"file://{model}", device=GPU, cache=cache, report=report), expected)
+            assert report.read_bytes[Way.MAPPED] == 0, "what is in the page cache goes through pinned memory, too"
 
 
 def test_no_room_says_so_gives_all_back_and_the_next_load_succeeds(machine: DoubleMachine, ring: PinnedRing, model: Path) -> None:
