@@ -57,7 +57,7 @@ class Wishes:
     placement: Placement = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        """Raises TypeError: a dtype that weights are not cast to. NoSuchDevice. RuntimeError: torch knows no such kind of device."""
+        """Raises TypeError: a dtype that weights are not cast to. NoSuchDevice."""
         if self.dtype is not None and not is_number(self.dtype):
             raise TypeError(f"tensors are cast to floating-point types, and not to {self.dtype}")
         object.__setattr__(self, "placement", Placement(self.device))

@@ -8,6 +8,8 @@ from typing import TypeAlias
 
 import torch
 
+from modelcache.errors import NoSuchDevice
+
 Device: TypeAlias = torch.device | str
 HOST = torch.device("cpu")
 
@@ -21,9 +23,9 @@ class Placement:
     """
 
     def __init__(self, wish: Device | Mapping[str, Device] | None) -> None:
-        """Raises RuntimeError: torch knows no such device."""
+        """Raises NoSuchDevice: torch knows none of that name. Whether the machine has it is not looked at."""
         by_name: Mapping[str, Device] = {} if wish is None else wish if isinstance(wish, Mapping) else {"*": wish}
-        self._exact = {name: torch.device(device) for name, device in by_name.items()}
+        self._exact = {name: _named(device) for name, device in by_name.items()}
         self._patterns = sorted(self._exact, key=len, reverse=True)
 
     @property
@@ -41,3 +43,10 @@ class Placement:
         if name in self._exact:
             return self._exact[name]
         return next((self._exact[pattern] for pattern in self._patterns if fnmatchcase(name, pattern)), HOST)
+
+
+def _named(device: Device) -> torch.device:
+    try:
+        return torch.device(device)
+    except RuntimeError as error:
+        raise NoSuchDevice("torch knows no such device", address=str(device), hint="such as `cpu` or `cuda:0`") from error

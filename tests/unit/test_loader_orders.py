@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 import modelcache
-from modelcache.errors import NoSuchTensor
+from modelcache.errors import NoSuchDevice, NoSuchTensor
 from modelcache.loader import loading
 from modelcache.loader.checkpoint import Order, open_checkpoint
 from modelcache.loader.files import TensorFile, Way
@@ -58,7 +58,7 @@ def test_a_name_wins_then_the_longest_pattern_and_the_rest_stays_in_host_memory(
     assert devices == ["cuda:0", "cuda:1", "meta", "cuda:1", "cpu"]
     assert str(Placement("cuda:3").device_of("any")) == "cuda:3"
     assert str(Placement(None).device_of("any")) == "cpu"
-    with pytest.raises(RuntimeError):
+    with pytest.raises(NoSuchDevice):
         Placement({"a": "no such device"})
 
 
