@@ -95,6 +95,14 @@ def test_workers_in_processes_of_their_own_each_take_their_part(tmp_path: Path) 
     assert len({*ours["tokens"]}) > 1
 
 
+def test_a_draft_model_of_its_own_beside_one_by_uri(tmp_path: Path) -> None:
+    model = smollm2(ROOT / ".cache" / "models").directory
+    bare = without_weights(model, tmp_path / "bare")
+    draft = {"model": str(llama(tmp_path / "llama")), "method": "draft_model", "num_speculative_tokens": 2}
+    [drafted] = answers(tmp_path, [{**by_us(bare, model), "speculative_config": draft}])
+    assert drafted["text"].startswith(" Paris")
+
+
 def test_an_engine_that_cannot_have_its_weights_does_not_start_and_says_why(tmp_path: Path) -> None:
     model = smollm2(ROOT / ".cache" / "models").directory
     said = answers(tmp_path, [by_us(without_weights(model, tmp_path / "bare"), tmp_path / "nowhere")], fails=True)
