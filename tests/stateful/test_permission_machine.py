@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import hypothesis.strategies as st
 from hypothesis import settings
@@ -37,11 +37,16 @@ Files = dict[str, bytes]
 
 @dataclass
 class Proof:
-    """What a caller has shown to be able to read: the files, as they were named and as they were given."""
+    """What a caller has shown to be able to read: the files, as they were named and as they were given.
+
+    Attributes:
+        certain: False once the clock was set back before it: it is forgotten for good, if anybody asked about the namespace meanwhile.
+    """
 
     versions: dict[str, str]
     files: Files
     at_s: float
+    certain: bool = True
 
 
 class PermissionMachine(RuleBasedStateMachine):
@@ -103,6 +108,8 @@ class PermissionMachine(RuleBasedStateMachine):
     @rule(seconds=st.sampled_from([TTL_S / 3, TTL_S, -5.0]))
     def time_passes(self, seconds: float) -> None:
         self.clock.pass_(seconds)
+        for key, proofs in self.proofs.items():
+            self.proofs[key] = [replace(proof, certain=proof.certain and proof.at_s <= self.clock()) for proof in proofs]
 
     @rule(number=st.integers(0, 5))
     def evict(self, number: int) -> None:
@@ -127,7 +134,8 @@ class PermissionMachine(RuleBasedStateMachine):
         versions, files = self.versions(origin), dict(self.files[origin])
         refused = {path for path, data in files.items() if data and (caller, origin, path) in self.closed}
         theirs = self.of_namespace(caller)
-        proved = [] if again else [proof.files for proof in self.valid(caller, origin) if proof.versions == versions]
+        valid = [] if again else [proof for proof in self.valid(caller, origin) if proof.versions == versions]
+        proved = [proof.files for proof in valid]
         ensure, _ = self.prepare(caller, origin, again)
         try:
             found = self.shown(ensure.run(Cancellation()))
@@ -142,8 +150,8 @@ class PermissionMachine(RuleBasedStateMachine):
             for path, data in found.items():
                 if data and found not in proved:
                     self.check_origin(origin, path, versions[path], data, theirs)
-            if found not in proved:
-                self.remember(caller, origin, Proof(versions, found, self.clock()))
+            if found not in [proof.files for proof in valid if proof.certain]:
+                self.remember(caller, origin, Proof(versions, found, self.clock(), certain=found not in proved))
 
     def check_origin(self, origin: str, path: str, version: str, data: bytes, theirs: set[bytes]) -> None:
         """These bytes are what the origin serves, or what it may claim to."""
@@ -161,10 +169,10 @@ class PermissionMachine(RuleBasedStateMachine):
         try:
             ensured = ensure.run(Cancellation())
         except AccessUnproved:
-            assert not proofs
+            assert not any(proof.certain for proof in proofs)
         except OriginUnreachable:
             assert proofs
-            assert all(self.store.snapshot(manifest_of(proof.files).digest) is None for proof in proofs)
+            assert all(self.store.snapshot(manifest_of(proof.files).digest) is None for proof in proofs if proof.certain)
         else:
             assert ensured.snapshot.stale
             assert self.shown(ensured) in [proof.files for proof in proofs]
@@ -211,9 +219,7 @@ class PermissionMachine(RuleBasedStateMachine):
         return found
 
     def valid(self, caller: str, origin: str) -> list[Proof]:
-        kept = [proof for proof in self.proofs.get((caller, origin), []) if proof.at_s <= self.clock()]
-        self.proofs[caller, origin] = kept  # one of the future is none, and none for good
-        return [proof for proof in kept if self.clock() < proof.at_s + TTL_S]
+        return [proof for proof in self.proofs.get((caller, origin), []) if proof.at_s <= self.clock() < proof.at_s + TTL_S]
 
     def of_namespace(self, caller: str) -> set[bytes]:
         namespace = caller.partition("/")[0]
@@ -224,8 +230,10 @@ class PermissionMachine(RuleBasedStateMachine):
         return found
 
     def remember(self, caller: str, origin: str, proof: Proof) -> None:
-        kept = [other for other in self.proofs.get((caller, origin), []) if (other.versions, other.files) != (proof.versions, proof.files)]
-        self.proofs[caller, origin] = [*kept, proof]
+        """One that is certain takes the place of an earlier one of the same; of two of which nobody knows either may count."""
+        same = (proof.versions, proof.files)
+        before = self.proofs.get((caller, origin), [])
+        self.proofs[caller, origin] = [*(other for other in before if not proof.certain or (other.versions, other.files) != same), proof]
 
     def shown(self, ensured: Ensured) -> Files:
         digest = ensured.snapshot.digest
