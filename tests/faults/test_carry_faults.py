@@ -83,6 +83,7 @@ def test_imports_killed_at_random_instants(tmp_path: Path, file: Path, pytestcon
 
 
 @pytest.mark.soak
+@pytest.mark.timeout(3600)
 def test_imports_killed_at_very_many_random_instants(tmp_path: Path, file: Path, pytestconfig: pytest.Config) -> None:
     rounds = Rounds(tmp_path / "root", file, seed_of(pytestconfig))
     assert sum(rounds.play() for _ in range(soak_rounds(200))) > 0
