@@ -70,6 +70,7 @@ bench: $(MADE)/dev  ## measure against other clients: half an hour; BENCH_ARGS=-
 	$(RUN) -m bench.dedupe
 	$(RUN) -m bench.store
 	$(RUN) -m bench.load
+	$(RUN) -m bench.ranks
 	$(RUN) -m bench.stream
 	$(RUN) -m bench.cli_start
 
