@@ -4,7 +4,8 @@ python -m bench.gpu                       8 GiB in 4 shards, three rounds
 python -m bench.gpu --size 2GiB --rounds 1 --contenders ours,safetensors,ceiling-bus-reused,ceiling-disk-reused
 python -m bench.gpu --device cpu --size 64MiB --rounds 1    a rehearsal without a GPU: its figures mean nothing
 
-Needs torch with CUDA and, of other packages, xxhash, safetensors, numpy and psutil; no network. A contender that can't be imported is left out, and said to be; --packages names a directory that has them.
+Needs torch with CUDA and, of other packages, xxhash, safetensors, numpy and psutil; no network. A contender that can't be imported is left
+out, and said to be; --packages names a directory that has them.
 """
 
 from __future__ import annotations
