@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from modelcache.loader.shard_plan import Owned as Owned
     from modelcache.loading import load as load
     from modelcache.loading import load_into as load_into
+    from modelcache.loading import load_slice as load_slice
     from modelcache.loading import open_checkpoint as open_checkpoint
     from modelcache.loading import release_memory as release_memory
     from modelcache.loading import stream as stream
@@ -42,6 +43,7 @@ _HOMES = {
     "Snapshot": "modelcache.abc.snapshot",
     "load": "modelcache.loading",
     "load_into": "modelcache.loading",
+    "load_slice": "modelcache.loading",
     "open_checkpoint": "modelcache.loading",
     "release_memory": "modelcache.loading",
     "stream": "modelcache.loading",

@@ -19,6 +19,7 @@ from modelcache.loader.group import NodeGroup
 from modelcache.loader.options import DEFAULT_OPTIONS, DeviceOptions
 from modelcache.loader.report import LoadReport
 from modelcache.loader.shard_plan import Rule, ShardPlan, Share
+from modelcache.loader.slices import Index, cut
 from modelcache.patience import Cancellation
 
 if TYPE_CHECKING:
@@ -245,6 +246,45 @@ def load_into(
         fill(found, tensors, assign=assign, address=str(checkpoint.root))
         opened.finish(seen)
     return found
+
+
+def load_slice(
+    source: str | os.PathLike[str],
+    name: str,
+    index: Index,
+    *,
+    device: Device | None = None,
+    dtype: torch.dtype | None = None,
+    may_map: bool | None = None,
+    report: LoadReport | None = None,
+    cache: ModelCache | None = None,
+    cancel: Cancellation | None = None,
+) -> torch.Tensor:
+    """A part of one tensor: only its rows are read. `load_slice(source, "lm_head.weight", slice(0, 1000))`
+
+    Args:
+        index: of the first dimension, or of several: `(slice(None), slice(0, 64))` reads all rows and copies what is meant out of them.
+        device, dtype, may_map, report, cache: as `load` takes them.
+
+    Raises:
+        IndexError: the tensor has no such part. NoSuchTensor: there is none of this very name. What `load` raises.
+    """
+    expect_torch()
+    from modelcache.loader.loading import Wishes, stream_tensors
+
+    seen = report or LoadReport()
+    wishes = Wishes(device, dtype, options=_gpu_options(device, cache))
+    with ExitStack() as held:
+        how = How(may_map, page_cache=not wishes.placement.in_host)
+        opened = open_source(source, how, cache=cache, held=held, cancel=cancel, seen=seen)
+        shard, entry = opened.checkpoint.find(name)
+        part = cut(entry, index)
+        rows = stream_tensors(
+            opened.checkpoint, [name], wishes, extents=[part.extent(shard)], open_file=opened.open_file, report=seen, cancel=cancel
+        )
+        [(_, tensor)] = rows
+        opened.finish(seen)
+    return tensor[(slice(None), *part.rest)].contiguous() if part.rest else tensor
 
 
 def open_checkpoint(

@@ -71,6 +71,13 @@ class Checkpoint:
         """Of all tensors."""
         return sum(entry.span.size_bytes for _, entry in self.place.values())
 
+    def find(self, name: str) -> tuple[int, TensorEntry]:
+        """Number of its shard, and where it is. Raises NoSuchTensor."""
+        found = self.place.get(name)
+        if found is None:
+            raise NoSuchTensor(f"no tensor is named `{name}`", address=str(self.root), got=name)
+        return found
+
     def select(self, names: Iterable[str] | None, *, order: Order = "file") -> Sequence[str]:
         """Names of tensors, each once; `names` may hold shell patterns (`model.layers.0.*`). None: all.
 
