@@ -11,6 +11,7 @@ New inputs are gathered in `.cache/fuzz`, and so is one that fails.
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import subprocess
 import sys
 from collections.abc import Callable
@@ -59,6 +60,8 @@ def _options() -> argparse.Namespace:
 
 def _started(name: str, seconds: int) -> None:
     """Stops at the first failure, with what repeats it."""
+    if importlib.util.find_spec("atheris") is None:
+        sys.exit("atheris is not installed: `make fuzz` does it, where there are wheels (x86_64)")
     found = WORK / name
     corpus.unpack(corpus.read(name), found)
     before = len(list(found.iterdir()))
