@@ -12,6 +12,7 @@ import json
 import os
 import random
 import shutil
+import signal
 import subprocess
 import sys
 from collections import defaultdict
@@ -38,6 +39,8 @@ DOWNLOADERS = {"s5cmd-then-load": "s5cmd", "aws-then-load": "aws-s3-cp"}
 """By contender, who of `bench.contenders` downloads for it."""
 VENVS = {"s5cmd-then-load": "s5cmd", "aws-then-load": "awscli", "hub-then-load": "huggingface_hub"}
 HEADINGS = ("server", "contender", "first tensor s", "total s", "GiB/s", "CPU s/GiB", "peak MiB", "runs")
+WATERMARKS = {"MODELCACHE_LOW_WATERMARK": "0.98", "MODELCACHE_HIGH_WATERMARK": "0.99"}
+"""How full the disk is otherwise is not the question."""
 FIRST_TENSOR_S = 1.0
 NEAR = 1.15
 """The total may be so many times the longer half."""
@@ -129,13 +132,8 @@ def run(name: str, served: Served, place: Place) -> dict[str, Any]:
             "argv": [str(Path(each).absolute()) if each.startswith(".") else each for each in command.argv],
             "environ": command.environ,
         }
-    environ = {
-        "PATH": os.environ.get("PATH", os.defpath),
-        "HOME": str(place.scratch),
-        "PYTHONPATH": str(Path.cwd()),
-        **served.environ,
-        "BENCH_STREAM": json.dumps(order),
-    }
+    environ = {"PATH": os.environ.get("PATH", os.defpath), "HOME": str(place.scratch), "PYTHONPATH": str(Path.cwd())}
+    environ |= {**served.environ, **WATERMARKS, "BENCH_STREAM": json.dumps(order)}
     if name in VENVS and name not in DOWNLOADERS:
         version = f"python{sys.version_info[0]}.{sys.version_info[1]}"
         packages = place.cache / f"venv-{VENVS[name]}" / "lib" / version / "site-packages"
@@ -145,14 +143,24 @@ def run(name: str, served: Served, place: Place) -> dict[str, Any]:
         os.sync()
         warm_free_pages(place.scratch / "hole", served.size_bytes + served.size_bytes // 4)
         server_before_s = served.cpu_s()
-        argv = [sys.executable, str(DRIVERS / "streams.py"), name, str(directory)]
-        done = subprocess.run(argv, env=environ, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
-        if done.returncode != 0:
-            raise SystemExit(f"error: {name} ended with {done.returncode}: {done.stderr[-2000:]}")
-        took: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+        took = _driven(name, directory, environ)
         return took | {"server_cpu_s": served.cpu_s() - server_before_s}
     finally:
         shutil.rmtree(place.scratch, ignore_errors=True)
+
+
+def _driven(name: str, directory: Path, environ: Mapping[str, str]) -> dict[str, Any]:
+    argv, pipe = [sys.executable, str(DRIVERS / "streams.py"), name, str(directory)], subprocess.PIPE
+    with subprocess.Popen(argv, env=environ, stdout=pipe, stderr=pipe, text=True, start_new_session=True) as driver:
+        try:
+            said, complained = driver.communicate(timeout=TIMEOUT_S)
+        except BaseException:
+            os.killpg(driver.pid, signal.SIGKILL)  # it leads a session of its own: with it ends what it started
+            raise
+    if driver.returncode != 0:
+        raise SystemExit(f"error: {name} ended with {driver.returncode}: {complained[-2000:]}")
+    took: dict[str, Any] = json.loads(said.splitlines()[-1])
+    return took
 
 
 Rows = Mapping[tuple[str, str], Mapping[str, float | None]]
