@@ -115,9 +115,10 @@ class StraightReads:
         key = self._device.name, os.fstat(file.fd).st_dev
         trial = _TRIALS.get(key)
         if trial is None:
-            trial = _TRIALS.setdefault(key, Trial())
+            found = Trial()
             if not has_support(file.fd):
-                trial.give_up()
+                found.give_up()
+            trial = _TRIALS.setdefault(key, found)  # as it is to stay: other threads take it at once
         if trial.verdict is False and not self._always:
             return None
         share = resident_share(file.fd, block)
