@@ -67,6 +67,7 @@ bench: $(MADE)/dev  ## measure against other clients: half an hour; BENCH_ARGS=-
 	@$(ENVIRONMENT) system
 	$(RUN) -m bench.fetch $(BENCH_ARGS)
 	$(RUN) -m bench.hit
+	$(RUN) -m bench.agent
 	$(RUN) -m bench.dedupe
 	$(RUN) -m bench.store
 	$(RUN) -m bench.load

@@ -70,11 +70,22 @@ def test_hit(tmp_path: Path) -> None:
         expect_machine(line["machine"])
 
 
+def test_agent(tmp_path: Path) -> None:
+    out = tmp_path / "agent.jsonl"
+    size = ("--models", "2", "--size", "5MiB")
+    run("bench.agent", "--seconds", "0.5", "--times", "1", *size, "--cache", str(tmp_path), "--out", str(out))
+    [line] = lines_of(out)
+    assert line["hits"] >= 50
+    assert 0 < line["hit_p50_ms"] <= line["hit_p99_ms"]
+    assert all(0 < line[f"{state}_first_s"] <= line[f"{state}_last_s"] for state in ("idle", "busy"))
+    expect_machine(line["machine"])
+
+
 def test_store(tmp_path: Path) -> None:
     out = tmp_path / "store.jsonl"
     run("bench.store", "--models", "1,2", "--times", "1", "--cache", str(tmp_path), "--out", str(out))
     lines = lines_of(out)
-    questions = ["open", "ls", "df", "gc --dry-run", "show"]
+    questions = ["open", "ls", "df", "gc --dry-run", "gc --dry-run, over the cap", "show"]
     assert [(line["models"], line["blobs"], line["question"]) for line in lines] == [
         (models, models * 100, question) for models in (1, 2) for question in questions
     ]
