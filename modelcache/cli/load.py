@@ -21,7 +21,9 @@ if TYPE_CHECKING:
 
 Source = Annotated[
     str,
-    typer.Argument(metavar="SOURCE", help="A URI (loaded as it arrives if it isn't here), a file or a directory.", autocompletion=complete_name),
+    typer.Argument(
+        metavar="SOURCE", help="A URI (loaded as it arrives if it isn't here), a file or a directory.", autocompletion=complete_name
+    ),
 ]
 Device = Annotated[str | None, typer.Option("--device", metavar="DEVICE", help="As torch names it: cuda:0. Default: host memory.")]
 Time = Annotated[bool, typer.Option("--time", help="Show the seconds of each phase, too.")]
