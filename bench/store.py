@@ -38,6 +38,10 @@ kept for each blob in this way; more than the packed links that sums over snapsh
 slack of a growing array) and a 100th of what a model of 100 files has in the answer (some KiB).
 """
 NO_LIMITS = Limits(max_bytes=None, high_watermark=1.0, low_watermark=1.0)
+NO_WATERMARKS = {"MODELCACHE_HIGH_WATERMARK": "1.0", "MODELCACHE_LOW_WATERMARK": "1.0"}
+"""How full the machine's disk is must not decide whether `gc` thinks of models."""
+OVER_CAP = "gc --dry-run, over the cap"
+"""The store may be half as large as it is: half of the models are chosen to go."""
 HEADINGS = ("models", "blobs", "question", "wall s", "CPU s", "peak MiB")
 OPEN = "import sys; from modelcache.cache import ModelCache; ModelCache(sys.argv[1]).close()"
 
@@ -70,10 +74,11 @@ def measure(models: int, cache: Path, times: int) -> list[dict[str, Any]]:
         started_s = time.monotonic()
         fill_store(root, models)
         filled_s = time.monotonic() - started_s
-        environ = {"PATH": os.environ.get("PATH", os.defpath), "HOME": str(cache), "MODELCACHE_ROOT": str(root)}
+        environ = {"PATH": os.environ.get("PATH", os.defpath), "HOME": str(cache), "MODELCACHE_ROOT": str(root)} | NO_WATERMARKS
+        half = {"MODELCACHE_MAX_BYTES": str(LocalStore(root, NO_LIMITS).usage().blobs_bytes // 2)}
         return [
             {"bench": "store", "models": models, "blobs": models * FILES, "question": question, "fill_s": filled_s}
-            | asked(argv, environ, cache, times)
+            | asked(argv, environ | (half if question == OVER_CAP else {}), cache, times)
             for question, argv in questions(root).items()
         ]
     finally:
@@ -87,6 +92,7 @@ def questions(root: Path) -> Mapping[str, list[str]]:
         "ls": [command, "ls", "--json"],
         "df": [command, "df", "--json"],
         "gc --dry-run": [command, "gc", "--dry-run", "--json"],
+        OVER_CAP: [command, "gc", "--dry-run", "--json"],
         "show": [command, "show", uri_of(0), "--json"],
     }
 
