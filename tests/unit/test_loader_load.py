@@ -73,6 +73,17 @@ def share_of(path: Path) -> float | None:
         os.close(fd)
 
 
+def mapped_whole(path: Path, tensors: Tensors) -> bool:
+    """Whether a file that is in memory is mapped and nothing of it read; asked again where others drive pages out meanwhile."""
+    for _ in range(20):
+        path.read_bytes()
+        report = LoadReport()
+        assert same(modelcache.load(path, report=report, may_map=True), tensors)
+        if set(report.read_bytes) == {Way.MAPPED}:
+            return True
+    return False
+
+
 @pytest.fixture
 def disk() -> Iterator[Path]:
     """A directory on a file system with O_DIRECT: the repository's own, where /tmp may be memory."""
@@ -104,11 +115,8 @@ def test_every_dtype_mapped_cold_and_half_resident(disk: Path) -> None:
     assert report.tensor_bytes == sum(each.nbytes for each in tensors.values())
     assert report.tensors == len(tensors)
 
-    path.read_bytes()
-    report = LoadReport()
-    assert same(modelcache.load(path, report=report, may_map=True), tensors)
     if share_of(path) is not None:
-        assert set(report.read_bytes) == {Way.MAPPED}
+        assert mapped_whole(path, tensors)
     report = LoadReport()
     assert same(modelcache.load(path, report=report), tensors)
     assert report.read_bytes[Way.MAPPED] == 0  # its owner may make it shorter
@@ -132,17 +140,13 @@ def test_where_the_kernel_does_not_tell_single_pages_do(disk: Path, monkeypatch:
     tensors = {f"t{number}": torch.randint(0, 2**15, (2 * MIB,), dtype=torch.int16) for number in range(10)}
     save_file(tensors, path)
     monkeypatch.setattr(shard_file, "resident_share", lambda fd, span: None)
-    for warm in (False, True):
-        drop_from_cache(path)
-        if warm:
-            path.read_bytes()
-        report = LoadReport()
-        assert same(modelcache.load(path, may_map=True, report=report), tensors)
-        if warm:
-            assert set(report.read_bytes) == {Way.MAPPED}
-        else:  # but for the file's last bytes: less than a sample's distance, so that the page may be the one that was looked at before
-            assert report.read_bytes[Way.DIRECT] >= report.tensor_bytes - MIB
-            assert report.read_bytes[Way.MAPPED] == 0
+    drop_from_cache(path)
+    report = LoadReport()
+    assert same(modelcache.load(path, may_map=True, report=report), tensors)
+    # but for the file's last bytes: less than a sample's distance, so that the page may be the one that was looked at before
+    assert report.read_bytes[Way.DIRECT] >= report.tensor_bytes - MIB
+    assert report.read_bytes[Way.MAPPED] == 0
+    assert mapped_whole(path, tensors)
 
 
 @pytest.mark.parametrize("warm", [True, False])
