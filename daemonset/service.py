@@ -26,6 +26,7 @@ from modelcache.fetch.progress import Progress
 from modelcache.loader.residency import resident_share
 from modelcache.patience import Cancellation
 from modelcache.permission import Caller
+from modelcache.prewarm import DEFAULT_JOBS
 from modelcache.ranges import ByteRange
 
 T = TypeVar("T")
@@ -118,6 +119,31 @@ class AgentService(AgentServicer):
         config = Config.load({"HOME": "/nonexistent", **environ}, root=self._cache.config.root)
         return Caller(told.namespace, told.service_account, _canonical(environ), config)
 
+    def Prewarm(self, request: pb.PrewarmRequest, context: grpc.ServicerContext) -> Iterator[pb.PrewarmReply]:
+        with self._calls.under_way(context, begins_work=True):
+            if self._access.speaks_for_callers:
+                raise AccessDenied("prewarming is the administrator's", hint="ask for each model with `Ensure`")
+
+            def run(tell: Callable[[tuple[int, Progress] | None], None], cancel: Cancellation) -> pb.PrewarmReport:
+                tell(None)  # while all of them are looked up nothing else says that this lives
+                report = self._cache.prewarm(
+                    request.uris,
+                    jobs=request.jobs or DEFAULT_JOBS,
+                    refresh=wire.REFRESHES[request.refresh],
+                    pin_for=request.pin_for if request.HasField("pin_for") else None,
+                    progress=lambda number, look: tell((number, look)),
+                    cancel=cancel,
+                )
+                return wire.prewarm_message(report)
+
+            for what in _told(run, context):
+                if what is None:
+                    yield pb.PrewarmReply()
+                elif isinstance(what, tuple):
+                    yield pb.PrewarmReply(look=pb.PrewarmReply.Look(number=what[0], progress=wire.progress_message(what[1])))
+                else:
+                    yield pb.PrewarmReply(report=what)
+
     def List(self, request: pb.ListRequest, context: grpc.ServicerContext) -> Iterator[pb.SnapshotInfo]:
         with self._calls.under_way(context, begins_work=False):
             yield from map(wire.info_message, self._cache.list())
@@ -130,7 +156,12 @@ class AgentService(AgentServicer):
                 pb.FileInfo(path=each.path, size_bytes=each.size_bytes, digest=str(each.sha256))
                 for each in self._cache.manifest(digest).files
             )
-            return pb.ShowReply(snapshot=wire.info_message(info), files=files, verified_at_s=self._cache.verified_at_s(digest))
+            return pb.ShowReply(
+                snapshot=wire.info_message(info),
+                files=files,
+                verified_at_s=self._cache.verified_at_s(digest),
+                refs=map(wire.ref_message, self._cache.refs(digest)),
+            )
         raise AssertionError("unreachable")
 
     def Evict(self, request: pb.EvictRequest, context: grpc.ServicerContext) -> pb.EvictReply:
@@ -206,7 +237,7 @@ class AgentService(AgentServicer):
                 root=str(self._cache.config.root),
                 started_at_s=self._started_at_s,
                 draining=self._calls.draining,
-                usage=wire.usage_message(self._cache.usage()),
+                usage=None if request.brief else wire.usage_message(self._cache.usage()),
                 moving=(pb.Moving(progress=wire.progress_message(each)) for each in self._cache.moving()),
                 denials=self._cache.denials.by_code,
             )

@@ -13,7 +13,7 @@ from typing import Self, TypeVar
 
 import grpc
 
-from modelcache.abc.snapshot import Snapshot
+from modelcache.abc.snapshot import Ref, Snapshot
 from modelcache.abc.store import Evicted, Lease, SnapshotInfo, Usage, VerifyReport
 from modelcache.agent import wire
 from modelcache.agent.failures import raised
@@ -24,6 +24,7 @@ from modelcache.fetch.plan import Priority
 from modelcache.fetch.progress import Progress
 from modelcache.manifest import Manifest, ManifestFile
 from modelcache.patience import Cancellation
+from modelcache.prewarm import DEFAULT_JOBS, ManyProgress, PrewarmReport
 from modelcache.refresh import Refresh
 
 T = TypeVar("T")
@@ -59,23 +60,24 @@ class Had:
 
 @dataclass(frozen=True, slots=True)
 class AgentStatus:
-    """What an agent says of itself."""
+    """What an agent says of itself. `usage`: None in a brief one."""
 
     version: str
     root: Path
     started_at_s: float
     draining: bool
-    usage: Usage
+    usage: Usage | None
     moving: Sequence[Progress]
     denials: Mapping[str, int]
 
 
 @dataclass(frozen=True, slots=True)
 class Shown:
-    """One snapshot with its files. `verified_at_s`: when all of it was last read back and found right."""
+    """One snapshot with its files and refs. `verified_at_s`: when all of it was last read back and found right."""
 
     info: SnapshotInfo
     manifest: Manifest
+    refs: Sequence[Ref]
     verified_at_s: float | None
 
 
@@ -149,16 +151,35 @@ class AgentClient:
                 progress(wire.progress_of(reply.progress))
         raise AgentUnreachable("the agent ended the call without a result", address=str(self._socket))
 
+    def prewarm(
+        self,
+        uris: Sequence[str],
+        *,
+        jobs: int = DEFAULT_JOBS,
+        refresh: Refresh = Refresh.AUTO,
+        pin_for: str | None = None,
+        progress: ManyProgress | None = None,
+        cancel: Cancellation | None = None,
+    ) -> PrewarmReport:
+        """As `ModelCache.prewarm`."""
+        request = pb.PrewarmRequest(uris=uris, jobs=jobs, refresh=wire.REFRESH_NUMBERS[refresh], pin_for=pin_for)
+        for reply in self._told(self._stub.Prewarm(request), cancel):
+            if reply.HasField("report"):
+                return wire.prewarm_of(reply.report)
+            if progress is not None and reply.HasField("look"):
+                progress(reply.look.number, wire.progress_of(reply.look.progress))
+        raise AgentUnreachable("the agent ended the call without a result", address=str(self._socket))
+
     def list(self) -> Sequence[SnapshotInfo]:
         """As `ModelCache.list`."""
         return [wire.info_of(each) for each in self._told(self._stub.List(pb.ListRequest()), None)]
 
     def show(self, name: str) -> Shown:
-        """As `ModelCache.find`, `manifest` and `verified_at_s`."""
+        """As `ModelCache.find`, `manifest`, `refs` and `verified_at_s`."""
         reply = self._call(lambda: self._stub.Show(pb.ShowRequest(name=name), timeout=CALL_TIMEOUT_S))
         files = (ManifestFile(each.path, each.size_bytes, wire.digest_of(each.digest)) for each in reply.files)
         at_s = reply.verified_at_s if reply.HasField("verified_at_s") else None
-        return Shown(wire.info_of(reply.snapshot), Manifest(tuple(files)), at_s)
+        return Shown(wire.info_of(reply.snapshot), Manifest(tuple(files)), [wire.ref_of(each) for each in reply.refs], at_s)
 
     def evict(self, name: str, *, dry_run: bool = False) -> Evicted:
         """As `ModelCache.evict`."""
@@ -208,11 +229,15 @@ class AgentClient:
 
     # -- the agent itself -------------------------------------------------------------------------------------------
 
-    def status(self) -> AgentStatus:
-        """What it keeps, what moves, and whom it turned away."""
-        reply = self._call(lambda: self._stub.Status(pb.StatusRequest(), timeout=CALL_TIMEOUT_S))
+    def status(self, *, brief: bool = False, timeout_s: float = CALL_TIMEOUT_S) -> AgentStatus:
+        """What it keeps, what moves, and whom it turned away.
+
+        Args:
+            brief: without `usage`, which takes longer the more is kept.
+        """
+        reply = self._call(lambda: self._stub.Status(pb.StatusRequest(brief=brief), timeout=timeout_s))
         moving = [wire.progress_of(each.progress) for each in reply.moving]
-        usage = wire.usage_of(reply.usage)
+        usage = wire.usage_of(reply.usage) if reply.HasField("usage") else None
         return AgentStatus(reply.version, Path(reply.root), reply.started_at_s, reply.draining, usage, moving, dict(reply.denials))
 
     def drain(self, timeout_s: float) -> int:

@@ -17,6 +17,7 @@ from modelcache.errors import (
     InUse,
     Missing,
     ModelCacheError,
+    NoDeviceMemory,
     NoSpace,
     SourceChanged,
     StoreError,
@@ -38,6 +39,11 @@ STATUSES: tuple[tuple[type[ModelCacheError], grpc.StatusCode], ...] = (
     (Cancelled, grpc.StatusCode.CANCELLED),
 )
 """By the first class that fits (docs/agent.md); INTERNAL for the rest."""
+COUNTS: dict[type[ModelCacheError], tuple[str, ...]] = {
+    NoSpace: ("needed_bytes", "available_bytes", "evictable_bytes", "held_bytes"),
+    NoDeviceMemory: ("needed_bytes", "free_bytes"),
+}
+"""Numbers that an error has besides."""
 _FIELDS = ("address", "expected", "got", "hint", "retry_after_s")
 
 
@@ -46,20 +52,31 @@ def status_of(error: ModelCacheError) -> grpc.StatusCode:
 
 
 def encoded(error: ModelCacheError) -> bytes:
-    """As an `Error` message."""
+    """As an `Error` message's bytes."""
+    return error_message(error).SerializeToString()
+
+
+def error_message(error: ModelCacheError) -> pb.Error:
     fields = {name: value for name in _FIELDS if (value := getattr(error, name)) is not None}
-    return pb.Error(code=str(error.code), message=error.message, retryable=error.retryable, **fields).SerializeToString()
+    counts = {name: getattr(error, name) for name in COUNTS.get(type(error), ())}
+    return pb.Error(code=str(error.code), message=error.message, retryable=error.retryable, counts=counts, **fields)
 
 
 def decoded(data: bytes) -> ModelCacheError:
     """The error that was encoded, of its own class where this version has one of that code."""
-    told = pb.Error.FromString(data)
+    return error_of(pb.Error.FromString(data))
+
+
+def error_of(told: pb.Error) -> ModelCacheError:
+    """As `decoded`."""
     fields = {name: getattr(told, name) for name in _FIELDS if told.HasField(name)}  # type: ignore[arg-type]  # names of fields that are optional
     kind = _KINDS.get(told.code)
     if kind is None:
         return AgentUnreachable(f"the agent tells an error that this version doesn't know ({told.code}): {told.message}", **fields)
     error = kind.__new__(kind, told.message)
     ModelCacheError.__init__(error, told.message, **fields)
+    for name in COUNTS.get(kind, ()):
+        setattr(error, name, told.counts.get(name, 0))
     return error
 
 

@@ -6,12 +6,14 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from modelcache.abc.snapshot import RefHead, RefKey, Snapshot
+from modelcache.abc.snapshot import Ref, RefFile, RefHead, RefKey, Snapshot
 from modelcache.abc.store import Damage, Evicted, Lease, LeaseKind, Limits, SnapshotInfo, Usage, VerifyReport
+from modelcache.agent.failures import error_message, error_of
 from modelcache.agent.v1 import agent_pb2 as pb
 from modelcache.digest import Digest, sha256
 from modelcache.fetch.plan import Priority
 from modelcache.fetch.progress import Phase, Progress
+from modelcache.prewarm import PrewarmOutcome, PrewarmReport
 from modelcache.refresh import Refresh
 
 PRIORITIES = {
@@ -106,6 +108,59 @@ def _ref_of(message: pb.RefInfo) -> RefHead:
         file_count=message.file_count,
         created_at_s=message.created_at_s,
         checked_at_s=message.checked_at_s,
+    )
+
+
+def ref_message(ref: Ref) -> pb.RefDetails:
+    files = (
+        pb.RefFile(
+            path=item.path,
+            size_bytes=item.size_bytes,
+            validator=item.validator,
+            sha256=str(item.sha256),
+            stated=map(str, item.stated),
+            claimed=item.claimed,
+        )
+        for item in ref.files
+    )
+    return pb.RefDetails(ref=_ref_message(ref.head), files=files)
+
+
+def ref_of(message: pb.RefDetails) -> Ref:
+    head = _ref_of(message.ref)
+    files = (
+        RefFile(item.path, item.size_bytes, item.validator, digest_of(item.sha256), tuple(map(Digest.parse, item.stated)), item.claimed)
+        for item in message.files
+    )
+    return Ref(head.key, head.revision, head.immutable, head.manifest, tuple(files), head.created_at_s, head.checked_at_s)
+
+
+def prewarm_message(report: PrewarmReport) -> pb.PrewarmReport:
+    return pb.PrewarmReport(outcomes=map(_outcome_message, report.outcomes), elapsed_s=report.elapsed_s)
+
+
+def prewarm_of(message: pb.PrewarmReport) -> PrewarmReport:
+    return PrewarmReport(tuple(map(_outcome_of, message.outcomes)), message.elapsed_s)
+
+
+def _outcome_message(outcome: PrewarmOutcome) -> pb.PrewarmReport.Outcome:
+    snapshot = outcome.snapshot
+    return pb.PrewarmReport.Outcome(
+        uri=outcome.uri,
+        digest="" if snapshot is None else str(snapshot.digest),
+        path="" if snapshot is None else str(snapshot.path),
+        stale=snapshot is not None and snapshot.stale,
+        progress=None if outcome.progress is None else progress_message(outcome.progress),
+        error=None if outcome.error is None else error_message(outcome.error),
+    )
+
+
+def _outcome_of(message: pb.PrewarmReport.Outcome) -> PrewarmOutcome:
+    return PrewarmOutcome(
+        uri=message.uri,
+        snapshot=Snapshot(digest_of(message.digest), Path(message.path), stale=message.stale) if message.digest else None,
+        progress=progress_of(message.progress) if message.HasField("progress") else None,
+        error=error_of(message.error) if message.HasField("error") else None,
     )
 
 

@@ -73,7 +73,10 @@ def test_a_model_is_fetched_held_shown_and_removed(client: AgentClient, server: 
     assert (pin.kind, client.unpin(uri, holder="you"), client.unpin(uri)) == ("pin", 0, 1)
     with ModelCache(node.root) as direct:
         assert direct.find(uri) == client.show(uri).info
-        assert direct.usage().content_bytes == client.status().usage.content_bytes
+        usage = client.status().usage
+        assert usage is not None
+        assert direct.usage().content_bytes == usage.content_bytes
+        assert client.status(brief=True).usage is None
     assert client.evict(uri).uris == (uri,)
     with pytest.raises(NotCached):
         client.show(uri)

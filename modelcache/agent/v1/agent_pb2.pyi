@@ -284,6 +284,156 @@ class Ensured(_message.Message):
 Global___Ensured: _TypeAlias = Ensured  # noqa: Y015
 
 @_typing.final
+class PrewarmRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    URIS_FIELD_NUMBER: _builtins.int
+    JOBS_FIELD_NUMBER: _builtins.int
+    REFRESH_FIELD_NUMBER: _builtins.int
+    PIN_FOR_FIELD_NUMBER: _builtins.int
+    jobs: _builtins.int
+    """in progress at a time; 0: the agent's choice"""
+    refresh: Global___Refresh.ValueType
+    pin_for: _builtins.str
+    """in whose name each is pinned once it is here; none: not at all"""
+    @_builtins.property
+    def uris(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    def __init__(
+        self,
+        *,
+        uris: _abc.Iterable[_builtins.str] | None = ...,
+        jobs: _builtins.int = ...,
+        refresh: Global___Refresh.ValueType = ...,
+        pin_for: _builtins.str | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_pin_for", b"_pin_for", "pin_for", b"pin_for"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_pin_for", b"_pin_for", "jobs", b"jobs", "pin_for", b"pin_for", "refresh", b"refresh", "uris", b"uris"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__pin_for: _TypeAlias = _typing.Literal["pin_for"]  # noqa: Y015
+    _WhichOneofArgType__pin_for: _TypeAlias = _typing.Literal["_pin_for", b"_pin_for"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__pin_for) -> _WhichOneofReturnType__pin_for | None: ...
+
+Global___PrewarmRequest: _TypeAlias = PrewarmRequest  # noqa: Y015
+
+@_typing.final
+class PrewarmReply(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class Look(_message.Message):
+        """Of the URI of this number in the report's order."""
+
+        DESCRIPTOR: _descriptor.Descriptor
+
+        NUMBER_FIELD_NUMBER: _builtins.int
+        PROGRESS_FIELD_NUMBER: _builtins.int
+        number: _builtins.int
+        @_builtins.property
+        def progress(self) -> Global___Progress: ...
+        def __init__(
+            self,
+            *,
+            number: _builtins.int = ...,
+            progress: Global___Progress | None = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _typing.Literal["progress", b"progress"]  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["number", b"number", "progress", b"progress"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    LOOK_FIELD_NUMBER: _builtins.int
+    REPORT_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def look(self) -> Global___PrewarmReply.Look: ...
+    @_builtins.property
+    def report(self) -> Global___PrewarmReport: ...
+    def __init__(
+        self,
+        *,
+        look: Global___PrewarmReply.Look | None = ...,
+        report: Global___PrewarmReport | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["look", b"look", "report", b"report", "what", b"what"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["look", b"look", "report", b"report", "what", b"what"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_what: _TypeAlias = _typing.Literal["look", "report"]  # noqa: Y015
+    _WhichOneofArgType_what: _TypeAlias = _typing.Literal["what", b"what"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_what) -> _WhichOneofReturnType_what | None: ...
+
+Global___PrewarmReply: _TypeAlias = PrewarmReply  # noqa: Y015
+
+@_typing.final
+class PrewarmReport(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class Outcome(_message.Message):
+        """An error, or else a digest and a path."""
+
+        DESCRIPTOR: _descriptor.Descriptor
+
+        URI_FIELD_NUMBER: _builtins.int
+        DIGEST_FIELD_NUMBER: _builtins.int
+        PATH_FIELD_NUMBER: _builtins.int
+        STALE_FIELD_NUMBER: _builtins.int
+        PROGRESS_FIELD_NUMBER: _builtins.int
+        ERROR_FIELD_NUMBER: _builtins.int
+        uri: _builtins.str
+        digest: _builtins.str
+        path: _builtins.str
+        stale: _builtins.bool
+        @_builtins.property
+        def progress(self) -> Global___Progress: ...
+        @_builtins.property
+        def error(self) -> Global___Error: ...
+        def __init__(
+            self,
+            *,
+            uri: _builtins.str = ...,
+            digest: _builtins.str = ...,
+            path: _builtins.str = ...,
+            stale: _builtins.bool = ...,
+            progress: Global___Progress | None = ...,
+            error: Global___Error | None = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _typing.Literal["_error", b"_error", "_progress", b"_progress", "error", b"error", "progress", b"progress"]  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["_error", b"_error", "_progress", b"_progress", "digest", b"digest", "error", b"error", "path", b"path", "progress", b"progress", "stale", b"stale", "uri", b"uri"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        _WhichOneofReturnType__error: _TypeAlias = _typing.Literal["error"]  # noqa: Y015
+        _WhichOneofArgType__error: _TypeAlias = _typing.Literal["_error", b"_error"]  # noqa: Y015
+        _WhichOneofReturnType__progress: _TypeAlias = _typing.Literal["progress"]  # noqa: Y015
+        _WhichOneofArgType__progress: _TypeAlias = _typing.Literal["_progress", b"_progress"]  # noqa: Y015
+        @_typing.overload
+        def WhichOneof(self, oneof_group: _WhichOneofArgType__error) -> _WhichOneofReturnType__error | None: ...
+        @_typing.overload
+        def WhichOneof(self, oneof_group: _WhichOneofArgType__progress) -> _WhichOneofReturnType__progress | None: ...
+
+    OUTCOMES_FIELD_NUMBER: _builtins.int
+    ELAPSED_S_FIELD_NUMBER: _builtins.int
+    elapsed_s: _builtins.float
+    @_builtins.property
+    def outcomes(self) -> _containers.RepeatedCompositeFieldContainer[Global___PrewarmReport.Outcome]:
+        """in the order asked for, each URI once"""
+
+    def __init__(
+        self,
+        *,
+        outcomes: _abc.Iterable[Global___PrewarmReport.Outcome] | None = ...,
+        elapsed_s: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["elapsed_s", b"elapsed_s", "outcomes", b"outcomes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PrewarmReport: _TypeAlias = PrewarmReport  # noqa: Y015
+
+@_typing.final
 class LeaseInfo(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -578,27 +728,95 @@ class FileInfo(_message.Message):
 Global___FileInfo: _TypeAlias = FileInfo  # noqa: Y015
 
 @_typing.final
+class RefFile(_message.Message):
+    """What an origin said of one file of a ref."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PATH_FIELD_NUMBER: _builtins.int
+    SIZE_BYTES_FIELD_NUMBER: _builtins.int
+    VALIDATOR_FIELD_NUMBER: _builtins.int
+    SHA256_FIELD_NUMBER: _builtins.int
+    STATED_FIELD_NUMBER: _builtins.int
+    CLAIMED_FIELD_NUMBER: _builtins.int
+    path: _builtins.str
+    size_bytes: _builtins.int
+    validator: _builtins.str
+    sha256: _builtins.str
+    """computed here; sha256:…"""
+    claimed: _builtins.bool
+    @_builtins.property
+    def stated(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """algorithm:hex; compared"""
+
+    def __init__(
+        self,
+        *,
+        path: _builtins.str = ...,
+        size_bytes: _builtins.int = ...,
+        validator: _builtins.str = ...,
+        sha256: _builtins.str = ...,
+        stated: _abc.Iterable[_builtins.str] | None = ...,
+        claimed: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["claimed", b"claimed", "path", b"path", "sha256", b"sha256", "size_bytes", b"size_bytes", "stated", b"stated", "validator", b"validator"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RefFile: _TypeAlias = RefFile  # noqa: Y015
+
+@_typing.final
+class RefDetails(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REF_FIELD_NUMBER: _builtins.int
+    FILES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def ref(self) -> Global___RefInfo: ...
+    @_builtins.property
+    def files(self) -> _containers.RepeatedCompositeFieldContainer[Global___RefFile]: ...
+    def __init__(
+        self,
+        *,
+        ref: Global___RefInfo | None = ...,
+        files: _abc.Iterable[Global___RefFile] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["ref", b"ref"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["files", b"files", "ref", b"ref"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RefDetails: _TypeAlias = RefDetails  # noqa: Y015
+
+@_typing.final
 class ShowReply(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     SNAPSHOT_FIELD_NUMBER: _builtins.int
     FILES_FIELD_NUMBER: _builtins.int
     VERIFIED_AT_S_FIELD_NUMBER: _builtins.int
+    REFS_FIELD_NUMBER: _builtins.int
     verified_at_s: _builtins.float
     @_builtins.property
     def snapshot(self) -> Global___SnapshotInfo: ...
     @_builtins.property
     def files(self) -> _containers.RepeatedCompositeFieldContainer[Global___FileInfo]: ...
+    @_builtins.property
+    def refs(self) -> _containers.RepeatedCompositeFieldContainer[Global___RefDetails]: ...
     def __init__(
         self,
         *,
         snapshot: Global___SnapshotInfo | None = ...,
         files: _abc.Iterable[Global___FileInfo] | None = ...,
         verified_at_s: _builtins.float | None = ...,
+        refs: _abc.Iterable[Global___RefDetails] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_verified_at_s", b"_verified_at_s", "snapshot", b"snapshot", "verified_at_s", b"verified_at_s"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_verified_at_s", b"_verified_at_s", "files", b"files", "snapshot", b"snapshot", "verified_at_s", b"verified_at_s"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_verified_at_s", b"_verified_at_s", "files", b"files", "refs", b"refs", "snapshot", b"snapshot", "verified_at_s", b"verified_at_s"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__verified_at_s: _TypeAlias = _typing.Literal["verified_at_s"]  # noqa: Y015
     _WhichOneofArgType__verified_at_s: _TypeAlias = _typing.Literal["_verified_at_s", b"_verified_at_s"]  # noqa: Y015
@@ -929,12 +1147,17 @@ Global___ResidencyReply: _TypeAlias = ResidencyReply  # noqa: Y015
 class StatusRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
+    BRIEF_FIELD_NUMBER: _builtins.int
+    brief: _builtins.bool
+    """without usage, which takes longer the more is kept"""
     def __init__(
         self,
+        *,
+        brief: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["brief", b"brief"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1148,6 +1371,26 @@ Global___DrainReply: _TypeAlias = DrainReply  # noqa: Y015
 class Error(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
+    @_typing.final
+    class CountsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.int
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.int = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     CODE_FIELD_NUMBER: _builtins.int
     MESSAGE_FIELD_NUMBER: _builtins.int
     ADDRESS_FIELD_NUMBER: _builtins.int
@@ -1156,6 +1399,7 @@ class Error(_message.Message):
     HINT_FIELD_NUMBER: _builtins.int
     RETRY_AFTER_S_FIELD_NUMBER: _builtins.int
     RETRYABLE_FIELD_NUMBER: _builtins.int
+    COUNTS_FIELD_NUMBER: _builtins.int
     code: _builtins.str
     message: _builtins.str
     address: _builtins.str
@@ -1164,6 +1408,10 @@ class Error(_message.Message):
     hint: _builtins.str
     retry_after_s: _builtins.float
     retryable: _builtins.bool
+    @_builtins.property
+    def counts(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
+        """further fields of this code: needed_bytes, …"""
+
     def __init__(
         self,
         *,
@@ -1175,10 +1423,11 @@ class Error(_message.Message):
         hint: _builtins.str | None = ...,
         retry_after_s: _builtins.float | None = ...,
         retryable: _builtins.bool = ...,
+        counts: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_address", b"_address", "_expected", b"_expected", "_got", b"_got", "_hint", b"_hint", "_retry_after_s", b"_retry_after_s", "address", b"address", "expected", b"expected", "got", b"got", "hint", b"hint", "retry_after_s", b"retry_after_s"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_address", b"_address", "_expected", b"_expected", "_got", b"_got", "_hint", b"_hint", "_retry_after_s", b"_retry_after_s", "address", b"address", "code", b"code", "expected", b"expected", "got", b"got", "hint", b"hint", "message", b"message", "retry_after_s", b"retry_after_s", "retryable", b"retryable"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_address", b"_address", "_expected", b"_expected", "_got", b"_got", "_hint", b"_hint", "_retry_after_s", b"_retry_after_s", "address", b"address", "code", b"code", "counts", b"counts", "expected", b"expected", "got", b"got", "hint", b"hint", "message", b"message", "retry_after_s", b"retry_after_s", "retryable", b"retryable"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__address: _TypeAlias = _typing.Literal["address"]  # noqa: Y015
     _WhichOneofArgType__address: _TypeAlias = _typing.Literal["_address", b"_address"]  # noqa: Y015

@@ -39,6 +39,11 @@ class AgentStub:
                 request_serializer=modelcache_dot_agent_dot_v1_dot_agent__pb2.EnsureRequest.SerializeToString,
                 response_deserializer=modelcache_dot_agent_dot_v1_dot_agent__pb2.EnsureReply.FromString,
                 _registered_method=True)
+        self.Prewarm = channel.unary_stream(
+                '/modelcache.agent.v1.Agent/Prewarm',
+                request_serializer=modelcache_dot_agent_dot_v1_dot_agent__pb2.PrewarmRequest.SerializeToString,
+                response_deserializer=modelcache_dot_agent_dot_v1_dot_agent__pb2.PrewarmReply.FromString,
+                _registered_method=True)
         self.Lease = channel.unary_unary(
                 '/modelcache.agent.v1.Agent/Lease',
                 request_serializer=modelcache_dot_agent_dot_v1_dot_agent__pb2.LeaseRequest.SerializeToString,
@@ -106,6 +111,13 @@ class AgentServicer:
 
     def Ensure(self, request, context):
         """Have a model here: fetched if it is not, verified, published whole. Ends with `ensured`.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Prewarm(self, request, context):
+        """Have many here before anybody waits for them; one that fails doesn't stop the others. The administrator's. Ends with `report`.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -197,6 +209,11 @@ def add_AgentServicer_to_server(servicer, server):
                     request_deserializer=modelcache_dot_agent_dot_v1_dot_agent__pb2.EnsureRequest.FromString,
                     response_serializer=modelcache_dot_agent_dot_v1_dot_agent__pb2.EnsureReply.SerializeToString,
             ),
+            'Prewarm': grpc.unary_stream_rpc_method_handler(
+                    servicer.Prewarm,
+                    request_deserializer=modelcache_dot_agent_dot_v1_dot_agent__pb2.PrewarmRequest.FromString,
+                    response_serializer=modelcache_dot_agent_dot_v1_dot_agent__pb2.PrewarmReply.SerializeToString,
+            ),
             'Lease': grpc.unary_unary_rpc_method_handler(
                     servicer.Lease,
                     request_deserializer=modelcache_dot_agent_dot_v1_dot_agent__pb2.LeaseRequest.FromString,
@@ -285,6 +302,33 @@ class Agent:
             '/modelcache.agent.v1.Agent/Ensure',
             modelcache_dot_agent_dot_v1_dot_agent__pb2.EnsureRequest.SerializeToString,
             modelcache_dot_agent_dot_v1_dot_agent__pb2.EnsureReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Prewarm(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/modelcache.agent.v1.Agent/Prewarm',
+            modelcache_dot_agent_dot_v1_dot_agent__pb2.PrewarmRequest.SerializeToString,
+            modelcache_dot_agent_dot_v1_dot_agent__pb2.PrewarmReply.FromString,
             options,
             channel_credentials,
             insecure,

@@ -38,6 +38,8 @@ class AgentStub:
     def __new__(cls, channel: _aio.Channel) -> AgentAsyncStub: ...
     Ensure: _grpc.UnaryStreamMultiCallable[_agent_pb2.EnsureRequest, _agent_pb2.EnsureReply]
     """Have a model here: fetched if it is not, verified, published whole. Ends with `ensured`."""
+    Prewarm: _grpc.UnaryStreamMultiCallable[_agent_pb2.PrewarmRequest, _agent_pb2.PrewarmReply]
+    """Have many here before anybody waits for them; one that fails doesn't stop the others. The administrator's. Ends with `report`."""
     Lease: _grpc.UnaryUnaryMultiCallable[_agent_pb2.LeaseRequest, _agent_pb2.LeaseReply]
     """Keep a snapshot until a time. Released, renewed and listed by its id; survives the agent."""
     Renew: _grpc.UnaryUnaryMultiCallable[_agent_pb2.RenewRequest, _agent_pb2.LeaseReply]
@@ -62,6 +64,8 @@ class AgentAsyncStub(AgentStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     Ensure: _aio.UnaryStreamMultiCallable[_agent_pb2.EnsureRequest, _agent_pb2.EnsureReply]  # type: ignore[assignment]
     """Have a model here: fetched if it is not, verified, published whole. Ends with `ensured`."""
+    Prewarm: _aio.UnaryStreamMultiCallable[_agent_pb2.PrewarmRequest, _agent_pb2.PrewarmReply]  # type: ignore[assignment]
+    """Have many here before anybody waits for them; one that fails doesn't stop the others. The administrator's. Ends with `report`."""
     Lease: _aio.UnaryUnaryMultiCallable[_agent_pb2.LeaseRequest, _agent_pb2.LeaseReply]  # type: ignore[assignment]
     """Keep a snapshot until a time. Released, renewed and listed by its id; survives the agent."""
     Renew: _aio.UnaryUnaryMultiCallable[_agent_pb2.RenewRequest, _agent_pb2.LeaseReply]  # type: ignore[assignment]
@@ -89,6 +93,14 @@ class AgentServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_agent_pb2.EnsureReply], _abc.AsyncIterator[_agent_pb2.EnsureReply]]:
         """Have a model here: fetched if it is not, verified, published whole. Ends with `ensured`."""
+
+    @_abc_1.abstractmethod
+    def Prewarm(
+        self,
+        request: _agent_pb2.PrewarmRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_agent_pb2.PrewarmReply], _abc.AsyncIterator[_agent_pb2.PrewarmReply]]:
+        """Have many here before anybody waits for them; one that fails doesn't stop the others. The administrator's. Ends with `report`."""
 
     @_abc_1.abstractmethod
     def Lease(
