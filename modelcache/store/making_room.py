@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -174,7 +174,11 @@ class MakingRoom:
         return queue.victims(_goal(need_bytes, after, queue.evictable_bytes))
 
     def _named(self, victims: Sequence[Victim]) -> tuple[Evicted, ...]:
-        return tuple(Evicted(victim.digest, self._removal.uris(victim.digest), victim.freed_bytes) for victim in victims)
+        """With the URIs of each; the refs are looked through once, however many victims there are."""
+        uris: defaultdict[Digest, list[str]] = defaultdict(list)
+        for ref in self._parts.refs.every() if victims else ():
+            uris[ref.manifest].append(ref.key.uri)
+        return tuple(Evicted(victim.digest, tuple(uris[victim.digest]), victim.freed_bytes) for victim in victims)
 
 
 def _goal(need_bytes: int, room: Room, evictable_bytes: int) -> int:

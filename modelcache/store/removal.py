@@ -84,10 +84,7 @@ class Removal:
         if holders:
             raise InUse(f"snapshot `{digest}` is held by {', '.join(f'`{holder}`' for holder in holders)}")
         queue, _ = Inventory.of(self._parts, digest).queue(held=())
-        return Evicted(digest, self.uris(digest), queue.evictable_bytes)
-
-    def uris(self, digest: Digest) -> tuple[str, ...]:
-        return tuple(ref.key.uri for ref in self._parts.refs.of_manifest(digest))
+        return Evicted(digest, tuple(ref.key.uri for ref in self._parts.refs.of_manifest(digest)), queue.evictable_bytes)
 
     def _withdraw(self, digests: Iterable[Digest]) -> None:
         """The trees go first: from then on nobody finds the snapshots, and what is left says only that they were here once."""

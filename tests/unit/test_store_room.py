@@ -7,12 +7,14 @@ from pathlib import Path
 
 import pytest
 
+from modelcache.abc.snapshot import RefHead
 from modelcache.abc.store import Limits
 from modelcache.digest import Digest
 from modelcache.errors import NoSpace
 from modelcache.store.budget import Budget
 from modelcache.store.making_room import MakingRoom
 from modelcache.store.parts import Parts
+from modelcache.store.refs import Refs
 from modelcache.store.removal import Removal
 from modelcache.store.root import open_root
 from modelcache.store.store import LocalStore
@@ -31,6 +33,25 @@ def test_victims_go_together_or_not_at_all(tmp_path: Path) -> None:
     assert len(store.list()) == len(store.refs()) == 3
     assert removal.evict_all(digests)
     assert (store.list(), store.refs(), store.usage().blobs_bytes) == ([], [], 0)
+
+
+def test_however_many_go_the_refs_are_looked_through_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A thousand times a thousand of them took ten seconds."""
+    store = LocalStore(tmp_path / "root", NO_LIMITS)
+    for seed in range(3):
+        fill(store, model(seed, 5000), uri=f"s3://b/{seed}")
+    fill(store, model(0, 5000), uri="s3://b/again")
+    every, looks = Refs.every, []
+
+    def counted(refs: Refs) -> list[RefHead]:
+        looks.append(refs)
+        return every(refs)
+
+    monkeypatch.setattr(Refs, "every", counted)
+    capped = LocalStore(store.root, Limits(max_bytes=1, high_watermark=1.0, low_watermark=1.0))
+    report = capped.collect(need_bytes=1, dry_run=True)
+    assert sorted(item.uris for item in report.evicted) == [("s3://b/0", "s3://b/again"), ("s3://b/1",), ("s3://b/2",)]
+    assert len(looks) == 1
 
 
 @pytest.mark.parametrize("times", [1, 100])
