@@ -21,6 +21,7 @@ from modelcache.agent.v1 import agent_pb2 as pb
 from modelcache.agent.v1.agent_pb2_grpc import AgentServicer
 from modelcache.cache import ModelCache
 from modelcache.config import Config
+from modelcache.config.headers import expect_host
 from modelcache.errors import AccessDenied, BadConfig, NotCached, NotFound
 from modelcache.fetch.progress import Progress
 from modelcache.loader.residency import resident_share
@@ -28,6 +29,7 @@ from modelcache.patience import Cancellation
 from modelcache.permission import Caller
 from modelcache.prewarm import DEFAULT_JOBS
 from modelcache.ranges import ByteRange
+from modelcache.sources.throttled import RateLimits
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -240,7 +242,18 @@ class AgentService(AgentServicer):
                 usage=None if request.brief else wire.usage_message(self._cache.usage()),
                 moving=(pb.Moving(progress=wire.progress_message(each)) for each in self._cache.moving()),
                 denials=self._cache.denials.by_code,
+                rates=wire.rates_message(self._cache.rates.limits),
             )
+        raise AssertionError("unreachable")
+
+    def SetRates(self, request: pb.Rates, context: grpc.ServicerContext) -> pb.SetRatesReply:
+        with self._calls.under_way(context, begins_work=False):
+            if self._access.speaks_for_callers:
+                raise AccessDenied("rates are changed on the administrator's socket alone")
+            rates, before = wire.rates_of(request), self._cache.rates.limits
+            _expect_rates(rates)
+            self._cache.rates.change(rates)
+            return pb.SetRatesReply(before=wire.rates_message(before))
         raise AssertionError("unreachable")
 
     def Drain(self, request: pb.DrainRequest, context: grpc.ServicerContext) -> pb.DrainReply:
@@ -310,6 +323,14 @@ def _reply(lease: Lease) -> pb.LeaseReply:
 def _expect_ttl(ttl_s: float, *, wanted: bool) -> None:
     if wanted and not 0 < ttl_s <= MAX_TTL_S:
         raise BadConfig(f"a lease lasts over 0 and at most {MAX_TTL_S:.0f} seconds", got=f"{ttl_s:g}", hint="pin what is needed for longer")
+
+
+def _expect_rates(rates: RateLimits) -> None:
+    for host in rates.of:
+        expect_host(host)
+    for rate in (rates.total, *rates.of.values()):
+        if rate is not None and rate <= 0:
+            raise BadConfig("a rate is at least one byte a second", got=str(rate), hint="leave it out: no bound")
 
 
 def _canonical(credential: dict[str, str]) -> bytes:

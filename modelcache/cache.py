@@ -86,8 +86,9 @@ class ModelCache(Upkeeping, Prewarming, Carrying, SingleFiles, Leasing):
             BadConfig: a setting makes no sense.
         """
         self.config = config or Config.load()
+        self.root = Path(root) if root is not None else self.config.root
         store = LocalStore(
-            Path(root) if root is not None else self.config.root,
+            self.root,
             self.config.limits,
             create=self.config.create if create is None else create,
             allow_fuse=self.config.allow_fuse,
@@ -95,8 +96,8 @@ class ModelCache(Upkeeping, Prewarming, Carrying, SingleFiles, Leasing):
         self._store: Upkeep = store
         self._permission = Permission(store.grants, self.config)
         self._engine = FetchEngine(self.config.engine)
-        self._allowances = Allowances(self.config.rates)
-        self._registry = Registry(self.config, on_throttle=self._engine.throttled, allowances=self._allowances)
+        self.rates = Allowances(self.config.rates)  # may be changed while fetches run
+        self._registry = Registry(self.config, on_throttle=self._engine.throttled, allowances=self.rates)
         self._flights: SingleFlight[_FlightKey, Ensured] = SingleFlight("ensure")
         self._lock = threading.Lock()
         self._ensures: dict[_FlightKey, Unpacking] = {}
@@ -239,7 +240,7 @@ class ModelCache(Upkeeping, Prewarming, Carrying, SingleFiles, Leasing):
             return
         with self._counted(), ExitStack() as opened:
             expect_served(asked[0])
-            registry = Registry(self._permission.config_of(caller), self._engine.throttled, self._allowances, expect_served)
+            registry = Registry(self._permission.config_of(caller), self._engine.throttled, self.rates, expect_served)
             opened.callback(registry.close)
             sources = opened.enter_context(registry.sources(*asked))
             yield [self._permission.admit(caller, asked, source, again=again) for source in sources]

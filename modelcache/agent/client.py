@@ -26,6 +26,7 @@ from modelcache.manifest import Manifest, ManifestFile
 from modelcache.patience import Cancellation
 from modelcache.prewarm import DEFAULT_JOBS, ManyProgress, PrewarmReport
 from modelcache.refresh import Refresh
+from modelcache.sources.throttled import RateLimits
 
 T = TypeVar("T")
 CALL_TIMEOUT_S = 60.0
@@ -69,6 +70,7 @@ class AgentStatus:
     usage: Usage | None
     moving: Sequence[Progress]
     denials: Mapping[str, int]
+    rates: RateLimits
 
 
 @dataclass(frozen=True, slots=True)
@@ -238,7 +240,13 @@ class AgentClient:
         reply = self._call(lambda: self._stub.Status(pb.StatusRequest(brief=brief), timeout=timeout_s))
         moving = [wire.progress_of(each.progress) for each in reply.moving]
         usage = wire.usage_of(reply.usage) if reply.HasField("usage") else None
-        return AgentStatus(reply.version, Path(reply.root), reply.started_at_s, reply.draining, usage, moving, dict(reply.denials))
+        root, rates = Path(reply.root), wire.rates_of(reply.rates)
+        return AgentStatus(reply.version, root, reply.started_at_s, reply.draining, usage, moving, dict(reply.denials), rates)
+
+    def set_rates(self, rates: RateLimits) -> RateLimits:
+        """Bound what the agent takes from origins, from now on until it ends, in what is under way, too; the bounds that were in
+        force. Raises BadConfig, AccessDenied: not on the administrator's socket."""
+        return wire.rates_of(self._call(lambda: self._stub.SetRates(wire.rates_message(rates), timeout=CALL_TIMEOUT_S)).before)
 
     def drain(self, timeout_s: float) -> int:
         """Have it take no new work and wait for what is under way; how many calls the time was not enough for."""

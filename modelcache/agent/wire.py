@@ -15,6 +15,7 @@ from modelcache.fetch.plan import Priority
 from modelcache.fetch.progress import Phase, Progress
 from modelcache.prewarm import PrewarmOutcome, PrewarmReport
 from modelcache.refresh import Refresh
+from modelcache.sources.throttled import RateLimits
 
 PRIORITIES = {
     pb.PRIORITY_UNSPECIFIED: Priority.WAITING,
@@ -196,6 +197,14 @@ def info_of(message: pb.SnapshotInfo) -> SnapshotInfo:
 
 def evicted_of(message: pb.EvictReply) -> Evicted:
     return Evicted(digest_of(message.digest), tuple(message.uris), message.freed_bytes)
+
+
+def rates_message(rates: RateLimits) -> pb.Rates:
+    return pb.Rates(total=rates.total, of=rates.of)
+
+
+def rates_of(message: pb.Rates) -> RateLimits:
+    return RateLimits(message.total if message.HasField("total") else None, dict(message.of))
 
 
 def usage_message(usage: Usage) -> pb.Usage:

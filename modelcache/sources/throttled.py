@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 from modelcache.abc.source import Body, Listing, Origin, RemoteFile, Source
 from modelcache.digest import Digest
+from modelcache.errors import Cancelled
 from modelcache.patience import Cancellation
 from modelcache.ranges import ByteRange
 from modelcache.sources.retrying import Pace
@@ -40,47 +41,116 @@ class RateLimits:
 class Allowance:
     """So many bytes a second, for everybody who spends from it. Thread-safe."""
 
-    def __init__(self, bytes_per_s: int, pace: Pace | None = None) -> None:
-        self._bytes_per_s = bytes_per_s
+    def __init__(self, bytes_per_s: int | None, pace: Pace | None = None) -> None:
+        """
+        Args:
+            bytes_per_s: None: no bound.
+        """
+        self._rate = bytes_per_s
         self._pace = pace or Pace()
         self._lock = threading.Lock()
-        self._paid_until_s = float("-inf")
+        self._spent = 0.0
+        self._paid = 0.0 if bytes_per_s is None else BURST_S * bytes_per_s
+        """Bytes that time has paid for, until `_settled_s`."""
+        self._settled_s = self._pace.now_s()
+        self._changed = Cancellation()
 
     @property
-    def piece_bytes(self) -> int:
-        """The most that should be spent at once."""
-        return max(LEAST_PIECE_BYTES, self._bytes_per_s // PIECES_PER_S)
+    def piece_bytes(self) -> int | None:
+        """The most that should be spent at once; None: any number."""
+        rate = self._rate
+        return None if rate is None else max(LEAST_PIECE_BYTES, rate // PIECES_PER_S)
 
     def spend(self, count: int, cancel: Cancellation) -> None:
         """`count` bytes were taken: wait until they are paid for. Raises Cancelled."""
         with self._lock:
-            now_s = self._pace.now_s()
-            self._paid_until_s = max(self._paid_until_s, now_s - BURST_S) + count / self._bytes_per_s
-            wait_s = self._paid_until_s - now_s
-        if wait_s > 0:
-            self._pace.pause(cancel, wait_s)
+            self._settle()
+            self._spent += count
+            due = self._spent
+        while True:
+            with self._lock:
+                self._settle()
+                changed = self._changed
+                wait_s = 0.0 if self._rate is None else (due - self._paid) / self._rate
+            if wait_s <= 0 or self._paused(wait_s, cancel, changed):
+                return
+
+    def change(self, bytes_per_s: int | None) -> None:
+        """Another rate from now on, for those, too, who wait: what is not paid yet is paid at the new one."""
+        with self._lock:
+            self._settle()
+            self._rate = bytes_per_s
+            changed, self._changed = self._changed, Cancellation()
+        changed.cancel()
+
+    def _paused(self, wait_s: float, cancel: Cancellation, changed: Cancellation) -> bool:
+        """Wait to the end; False: the rate changed. Raises Cancelled."""
+        woken = Cancellation()
+        with cancel.on_cancel(woken.cancel), changed.on_cancel(woken.cancel):
+            try:
+                self._pace.pause(woken, wait_s)
+            except Cancelled:
+                cancel.check()
+                return False
+        return True
+
+    def _settle(self) -> None:
+        now_s = self._pace.now_s()
+        if self._rate is None:
+            self._paid = self._spent
+        else:
+            self._paid = min(self._paid + (now_s - self._settled_s) * self._rate, self._spent + BURST_S * self._rate)
+        self._settled_s = now_s
 
 
 class Allowances:
-    """What `RateLimits` allow, for every source of a process."""
+    """What `RateLimits` allow, for every source of a process; may be changed while bytes move. Thread-safe."""
 
     def __init__(self, limits: RateLimits, pace: Pace | None = None) -> None:
-        self._total = None if limits.total is None else Allowance(limits.total, pace)
-        self._of = {host.lower(): Allowance(rate, pace) for host, rate in limits.of.items()}
+        self._pace = pace
+        self._lock = threading.Lock()
+        self._limits = RateLimits()
+        self._total: Allowance | None = None
+        self._of: Mapping[str, Allowance] = {}
+        self.change(limits)
+
+    @property
+    def limits(self) -> RateLimits:
+        """Those in force."""
+        return self._limits
+
+    def change(self, limits: RateLimits) -> None:
+        """Others from now on, for what is under way, too."""
+        with self._lock:
+            total = self._changed(self._total, limits.total)
+            rates = {host.lower(): rate for host, rate in limits.of.items()}
+            for host in self._of.keys() - rates.keys():
+                self._of[host].change(None)
+            of = {host: self._changed(self._of.get(host), rate) for host, rate in rates.items()}
+            self._total = total
+            self._of = {host: allowance for host, allowance in of.items() if allowance is not None}
+            self._limits = limits  # the last: who sees it looks for its allowances anew
 
     def bound(self, source: Source) -> Source:
         """The source, held to what its origin is allowed."""
-        if self._total is None and not self._of:
-            return source
         return ThrottledSource(source, self)
 
     def for_origin(self, origin: Origin) -> tuple[Allowance, ...]:
         """Those that bytes of this origin are paid from; none for what is on this machine."""
+        total, of = self._total, self._of
         if not origin.endpoint.startswith(("http://", "https://")):
-            return () if self._total is None or origin.endpoint.startswith(LOCAL) else (self._total,)
+            return () if total is None or origin.endpoint.startswith(LOCAL) else (total,)
+        if total is None and not of:
+            return ()
         target = Target.parse(origin.endpoint)
-        own = self._of.get(target.authority) or self._of.get(target.host_header) or self._of.get(target.host)
-        return tuple(allowance for allowance in (self._total, own) if allowance is not None)
+        own = of.get(target.authority) or of.get(target.host_header) or of.get(target.host)
+        return tuple(allowance for allowance in (total, own) if allowance is not None)
+
+    def _changed(self, before: Allowance | None, rate: int | None) -> Allowance | None:
+        if before is None:
+            return None if rate is None else Allowance(rate, self._pace)
+        before.change(rate)
+        return None if rate is None else before
 
 
 class ThrottledSource:
@@ -100,9 +170,7 @@ class ThrottledSource:
 
     def open(self, file: RemoteFile, span: ByteRange, cancel: Cancellation) -> Body:
         """As `Source.open`."""
-        body = self._source.open(file, span, cancel)
-        allowed = self._allowances.for_origin(self._source.origin)
-        return _ThrottledBody(body, allowed, cancel) if allowed else body
+        return _ThrottledBody(self._source.open(file, span, cancel), self._source, self._allowances, cancel)
 
     def close(self) -> None:
         """As `Source.close`."""
@@ -112,10 +180,12 @@ class ThrottledSource:
 class _ThrottledBody:
     """A body that pays for what it hands out, before it hands it out."""
 
-    def __init__(self, body: Body, allowed: tuple[Allowance, ...], cancel: Cancellation) -> None:
+    def __init__(self, body: Body, source: Source, allowances: Allowances, cancel: Cancellation) -> None:
         self._body = body
-        self._allowed = allowed
-        self._piece_bytes = min(allowance.piece_bytes for allowance in allowed)
+        self._source = source
+        self._allowances = allowances
+        self._limits: RateLimits | None = None
+        self._allowed: tuple[Allowance, ...] = ()
         self._stop = Cancellation()  # its own, so that `abort` also ends a pause
         self._undo = ExitStack()
         self._undo.enter_context(cancel.on_cancel(self._stop.cancel))
@@ -127,7 +197,12 @@ class _ThrottledBody:
 
     def readinto(self, buffer: memoryview) -> int:
         """As `Body.readinto`."""
-        count = self._body.readinto(buffer[: self._piece_bytes])
+        limits = self._allowances.limits
+        if limits is not self._limits:
+            self._allowed = self._allowances.for_origin(self._source.origin)
+            self._limits = limits
+        pieces = [piece for allowance in self._allowed if (piece := allowance.piece_bytes) is not None]
+        count = self._body.readinto(buffer[: min(pieces)] if pieces else buffer)
         for allowance in self._allowed:
             allowance.spend(count, self._stop)
         return count

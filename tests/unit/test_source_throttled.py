@@ -98,12 +98,63 @@ def test_one_read_takes_little_so_that_many_connections_take_turns() -> None:
     assert max(pieces) == LEAST_PIECE_BYTES
 
 
-def test_what_is_on_this_machine_is_not_bounded_and_without_bounds_nothing_is_wrapped() -> None:
+def test_what_is_on_this_machine_is_not_bounded() -> None:
     allowances = Allowances(RateLimits(1000))
     assert allowances.for_origin(Origin("file://")) == allowances.for_origin(Origin("pvc://claim")) == ()
     assert len(allowances.for_origin(Origin("abfs://account"))) == 1
-    source = memory()
-    assert Allowances(RateLimits()).bound(source) is source
+    assert Allowances(RateLimits()).for_origin(Origin("https://h:443")) == ()
+
+
+def test_a_body_that_is_open_goes_at_the_rates_as_they_change() -> None:
+    clock = Clock()
+    allowances = Allowances(RateLimits(), clock.pace())
+    body = allowances.bound(source := memory()).open(described(source), ByteRange(0, len(DATA)), Cancellation())
+
+    def take(count: int) -> float:
+        begun = clock.now
+        while count:
+            count -= body.readinto(memoryview(bytearray(count)))
+        return clock.now - begun
+
+    assert take(100_000) == 0
+    allowances.change(RateLimits(10_000))
+    assert take(100_000) == pytest.approx(10, abs=BURST_S)
+    allowances.change(RateLimits(50_000, {"h": 20_000}))
+    assert take(100_000) == pytest.approx(5, abs=2 * BURST_S)
+    allowances.change(RateLimits(50_000))
+    assert take(100_000) == pytest.approx(2, abs=2 * BURST_S)
+    allowances.change(RateLimits(of={"elsewhere": 1}))
+    assert take(100_000) == 0
+    assert allowances.limits == RateLimits(of={"elsewhere": 1})
+    body.close()
+
+
+@pytest.mark.parametrize("new", [RateLimits(), RateLimits(2_000_000), RateLimits(of={"h": 2_000_000})])
+def test_who_waits_for_a_byte_a_second_is_woken_by_the_change(new: RateLimits) -> None:
+    """Half a million bytes would take six days. Time passes only in pauses, and the first of them lasts until it is ended."""
+    clock, pausing = Clock(), threading.Event()
+
+    def pause(stop: Cancellation, seconds: float) -> None:
+        if seconds > 1:
+            pausing.set()
+            stop.wait(60.0)
+        clock.pause(stop, seconds)
+
+    allowances = Allowances(RateLimits(1), Pace(lambda: clock.now, pause))
+    body = allowances.bound(source := memory()).open(described(source), ByteRange(0, len(DATA)), Cancellation())
+
+    def change() -> None:
+        pausing.wait(30.0)
+        allowances.change(new)
+
+    changer = threading.Thread(target=change)
+    changer.start()
+    left = len(DATA)
+    while left:
+        left -= body.readinto(memoryview(bytearray(left)))
+    changer.join()
+    body.close()
+    assert clock.now - 1000 <= len(DATA) / 2_000_000 + 0.01
 
 
 @pytest.mark.parametrize("by", ["abort", "cancel"])

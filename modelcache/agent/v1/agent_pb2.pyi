@@ -1297,6 +1297,7 @@ class StatusReply(_message.Message):
     USAGE_FIELD_NUMBER: _builtins.int
     MOVING_FIELD_NUMBER: _builtins.int
     DENIALS_FIELD_NUMBER: _builtins.int
+    RATES_FIELD_NUMBER: _builtins.int
     version: _builtins.str
     root: _builtins.str
     started_at_s: _builtins.float
@@ -1309,6 +1310,8 @@ class StatusReply(_message.Message):
     def denials(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
         """by error code"""
 
+    @_builtins.property
+    def rates(self) -> Global___Rates: ...
     def __init__(
         self,
         *,
@@ -1319,14 +1322,87 @@ class StatusReply(_message.Message):
         usage: Global___Usage | None = ...,
         moving: _abc.Iterable[Global___Moving] | None = ...,
         denials: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
+        rates: Global___Rates | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["usage", b"usage"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["rates", b"rates", "usage", b"usage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["denials", b"denials", "draining", b"draining", "moving", b"moving", "root", b"root", "started_at_s", b"started_at_s", "usage", b"usage", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["denials", b"denials", "draining", b"draining", "moving", b"moving", "rates", b"rates", "root", b"root", "started_at_s", b"started_at_s", "usage", b"usage", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___StatusReply: _TypeAlias = StatusReply  # noqa: Y015
+
+@_typing.final
+class Rates(_message.Message):
+    """Bytes a second. What is left out has no bound."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class OfEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.int
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.int = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    TOTAL_FIELD_NUMBER: _builtins.int
+    OF_FIELD_NUMBER: _builtins.int
+    total: _builtins.int
+    """of all origins together"""
+    @_builtins.property
+    def of(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
+        """by `host` or `host:port`"""
+
+    def __init__(
+        self,
+        *,
+        total: _builtins.int | None = ...,
+        of: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_total", b"_total", "total", b"total"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_total", b"_total", "of", b"of", "total", b"total"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__total: _TypeAlias = _typing.Literal["total"]  # noqa: Y015
+    _WhichOneofArgType__total: _TypeAlias = _typing.Literal["_total", b"_total"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__total) -> _WhichOneofReturnType__total | None: ...
+
+Global___Rates: _TypeAlias = Rates  # noqa: Y015
+
+@_typing.final
+class SetRatesReply(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BEFORE_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def before(self) -> Global___Rates:
+        """those that were in force"""
+
+    def __init__(
+        self,
+        *,
+        before: Global___Rates | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["before", b"before"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["before", b"before"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SetRatesReply: _TypeAlias = SetRatesReply  # noqa: Y015
 
 @_typing.final
 class DrainRequest(_message.Message):

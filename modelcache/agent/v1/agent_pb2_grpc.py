@@ -99,6 +99,11 @@ class AgentStub:
                 request_serializer=modelcache_dot_agent_dot_v1_dot_agent__pb2.StatusRequest.SerializeToString,
                 response_deserializer=modelcache_dot_agent_dot_v1_dot_agent__pb2.StatusReply.FromString,
                 _registered_method=True)
+        self.SetRates = channel.unary_unary(
+                '/modelcache.agent.v1.Agent/SetRates',
+                request_serializer=modelcache_dot_agent_dot_v1_dot_agent__pb2.Rates.SerializeToString,
+                response_deserializer=modelcache_dot_agent_dot_v1_dot_agent__pb2.SetRatesReply.FromString,
+                _registered_method=True)
         self.Drain = channel.unary_unary(
                 '/modelcache.agent.v1.Agent/Drain',
                 request_serializer=modelcache_dot_agent_dot_v1_dot_agent__pb2.DrainRequest.SerializeToString,
@@ -194,6 +199,13 @@ class AgentServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def SetRates(self, request, context):
+        """Bytes a second from origins, of all fetches, those under way among them, until the agent ends. The administrator's socket only.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Drain(self, request, context):
         """Take no new work, and end when what is under way has ended or the time is up.
         """
@@ -268,6 +280,11 @@ def add_AgentServicer_to_server(servicer, server):
                     servicer.Status,
                     request_deserializer=modelcache_dot_agent_dot_v1_dot_agent__pb2.StatusRequest.FromString,
                     response_serializer=modelcache_dot_agent_dot_v1_dot_agent__pb2.StatusReply.SerializeToString,
+            ),
+            'SetRates': grpc.unary_unary_rpc_method_handler(
+                    servicer.SetRates,
+                    request_deserializer=modelcache_dot_agent_dot_v1_dot_agent__pb2.Rates.FromString,
+                    response_serializer=modelcache_dot_agent_dot_v1_dot_agent__pb2.SetRatesReply.SerializeToString,
             ),
             'Drain': grpc.unary_unary_rpc_method_handler(
                     servicer.Drain,
@@ -626,6 +643,33 @@ class Agent:
             '/modelcache.agent.v1.Agent/Status',
             modelcache_dot_agent_dot_v1_dot_agent__pb2.StatusRequest.SerializeToString,
             modelcache_dot_agent_dot_v1_dot_agent__pb2.StatusReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SetRates(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/modelcache.agent.v1.Agent/SetRates',
+            modelcache_dot_agent_dot_v1_dot_agent__pb2.Rates.SerializeToString,
+            modelcache_dot_agent_dot_v1_dot_agent__pb2.SetRatesReply.FromString,
             options,
             channel_credentials,
             insecure,

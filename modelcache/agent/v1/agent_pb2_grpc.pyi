@@ -56,6 +56,8 @@ class AgentStub:
     Residency: _grpc.UnaryUnaryMultiCallable[_agent_pb2.ResidencyRequest, _agent_pb2.ResidencyReply]
     """How much of a snapshot's files is in memory, which only who owns them may ask the kernel."""
     Status: _grpc.UnaryUnaryMultiCallable[_agent_pb2.StatusRequest, _agent_pb2.StatusReply]
+    SetRates: _grpc.UnaryUnaryMultiCallable[_agent_pb2.Rates, _agent_pb2.SetRatesReply]
+    """Bytes a second from origins, of all fetches, those under way among them, until the agent ends. The administrator's socket only."""
     Drain: _grpc.UnaryUnaryMultiCallable[_agent_pb2.DrainRequest, _agent_pb2.DrainReply]
     """Take no new work, and end when what is under way has ended or the time is up."""
 
@@ -82,6 +84,8 @@ class AgentAsyncStub(AgentStub):
     Residency: _aio.UnaryUnaryMultiCallable[_agent_pb2.ResidencyRequest, _agent_pb2.ResidencyReply]  # type: ignore[assignment]
     """How much of a snapshot's files is in memory, which only who owns them may ask the kernel."""
     Status: _aio.UnaryUnaryMultiCallable[_agent_pb2.StatusRequest, _agent_pb2.StatusReply]  # type: ignore[assignment]
+    SetRates: _aio.UnaryUnaryMultiCallable[_agent_pb2.Rates, _agent_pb2.SetRatesReply]  # type: ignore[assignment]
+    """Bytes a second from origins, of all fetches, those under way among them, until the agent ends. The administrator's socket only."""
     Drain: _aio.UnaryUnaryMultiCallable[_agent_pb2.DrainRequest, _agent_pb2.DrainReply]  # type: ignore[assignment]
     """Take no new work, and end when what is under way has ended or the time is up."""
 
@@ -183,6 +187,14 @@ class AgentServicer(metaclass=_abc_1.ABCMeta):
         request: _agent_pb2.StatusRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_agent_pb2.StatusReply, _abc.Awaitable[_agent_pb2.StatusReply]]: ...
+
+    @_abc_1.abstractmethod
+    def SetRates(
+        self,
+        request: _agent_pb2.Rates,
+        context: _ServicerContext,
+    ) -> _typing.Union[_agent_pb2.SetRatesReply, _abc.Awaitable[_agent_pb2.SetRatesReply]]:
+        """Bytes a second from origins, of all fetches, those under way among them, until the agent ends. The administrator's socket only."""
 
     @_abc_1.abstractmethod
     def Drain(
