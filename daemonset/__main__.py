@@ -11,10 +11,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from daemonset.server import Agent, Sockets
-from modelcache.config import Config
+from modelcache.config import AGENT_SOCKET, Config
 from modelcache.errors import ModelCacheError
 
-DEFAULT_SOCKET = Path("/run/modelcache/agent.sock")
 GRACE_S = 25.0
 """Under kubelet's default of 30 s between SIGTERM and SIGKILL."""
 
@@ -42,7 +41,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m daemonset", description="The node's agent. Settings: docs/operations.md.")
     parser.add_argument("--root", type=Path, help="the store's directory; default: that of the settings")
     parser.add_argument("--config", type=Path, help="configuration file (TOML)")
-    parser.add_argument("--socket", type=Path, default=DEFAULT_SOCKET, help="the administrator's; default: %(default)s")
+    parser.add_argument("--socket", type=Path, default=AGENT_SOCKET, help="the administrator's; default: %(default)s")
     parser.add_argument("--driver-socket", type=Path, help="the CSI driver's; default: none")
     parser.add_argument("--http", type=_address, metavar="ADDRESS:PORT", help="for /healthz, /readyz and /metrics; default: none")
     parser.add_argument("--grace", type=float, default=GRACE_S, metavar="SECONDS", help="to end what is under way; default: %(default)s")

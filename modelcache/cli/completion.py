@@ -35,7 +35,7 @@ def complete_name(context: typer.Context, incomplete: str) -> list[tuple[str, st
     try:
         if not session.has_store():
             return []
-        with session.open_cache() as cache:
+        with session.open_store() as cache:
             infos = cache.list()
     except ModelCacheError:
         return []  # the shell asks in the middle of a line; the command itself will tell

@@ -19,7 +19,7 @@ def dedupe(session: Session) -> ExitCode:
     """
     session.expect_store()
     cancel = Cancellation()
-    with cancelled_by_signals(cancel, session.output), session.open_cache() as cache:
+    with cancelled_by_signals(cancel, session.output), session.open_store() as cache:
         report = cache.dedupe(cancel=cancel)
     session.finish(**asdict(report))
     if not report.possible:

@@ -18,9 +18,8 @@ COLUMNS = (Column("what"), Column("bytes", right=True), Column("meaning"))
 
 def df(session: Session) -> ExitCode:
     """Show how much room the store takes, who holds it, and what is left under the limits."""
-    session.expect_store()
-    with session.open_cache() as cache:
-        usage, root = cache.usage(), cache.config.root
+    with session.open_cache(looks=True) as cache:
+        usage, root = cache.usage(), cache.root
     session.finish(**documents.of_usage(usage, root))
     session.output.line(f"store: {root}")
     session.output.line("")

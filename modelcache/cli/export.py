@@ -53,7 +53,7 @@ def export(session: Session, names: Names, file: File, everything: Everything = 
         raise BadConfig("--json and the export can't both go to stdout")
     session.expect_store()
     cancel = Cancellation()
-    with cancelled_by_signals(cancel, session.output, keeps=False), session.open_cache() as cache:
+    with cancelled_by_signals(cancel, session.output, keeps=False), session.open_store() as cache:
         report = _export(session, cache, None if everything else names, file, cancel)
     session.finish(file=file, **documents.of_exported(report))
     words = f"exported {counted(len(report.snapshots), 'model')}, {counted(report.files, 'file')}, {format_bytes(report.size_bytes)}"

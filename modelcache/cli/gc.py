@@ -24,7 +24,7 @@ def gc(
     Models go least recently used first, and never while someone holds them.
     """
     session.expect_store()
-    with session.open_cache() as cache:
+    with session.open_store() as cache:
         report = cache.collect(need_bytes=parse_bytes(need), dry_run=dry_run)
     session.finish(**documents.of_collected(report))
     word = "would free" if report.dry_run else "freed"

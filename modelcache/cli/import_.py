@@ -34,7 +34,7 @@ def import_(session: Session, file: File, pin: Pin = False) -> ExitCode:
     import only files from somebody whose models you would run.
     """
     cancel = Cancellation()
-    with cancelled_by_signals(cancel, session.output, keeps=False), session.open_cache() as cache:
+    with cancelled_by_signals(cancel, session.output, keeps=False), session.open_store() as cache:
         report = _import(session, cache, file, cancel)
         if pin:
             for imported in report.snapshots:

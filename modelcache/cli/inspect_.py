@@ -34,7 +34,7 @@ def inspect(session: Session, name: What, origin: OriginOptions) -> ExitCode:
     A model that is not here is not fetched: only the first bytes of its files are read at the origin.
     """
     cancel = Cancellation()
-    with cancelled_by_signals(cancel, session.output), session.open_cache(session.config(origin)) as cache:
+    with cancelled_by_signals(cancel, session.output), session.open_store(session.config(origin)) as cache:
         found = lazy.inspect(cache, name, cancel)
     session.finish(
         uri=found.uri,

@@ -11,7 +11,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from modelcache.errors import BadConfig
+
 if TYPE_CHECKING:
+    from modelcache.agent.remote import RemoteCache
     from modelcache.cache import ModelCache, Refresh
     from modelcache.cli.findings import Finding
     from modelcache.cli.many_view import ManyView
@@ -36,6 +39,22 @@ def cache_of(config: Config) -> ModelCache:
     from modelcache.cache import ModelCache
 
     return ModelCache(config=config)
+
+
+def remote_cache(socket: Path) -> RemoteCache:
+    """The agent at a socket. Raises AgentUnreachable; BadConfig: grpc isn't installed."""
+    try:
+        from modelcache.agent.remote import RemoteCache
+    except ImportError as error:
+        raise BadConfig(f"an agent takes {error.name}, which is not installed", hint="pip install 'modelcache[agent]'") from None
+    return RemoteCache(socket.absolute())
+
+
+def machine_file() -> Path:
+    """`modelcache.config.file.MACHINE_FILE`."""
+    from modelcache.config.file import MACHINE_FILE
+
+    return MACHINE_FILE
 
 
 def refresh_of(word: str) -> Refresh:

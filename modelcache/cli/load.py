@@ -45,7 +45,7 @@ def load(session: Session, source: Source, origin: OriginOptions, device: Device
     cancel = Cancellation()
     with cancelled_by_signals(cancel, session.output):
         if "://" in source:
-            with session.open_cache(session.config(origin)) as cache:
+            with session.open_store(session.config(origin)) as cache:
                 report = lazy.load(source, cache, device, cancel)
         else:
             report = lazy.load(source, None, device, cancel)

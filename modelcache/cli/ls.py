@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from modelcache.cli import documents
 from modelcache.cli.exit_codes import ExitCode
 from modelcache.cli.session import Session
 from modelcache.cli.tables import Column, Table, format_age
+from modelcache.errors import NotCached
 from modelcache.units import format_bytes
 
 if TYPE_CHECKING:
@@ -25,16 +27,17 @@ def ls(session: Session) -> ExitCode:
 
     OWN is what nothing else needs, and goes with the model; SHARED stays for the others that show it. USED is how long ago.
     """
-    config = session.config()
-    infos: list[SnapshotInfo] = []
-    if session.has_store():
-        with session.open_cache(config) as cache:
-            infos = cache.list()
-    session.finish(root=str(config.root), snapshots=[documents.of_snapshot(info) for info in infos])
+    infos: Sequence[SnapshotInfo] = ()
+    try:
+        with session.open_cache(looks=True) as cache:
+            root, infos = cache.root, cache.list()
+    except NotCached:
+        root = session.config().root  # there is no store
+    session.finish(root=str(root), snapshots=[documents.of_snapshot(info) for info in infos])
     if infos:
         session.output.table(Table(COLUMNS, tuple(_row(info) for info in infos)))
     else:
-        session.output.note(f"nothing is cached in {config.root}")
+        session.output.note(f"nothing is cached in {root}")
     return ExitCode.OK
 
 

@@ -24,6 +24,9 @@ class CommonOptions:
 
     root: Annotated[Path | None, _common("--root", metavar="DIRECTORY", help="The store. Also MODELCACHE_ROOT.")] = None
     config: Annotated[Path | None, _common("--config", metavar="FILE", help="Settings, in TOML. Also MODELCACHE_CONFIG.")] = None
+    agent: Annotated[
+        str | None, _common("--agent", metavar="SOCKET", help="The node's agent, or none: the store itself. Also MODELCACHE_AGENT.")
+    ] = None
     as_json: Annotated[bool, _common("--json", metavar=FLAG, help="One JSON document on stdout.")] = False
     quiet: Annotated[bool, _common("--quiet", "-q", metavar=FLAG, help="No progress, no summary.")] = False
     verbose: Annotated[bool, _common("--verbose", "-v", metavar=FLAG, help="Every detail of an error.")] = False

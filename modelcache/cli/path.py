@@ -9,8 +9,7 @@ from modelcache.cli.session import Session
 
 def path(session: Session, name: Name) -> ExitCode:
     """Print the directory of a model that is here, and nothing else. Asks no origin."""
-    session.expect_store()
-    with session.open_cache() as cache:
+    with session.open_cache(looks=True) as cache:
         info = cache.find(name)
     session.output.path(info.path)
     session.finish(digest=str(info.digest), path=str(info.path))

@@ -19,8 +19,7 @@ def pin(
     holder: Annotated[str, typer.Option("--holder", metavar="WHO", help="In whose name it is kept.")] = "user",
 ) -> ExitCode:
     """Keep a model until it is unpinned: neither eviction nor rm removes it."""
-    session.expect_store()
-    with session.open_cache() as cache:
+    with session.open_cache(looks=True) as cache:
         lease = cache.pin(name, holder=holder)
     session.finish(digest=str(lease.manifest), lease=documents.of_lease(lease))
     session.output.line(f"pinned {lease.manifest} for {lease.holder}")
@@ -33,8 +32,7 @@ def unpin(
     holder: Annotated[str | None, typer.Option("--holder", metavar="WHO", help="Only the pin in this name; all if left out.")] = None,
 ) -> ExitCode:
     """End the pins of a model."""
-    session.expect_store()
-    with session.open_cache() as cache:
+    with session.open_cache(looks=True) as cache:
         digest = cache.find(name).digest
         ended = cache.unpin(str(digest), holder=holder)
     session.finish(digest=str(digest), unpinned=ended)

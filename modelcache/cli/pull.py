@@ -25,7 +25,8 @@ from modelcache.units import format_bytes, format_duration, format_rate
 
 if TYPE_CHECKING:
     from modelcache.abc.snapshot import Snapshot
-    from modelcache.cache import ModelCache, Refresh
+    from modelcache.cache import Refresh
+    from modelcache.cli.caches import Cache
     from modelcache.fetch.progress import Progress
 
 MAX_STDIN_URIS = 100_000
@@ -44,11 +45,11 @@ def pull(session: Session, uris: Uris, origin: OriginOptions, selection: Selecti
     """
     refresh = _refresh(selection)
     wanted = [_wanted(session, text, selection) for text in _texts(session, uris)]
-    config = session.config(origin, max_bytes=selection.max_bytes)
+    settings = session.settings(origin, max_bytes=selection.max_bytes)
     done: list[dict[str, object]] = []
     session.result["snapshots"] = done
     cancel = Cancellation()
-    with cancelled_by_signals(cancel, session.output), session.open_cache(config) as cache:
+    with cancelled_by_signals(cancel, session.output), session.open_cache(settings, fetches=True) as cache:
         for uri in wanted:
             snapshot, last = _pull(session, cache, uri, refresh, cancel)
             done.append(documents.pulled(snapshot, last))
@@ -60,7 +61,7 @@ def pull(session: Session, uris: Uris, origin: OriginOptions, selection: Selecti
     return ExitCode.OK
 
 
-def _pull(session: Session, cache: ModelCache, uri: str, refresh: Refresh, cancel: Cancellation) -> tuple[Snapshot, Progress]:
+def _pull(session: Session, cache: Cache, uri: str, refresh: Refresh, cancel: Cancellation) -> tuple[Snapshot, Progress]:
     looks: list[Progress] = []
 
     def show(progress: Progress) -> None:

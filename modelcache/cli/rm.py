@@ -14,12 +14,11 @@ def rm(session: Session, names: Names, dry_run: DryRun = False) -> ExitCode:
 
     A URI that shares its model with other URIs is only forgotten; the model stays for them. The first failure ends the command.
     """
-    session.expect_store()
     removed: list[dict[str, object]] = []
     session.result |= {"removed": removed, "freed_bytes": 0, "dry_run": dry_run}
     word = "would free" if dry_run else "freed"
     freed_bytes = 0
-    with session.open_cache() as cache:
+    with session.open_cache(looks=True) as cache:
         for name in names:
             evicted = cache.evict(name, dry_run=dry_run)
             removed.append(documents.of_evicted(evicted))

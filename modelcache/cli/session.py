@@ -1,8 +1,8 @@
-"""One run of one command: its options, its output, and the only way to a cache."""
+"""One run of one command: its options, its output, and the only ways to a cache."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING
 from modelcache.cli import lazy
 from modelcache.cli.options import CommonOptions, OriginOptions
 from modelcache.cli.output import Output, Style, streams
+from modelcache.cli.reaching import own_settings, reached
 from modelcache.errors import NotCached
 
 if TYPE_CHECKING:
     from modelcache.cache import ModelCache
+    from modelcache.cli.caches import Cache
     from modelcache.config import Config, Settings
 
 
@@ -58,13 +60,14 @@ class Session:
         given: dict[str, tuple[str, object]] = {
             "store.root": ("--root", None if self.options.root is None else _absolute(self.options.root)),
             "store.max_bytes": ("--max-bytes", max_bytes),
+            "agent.socket": ("--agent", self.options.agent),
             **({} if origin is None else _given(origin)),
         }
         file = None if self.options.config is None else _absolute(self.options.config)
         return lazy.read_settings(self.environ, file, {key: flag for key, flag in given.items() if flag[1] is not None})
 
     def has_store(self) -> bool:
-        """Whether there is something at the root that `open_cache` would open, or refuse, instead of making a store. Raises BadConfig."""
+        """Whether there is something at the root that `open_store` would open, or refuse, instead of making a store. Raises BadConfig."""
         root = self.config().root
         try:
             return any(root.iterdir())
@@ -85,8 +88,38 @@ class Session:
             raise NotCached(f"there is no store at `{root}`", address=root, hint=hint)
 
     @contextmanager
-    def open_cache(self, config: Config | None = None) -> Iterator[ModelCache]:
-        """The cache of this run, closed at the end of the block. Every command gets its cache here.
+    def open_cache(self, settings: Settings | None = None, *, fetches: bool = False, looks: bool = False) -> Iterator[Cache]:
+        """What this run asks, closed at the end of the block: the node's agent where there is one (docs/cli.md), else the store.
+
+        Args:
+            fetches: what the command was given to reach origins with counts; an agent has its own, and then isn't asked.
+            looks: the command only looks, and makes no store just to find it empty.
+
+        Raises:
+            AgentUnreachable, BadConfig, StoreError; NotCached: it only looks, and there is no store.
+        """
+        read = settings or self.settings()
+        config = read.config()
+        remote = reached(read, self.output)
+        if remote is not None:
+            with remote:
+                own = own_settings(read, self.environ) if fetches else []
+                if not own:
+                    yield remote
+                    return
+            self._say_why(own)
+        elif looks:
+            self.expect_store()
+        with lazy.cache_of(config) as cache:
+            yield cache
+
+    def _say_why(self, own: Sequence[str]) -> None:
+        if self.output.style.verbose:
+            self.output.note(f"straight to the store, not through the agent, with what this command was given: {', '.join(own)}")
+
+    @contextmanager
+    def open_store(self, config: Config | None = None) -> Iterator[ModelCache]:
+        """The store itself, whether there is an agent or not, closed at the end of the block.
 
         Raises:
             BadConfig, StoreError.

@@ -28,8 +28,7 @@ def show(session: Session, name: Name) -> ExitCode:
     A digest is "stated" if the origin named one and it was compared, and "computed" if the origin named none: then the first
     complete fetch defined it. The whole digests are in --json and with -v.
     """
-    session.expect_store()
-    with session.open_cache() as cache:
+    with session.open_cache(looks=True) as cache:
         info = cache.find(name)
         manifest, refs = cache.manifest(str(info.digest)), cache.refs(str(info.digest))
         verified_at_s = cache.verified_at_s(str(info.digest))

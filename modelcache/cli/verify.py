@@ -38,26 +38,29 @@ def verify(
     What is damaged is taken out of service; --repair, or pulling it again, brings it back. Exits with 6 if anything is damaged and not
     repaired.
     """
-    session.expect_store()
     in_parts = budget is not None or rate is not None
     if in_parts and name is not None:
         raise BadConfig("--budget and --rate choose by themselves what is read: give no NAME")
     limits = [None if size is None else parse_bytes(size) for size in (budget, rate)]
     cancel = Cancellation()
     repaired: RepairReport | None = None
-    with cancelled_by_signals(cancel, session.output), session.open_cache() as cache, progress_view(session.output) as view:
+    with cancelled_by_signals(cancel, session.output), progress_view(session.output) as view:
         reading = Reading(name or "everything")
 
         def show(done: int, total: int) -> None:
             view.show(reading.look(done, total))
 
-        if in_parts:
-            report = cache.scrub(budget_bytes=limits[0], bytes_per_s=limits[1], progress=show, cancel=cancel)
-        elif not repair:
-            report = cache.verify(name, progress=show, cancel=cancel)
-        if repair:
-            repaired = cache.repair(name, verified=report if in_parts else None, progress=show, cancel=cancel)
-            report = repaired.verified
+        if not repair and not in_parts:
+            with session.open_cache(looks=True) as cache:
+                report = cache.verify(name, progress=show, cancel=cancel)
+        else:
+            session.expect_store()
+            with session.open_store() as store:
+                if in_parts:
+                    report = store.scrub(budget_bytes=limits[0], bytes_per_s=limits[1], progress=show, cancel=cancel)
+                if repair:
+                    repaired = store.repair(name, verified=report if in_parts else None, progress=show, cancel=cancel)
+                    report = repaired.verified
     if repaired is None:
         session.finish(**documents.of_verified(report, reading.elapsed_s))
     else:

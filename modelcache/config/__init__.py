@@ -37,9 +37,10 @@ from modelcache.sources.s3 import S3Options
 from modelcache.sources.throttled import RateLimits
 from modelcache.transport import Proxies, Timeouts
 
-__all__ = ["DEFAULT_ENGINE", "DEFAULT_LIMITS", "DEFAULT_REFRESH_S", "NODE_ROOT", "Config", "Flag", "Resolved", "Settings"]
+__all__ = ["AGENT_SOCKET", "DEFAULT_ENGINE", "DEFAULT_LIMITS", "DEFAULT_REFRESH_S", "NODE_ROOT", "Config", "Flag", "Resolved", "Settings"]
 
 NODE_ROOT = Path("/var/lib/modelcache")
+AGENT_SOCKET = Path("/run/modelcache/agent.sock")
 
 DEFAULT_LIMITS = Limits(max_bytes=None, high_watermark=0.90, low_watermark=DEFAULT_LOW_WATERMARK)
 """Of the whole file system, by anyone. kubelet evicts pods at 10 % free (nodefs.available) and collects images at 85 % used; on a node
@@ -79,6 +80,7 @@ class Config:
         gpu: of loads to GPUs.
         proxies: of the bulk transport.
         trust: what callers of a shared store are believed.
+        agent_socket: the node's agent, for the command line; None: no agent is asked.
     """
 
     root: Path
@@ -102,6 +104,7 @@ class Config:
     gpu: DeviceOptions = DEFAULT_OPTIONS
     proxies: Proxies = field(default_factory=Proxies)
     trust: Trust = DEFAULT_TRUST
+    agent_socket: Path | None = AGENT_SOCKET
 
     def __post_init__(self) -> None:
         low, high = self.limits.low_watermark, self.limits.high_watermark

@@ -61,6 +61,10 @@ def _path(text: str) -> Path:
     return Path(text)
 
 
+def _socket(text: str) -> Path | None:
+    return None if text == "none" else _path(text)
+
+
 def _endpoint(text: str) -> str | None:
     return S3Options(endpoint=text).endpoint
 
@@ -139,6 +143,7 @@ AGE = Scalar("a duration such as `10m`, or 0", _age, "seconds", _TIMES, example=
 FLAG = Scalar("true or false", _flag, types=(bool,), example="true")
 TEXT = Scalar("a text", str)
 SECRET = Scalar("a text", str, secret=True)
+SOCKET = Scalar("a path, or `none`", _socket, show=lambda value: "none" if value is None else str(value), example='"/path"')
 PATH = Scalar("a path", _path, show=_shown_path, example='"/path"')
 ENDPOINT = Scalar("a URL such as `https://host:9000`", _endpoint, example='"https://host:9000"')
 HUB_ENDPOINT = Scalar("a URL such as `https://host`", _hub_endpoint, example='"https://host"')

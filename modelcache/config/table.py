@@ -27,6 +27,7 @@ from modelcache.config.scalars import (
     RATE,
     SHARE,
     SIZE,
+    SOCKET,
     TEXT,
     TIMEOUT,
     choice,
@@ -241,6 +242,10 @@ SETTINGS: tuple[Setting, ...] = (
         "fsspec.storage", "fsspec.storage", STORAGE, (Variable("MODELCACHE_FSSPEC_<SCHEME>", storage_of_variables),),
         "arguments of fsspec's filesystem of a scheme (its `storage_options`); the variables, JSON, count in place of all of the file's",
         absent="none", example='[fsspec.storage.az]\naccount_name = "models"',
+    ),
+    setting(
+        "agent.socket", "agent_socket", SOCKET, "MODELCACHE_AGENT",
+        "the node's agent, which commands ask where they can ([cli.md](cli.md#the-agent)); `none`: straight to the store",
     ),
     setting(
         "permission.grant_ttl_s", "trust.grant_ttl_s", DURATION, "MODELCACHE_GRANT_TTL_S",

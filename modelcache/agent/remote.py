@@ -1,0 +1,127 @@
+"""The node's agent in place of a `ModelCache`, for the command line: the same calls, the same results."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from modelcache.abc.snapshot import Ref, Snapshot
+from modelcache.abc.store import Evicted, Lease, SnapshotInfo, Usage, VerifyReport
+from modelcache.agent.client import AgentClient
+from modelcache.digest import digits_of
+from modelcache.errors import AgentUnreachable, InvalidUri
+from modelcache.fetch.progress import Progress
+from modelcache.manifest import Manifest
+from modelcache.patience import Cancellation
+from modelcache.prewarm import DEFAULT_JOBS, ManyProgress, PrewarmReport
+from modelcache.refresh import Refresh
+from modelcache.uri import parse_uri
+
+GREETING_S = 5.0
+"""An agent that says nothing for so long is none: its brief status takes milliseconds."""
+
+
+class RemoteCache:
+    """What an agent keeps, under the names of `ModelCache`'s calls. A context manager.
+
+    Names and URIs are made whole here: a relative path means this process's directory. Each call raises what `ModelCache`'s would,
+    and AgentUnreachable and AgentDraining.
+    """
+
+    def __init__(self, socket: Path) -> None:
+        """Raises AgentUnreachable: nobody answers there."""
+        self.socket = socket
+        self.client = AgentClient(socket)
+        try:
+            self.greeting = self.client.status(brief=True, timeout_s=GREETING_S)
+        except BaseException:
+            self.client.close()
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.client.close()
+
+    @property
+    def root(self) -> Path:
+        """The directory of the agent's store."""
+        return self.greeting.root
+
+    def ensure(
+        self,
+        uri: str,
+        *,
+        refresh: Refresh = Refresh.AUTO,
+        progress: Callable[[Progress], None] | None = None,
+        cancel: Cancellation | None = None,
+    ) -> Snapshot:
+        return self.client.ensure(_whole(uri), refresh=refresh, progress=progress, cancel=cancel).snapshot
+
+    def prewarm(
+        self,
+        uris: Sequence[str],
+        *,
+        jobs: int = DEFAULT_JOBS,
+        refresh: Refresh = Refresh.AUTO,
+        pin_for: str | None = None,
+        progress: ManyProgress | None = None,
+        cancel: Cancellation | None = None,
+    ) -> PrewarmReport:
+        whole = [_whole_if_one(text) for text in uris]
+        return self.client.prewarm(whole, jobs=jobs, refresh=refresh, pin_for=pin_for, progress=progress, cancel=cancel)
+
+    def list(self) -> Sequence[SnapshotInfo]:
+        return self.client.list()
+
+    def find(self, name: str) -> SnapshotInfo:
+        return self.client.show(_named(name)).info
+
+    def manifest(self, name: str) -> Manifest:
+        return self.client.show(_named(name)).manifest
+
+    def refs(self, name: str) -> Sequence[Ref]:
+        return self.client.show(_named(name)).refs
+
+    def verified_at_s(self, name: str) -> float | None:
+        return self.client.show(_named(name)).verified_at_s
+
+    def usage(self) -> Usage:
+        usage = self.client.status().usage
+        if usage is None:
+            raise AgentUnreachable("the agent doesn't say where the room went", address=str(self.socket))
+        return usage
+
+    def verify(
+        self, name: str | None = None, *, progress: Callable[[int, int], None] | None = None, cancel: Cancellation | None = None
+    ) -> VerifyReport:
+        return self.client.verify(None if name is None else _named(name), progress=progress, cancel=cancel)
+
+    def pin(self, name: str, *, holder: str = "user") -> Lease:
+        return self.client.pin(_named(name), holder=holder)
+
+    def unpin(self, name: str, *, holder: str | None = None) -> int:
+        return self.client.unpin(_named(name), holder=holder)
+
+    def evict(self, name: str, *, dry_run: bool = False) -> Evicted:
+        return self.client.evict(_named(name), dry_run=dry_run)
+
+
+def _whole(text: str) -> str:
+    """A URI or path as it is understood anywhere; one that holds a secret can't be relative, and stays. Raises InvalidUri."""
+    uri, secrets = parse_uri(text)
+    return text if secrets else str(uri)
+
+
+def _whole_if_one(text: str) -> str:
+    try:
+        return _whole(text)
+    except InvalidUri:
+        return text  # the agent tells, as this one's outcome
+
+
+def _named(name: str) -> str:
+    return name if digits_of(name) is not None else _whole(name)

@@ -1,0 +1,113 @@
+"""Whether a command asks the node's agent, and why not."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING
+
+from modelcache.cli import lazy
+from modelcache.cli.output import Output
+from modelcache.errors import AgentUnreachable, BadConfig, ModelCacheError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from modelcache.agent.remote import RemoteCache
+    from modelcache.config import Resolved, Settings
+
+SOCKET, ROOT = "agent.socket", "store.root"
+CONNECT_S = 5.0
+NOT_OF_FETCHES = (SOCKET, ROOT, "gpu.")
+"""Settings that say nothing about how models are fetched; beginnings of keys."""
+CREDENTIALS = ("AWS_", "AZURE_", "CLOUDSDK_", "FSSPEC_", "GOOGLE_")
+"""Beginnings of variables that the SDKs of the origins read themselves."""
+
+
+def reached(settings: Settings, output: Output) -> RemoteCache | None:
+    """The agent that these settings name; None where the store is to be asked directly. The caller closes it.
+
+    The usual socket, which nobody named, is for those who may open it and mean the agent's store; all others go to the store.
+
+    Raises:
+        AgentUnreachable: nobody answers at a socket that was named.
+        BadConfig: the agent that was named keeps another store than the one that was named, or what it takes isn't installed.
+    """
+    place = _setting(settings, SOCKET)
+    if place.value is None:
+        return None
+    try:
+        _expect_listener(place.value)
+        return _of_this_root(lazy.remote_cache(place.value), settings)
+    except (AgentUnreachable, BadConfig) as error:
+        if is_named(place):
+            raise
+        if os.path.exists(place.value):
+            _remark(output, f"straight to the store: {error}")
+        return None
+
+
+def is_named(place: Resolved) -> bool:
+    """Whether somebody wrote down which agent is meant. A file that repeats the default, as docs/config.example.toml does, did not."""
+    return str(place.place) in ("flag", "environment") or (str(place.place) == "file" and place.value != place.default)
+
+
+def own_settings(settings: Settings, environ: Mapping[str, str]) -> list[str]:
+    """What says how this very command reaches origins or fills its store, by name: an agent has settings of its own.
+
+    The machine's file is the agent's, too.
+    """
+    return list(dict.fromkeys([*_given(settings), *(name for name in environ if name.startswith(CREDENTIALS) and environ[name])]))
+
+
+def _given(settings: Settings) -> Iterator[str]:
+    machines = lazy.machine_file()
+    for one in settings.values:
+        place = str(one.place)
+        if place == "default" or one.value == one.default or one.setting.key.startswith(NOT_OF_FETCHES):
+            continue
+        if place != "file":
+            yield one.name
+        elif one.file is not None and one.file.path != machines:
+            yield f"{one.setting.key} in {one.name}"
+
+
+def _setting(settings: Settings, key: str) -> Resolved:
+    return next(one for one in settings.values if one.setting.key == key)
+
+
+def _expect_listener(path: Path) -> None:
+    """Raises AgentUnreachable. Before grpc is imported, which takes longer than all of a command that needs no agent."""
+    try:
+        with socket.socket(socket.AF_UNIX) as probe:
+            probe.settimeout(CONNECT_S)
+            probe.connect(str(path))
+    except OSError as error:
+        raise AgentUnreachable(f"nobody answers at the agent's socket ({error.strerror or error})", address=str(path)) from None
+
+
+def _of_this_root(found: RemoteCache, settings: Settings) -> RemoteCache:
+    root, place = _setting(settings, ROOT), _setting(settings, SOCKET)
+    try:
+        if is_named(place) and str(root.place) == "default":
+            return found
+        if os.path.realpath(root.value) != os.path.realpath(found.root):
+            raise BadConfig(
+                f"the agent at `{found.socket}` keeps another store than `{root.value}`",
+                address=str(found.socket),
+                expected=str(root.value),
+                got=str(found.root),
+                hint="leave out which root, or say `--agent none`",
+            )
+        if found.greeting.draining and not is_named(place):
+            raise AgentUnreachable("the agent is ending", address=str(found.socket))
+    except ModelCacheError:
+        found.client.close()
+        raise
+    return found
+
+
+def _remark(output: Output, text: str) -> None:
+    if output.style.verbose:
+        output.note(text)
