@@ -15,7 +15,7 @@ from enum import IntEnum
 from types import TracebackType
 from typing import Self
 
-from modelcache.errors import GroupBroken, ModelCacheError, StoreFault
+from modelcache.errors import GroupBroken, StoreFault
 from modelcache.loader.files import TensorFile, Way
 from modelcache.loader.meeting import Seat
 from modelcache.loader.segment import Segment
@@ -91,7 +91,7 @@ class Exchange:
         self._taken = 0
         self._ways: dict[int, Way] = {}
         self._done: set[int] = set()
-        self._broken: Exception | None = None
+        self._broken: BaseException | None = None
         self._lost: int | None = None
         self._closing = False
         count = -(-READS // len(self._ranks))
@@ -166,6 +166,14 @@ class Exchange:
     # -- reading ------------------------------------------------------------------------------------------------------
 
     def _read_own(self) -> None:
+        try:
+            self._read_blocks()
+        except OSError as error:
+            self._break(StoreFault(f"a file of the checkpoint can't be read ({error.strerror})"))
+        except BaseException as error:  # whatever it was, ranks wait for these blocks
+            self._break(error)
+
+    def _read_blocks(self) -> None:
         file: tuple[int, TensorFile] | None = None
         try:
             while (number := self._next_own()) is not None:
@@ -180,10 +188,6 @@ class Exchange:
                 self._ways[number] = way
                 self._hear(self._rank, Word.READY, number)
                 self._say_all(Word.READY, number)
-        except OSError as error:
-            self._break(StoreFault(f"a file of the checkpoint can't be read ({error.strerror})"))
-        except (ModelCacheError, MemoryError) as error:
-            self._break(error)
         finally:
             if file is not None:
                 file[1].close()
@@ -202,7 +206,7 @@ class Exchange:
             self._taken_by.pop(before, None)
             return None if self._closing or self._broken is not None else number
 
-    def _break(self, error: Exception) -> None:
+    def _break(self, error: BaseException) -> None:
         with self._changed:
             if self._broken is None:
                 self._broken = error

@@ -208,20 +208,28 @@ def _has_left(caller: socket.socket) -> bool:
 def _seat_all(who: Arrival, callers: Mapping[int, socket.socket], terms: Terms) -> Seat:
     """Hand out links and memory."""
     message = json.dumps({"skipped": f"{sum(1 << number for number in terms.skipped):x}"}).encode()
-    with ExitStack() as ends:
+    with ExitStack() as kept, ExitStack() as handed:
         links: dict[int, dict[int, socket.socket]] = {rank: {} for rank in who.ranks}
         for one, other in itertools.combinations(who.ranks, 2):
-            links[one][other], links[other][one] = (ends.enter_context(each) for each in socket.socketpair())
+            for end, rank, to in zip(_pair(who), (one, other), (other, one), strict=True):
+                links[rank][to] = (kept if rank == who.rank else handed).enter_context(end)
         fd = create_segment(terms.slots)
-        ends.callback(os.close, fd)
+        kept.callback(os.close, fd)
         for rank, caller in callers.items():
             fds = [fd, *(links[rank][other].fileno() for other in sorted(links[rank]))]
             try:
                 socket.send_fds(caller, [message], fds)
             except OSError as error:
                 raise GroupBroken(f"rank {rank} left group `{who.group}` ({error.strerror})") from None
-        own = {other: link.dup() for other, link in links[who.rank].items()}
-        return Seat(own, os.dup(fd), terms.skipped)
+        kept.pop_all()
+        return Seat(links[who.rank], fd, terms.skipped)
+
+
+def _pair(who: Arrival) -> tuple[socket.socket, socket.socket]:
+    try:
+        return socket.socketpair()
+    except OSError as error:
+        raise GroupBroken(f"rank {who.rank} of group `{who.group}` can't link the others ({error.strerror})") from None
 
 
 def _refuse(callers: Iterable[socket.socket], error: BadShard | GroupBroken) -> None:

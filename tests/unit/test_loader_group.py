@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+import resource
 import socket
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import TypeVar
 
@@ -18,7 +19,7 @@ from modelcache.errors import BadShard, Cancelled, GroupBroken, ModelCacheError,
 from modelcache.loader.exchange import Block, Exchange
 from modelcache.loader.files import TensorFile, Way
 from modelcache.loader.group import NodeGroup
-from modelcache.loader.meeting import Arrival, Seat, Terms, meet
+from modelcache.loader.meeting import Arrival, Seat, Terms, _close_all, _seat_all, meet
 from modelcache.loader.memory import Memory
 from modelcache.loader.plan import BLOCK_BYTES
 from modelcache.loader.segment import Segment, create_segment
@@ -92,6 +93,23 @@ def leave(seat: Seat) -> None:
 
 def open_fds() -> int:
     return len(os.listdir("/proc/self/fd"))
+
+
+@contextmanager
+def few_descriptors(spare: int) -> Iterator[None]:
+    """Room for so many more open files than there are, all lower numbers taken."""
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    top = max(int(name) for name in os.listdir("/proc/self/fd"))
+    with ExitStack() as fillers, ExitStack() as room:
+        while fillers.enter_context(socket.socket()).fileno() < top:
+            pass
+        last = [room.enter_context(socket.socket()).fileno() for _ in range(spare + 1)][-1]
+        room.close()
+        resource.setrlimit(resource.RLIMIT_NOFILE, (last, limits[1]))
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, limits)
 
 
 # -- meeting ----------------------------------------------------------------------------------------------------------
@@ -196,6 +214,22 @@ def test_a_meeting_is_cancelled(rank: int) -> None:
     timer.join()
 
 
+@pytest.mark.parametrize("spare", range(12))
+def test_nothing_is_left_open_where_one_is_short_of_descriptors(spare: int) -> None:
+    """3 links, each with two ends, and the memory: 7 are enough."""
+    pairs = {rank: socket.socketpair() for rank in (1, 2)}
+    callers = {rank: pair[0] for rank, pair in pairs.items()}
+    before = open_fds()
+    try:
+        with few_descriptors(spare), pytest.raises((GroupBroken, MemoryError)) if spare < 7 else nullcontext():
+            leave(_seat_all(arrival(0, 3), callers, Terms(1, frozenset())))
+        assert open_fds() == before
+    finally:
+        _close_all(callers)
+        for _, other in pairs.values():
+            other.close()
+
+
 @pytest.mark.parametrize(
     ("make", "said"),
     [
@@ -280,6 +314,25 @@ def test_a_disk_that_fails_one_rank_ends_all() -> None:
     assert isinstance(errors[1], StoreFault)
     assert "Input/output error" in str(errors[1])
     assert all(isinstance(errors[rank], GroupBroken) and "ended before its load did" in str(errors[rank]) for rank in (0, 2))
+
+
+def test_whatever_ends_one_that_reads_ends_all() -> None:
+    """Not only what files and disks fail with."""
+    joined = seats(2, 2)
+
+    def open_file(number: int) -> TensorFile:
+        raise ValueError("an error that nobody thought of")
+
+    def run(rank: int) -> object:
+        opened = (lambda number: CountedFile(Counter())) if rank else open_file
+        with Exchange(joined[rank], rank, blocks_of(20), opened, WAIT_S) as exchange:
+            return take_all(exchange, 20, Cancellation())
+
+    with each(2, run) as found:
+        first, second = (each.exception() for each in found)
+    assert isinstance(first, ValueError), first
+    assert isinstance(second, GroupBroken), second
+    assert "rank 0 of the group ended" in str(second)
 
 
 def test_one_that_leaves_ends_the_others() -> None:
