@@ -36,10 +36,9 @@ from modelcache.prewarm import Lookup, Prewarming
 from modelcache.refresh import Refresh as Refresh
 from modelcache.registry import Registry, own_refs
 from modelcache.single_files import SingleFiles
-from modelcache.sources.archive import is_archive_name
 from modelcache.sources.throttled import Allowances
 from modelcache.store.store import LocalStore
-from modelcache.unpack import Unpacking
+from modelcache.unpack import Unpacking, files_at
 from modelcache.upkeep.repair import OpenSource
 from modelcache.upkeep.upkeeping import Upkeeping
 from modelcache.uri import StorageUri, UriSecrets, parse_uri
@@ -199,9 +198,12 @@ class ModelCache(Upkeeping, Prewarming, Carrying, SingleFiles, Leasing):
         with self._places(asked, None, again=False) as places:
             if refresh is Refresh.NEVER or first_hit(places, lambda place: self._hit(place, refresh)) is not None:
                 return None
-            if asked[0].unpack and is_archive_name(asked[0].path):
-                return None  # what an archive takes is known when it is here
-            return in_turn(places, lambda place: (place.source.list(asked[0], cancel), self._store.ref(place.key)))
+
+            def look(place: Admission) -> Lookup | None:
+                found = files_at(place.source, asked[0], cancel)
+                return None if found is None else (found, self._store.ref(place.key))
+
+            return in_turn(places, look)
 
     def _bring_ahead(self, uri: str, refresh: Refresh, look: ProgressCallback, cancel: Cancellation) -> Snapshot:
         return self.ensure(uri, refresh=refresh, priority=Priority.PREWARM, progress=look, cancel=cancel)

@@ -20,12 +20,24 @@ from modelcache.fetch.progress import Progress
 from modelcache.manifest import Manifest
 from modelcache.patience import Cancellation
 from modelcache.permission import Admission
-from modelcache.sources.archive import MEMBER, ArchiveLimits, ArchiveSource
+from modelcache.sources.archive import MEMBER, ArchiveLimits, ArchiveSource, look_for_archive
 from modelcache.stated import pinned
 from modelcache.uri import StorageUri
 
 KEPT_AS_FILES = ("hf", "modelscope")
 """Schemes whose archives KServe does not unpack."""
+
+
+def files_at(source: Source, uri: StorageUri, cancel: Cancellation) -> Listing | None:
+    """What a snapshot of this place would have; None: it is an archive, and what that has is known when it is here. As `Source.list`."""
+    if _kept_as_files(uri):
+        return source.list(uri, cancel)
+    found, is_archive = look_for_archive(source, uri, cancel)
+    return None if is_archive else found
+
+
+def _kept_as_files(uri: StorageUri) -> bool:
+    return uri.scheme in KEPT_AS_FILES or not uri.unpack
 
 
 class Unpacking:
@@ -53,7 +65,7 @@ class Unpacking:
         self._started_s = time.monotonic()
         self._shelf = _Shelf(store, engine, admission, uri, priority)
         source = ArchiveSource(admission.source, self._shelf.bring, self._shelf.remembered, limits)
-        members: Admission = admission if uri.scheme in KEPT_AS_FILES or not uri.unpack else MembersAdmission(admission, source)
+        members: Admission = admission if _kept_as_files(uri) else MembersAdmission(admission, source)
         self._ensure = Ensure(store, engine, members.source, uri, priority=priority, route=route, admission=members, tell=tell)
 
     def hurry(self, priority: Priority) -> None:

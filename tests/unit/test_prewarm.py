@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from modelcache import ModelCache
+from modelcache import Config, ModelCache
 from modelcache.abc.snapshot import Snapshot
 from modelcache.abc.source import Listing, Origin, RemoteFile
 from modelcache.abc.store import Limits
@@ -19,9 +19,11 @@ from modelcache.fetch.progress import Phase, Progress
 from modelcache.patience import Cancellation
 from modelcache.prewarm import Asking, Lookup, Prewarm, PrewarmReport, read_list
 from modelcache.store.store import LocalStore
+from modelcache.testing.memory_source import MemorySource
 from modelcache.testing.store_filling import content, digest_of, fill, manifest_of
 from modelcache.testing.store_fixtures import NO_LIMITS
 from modelcache.units import MIB
+from modelcache.unpack import files_at
 from modelcache.uri import parse_uri
 
 Look = Callable[[Progress], None]
@@ -116,6 +118,37 @@ def test_room_is_for_all_together_and_each_content_once(tmp_path: Path) -> None:
         origins.prewarm(one, two, three)
     assert raised.value.needed_bytes == 23 * MIB
     assert origins.brought == []
+
+
+@pytest.mark.parametrize(
+    ("uri", "paths", "is_archive"),
+    [
+        ("hf://o/m.zip", ["m.zip", "w"], False),
+        ("hf://o/m.zip", ["m.zip"], False),
+        ("s3://b/m.zip", ["a.zip", "w"], False),
+        ("s3://b/m.zip", ["m.zip"], True),
+        ("s3://b/m.zip#include=w*", ["m.zip"], True),
+        ("s3://b/folder", ["m.tgz"], True),
+        ("s3://b/m.zip#unpack=false", ["m.zip"], False),
+    ],
+)
+def test_only_an_archive_has_files_that_nobody_knows(uri: str, paths: list[str], is_archive: bool) -> None:
+    """Whatever the place is called: it is the scheme and what is there that tell."""
+    found = files_at(MemorySource(dict.fromkeys(paths, b"data")), parse_uri(uri)[0], Cancellation())
+    assert (None if is_archive else paths) == (found and [file.path for file in found.files])
+
+
+def test_room_is_for_a_directory_that_is_called_an_archive_too(tmp_path: Path) -> None:
+    model = tmp_path / "m.zip"
+    model.mkdir()
+    for name in "ab":
+        (model / name).write_bytes(content(3 * MIB, seed=ord(name)))
+    limits = Limits(max_bytes=5 * MIB, high_watermark=1.0, low_watermark=1.0)
+    with (
+        ModelCache(tmp_path / "root", config=Config(tmp_path, limits=limits)) as cache,
+        pytest.raises(NoSpace, match="what is missing of these"),
+    ):
+        cache.prewarm([str(model)])
 
 
 def test_where_the_origin_can_t_be_asked_an_older_version_decides(store: LocalStore) -> None:

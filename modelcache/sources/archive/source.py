@@ -98,9 +98,9 @@ class ArchiveSource:
             BadArchive: it can't be read as an archive, or passes a limit.
             What `bring` raises.
         """
-        found = self._place(uri, cancel)
-        if len(found.files) != 1 or not is_archive_name(found.files[0].path):
-            return self._passed_on(found if found.uri == uri else self._source.list(uri, cancel))
+        found, is_archive = look_for_archive(self._source, uri, cancel)
+        if not is_archive:
+            return self._passed_on(found)
         revision = f"unpacked-{fingerprint(found.files).removeprefix('listing-')}"
         named = bool(found.files[0].validator)
         files = self._remembered(revision, replace(found, uri=plain(uri)), cancel) if named else None
@@ -149,15 +149,6 @@ class ArchiveSource:
         if entry is None:
             raise SourceChanged("this version of the archive is not at hand", address=file.locator)
         return entry
-
-    def _place(self, uri: StorageUri, cancel: Cancellation) -> Listing:
-        """What is there, patterns aside if they select members."""
-        if not is_archive_name(uri.path):
-            return self._source.list(uri, cancel)
-        try:
-            return self._source.list(plain(uri), cancel)
-        except UnsafePath:  # a directory with this name and a file that the patterns may leave out
-            return self._source.list(uri, cancel)
 
     def _listed(self, uri: StorageUri, found: Listing, revision: str, cancel: Cancellation) -> tuple[RemoteFile, ...]:
         with self._lock:
@@ -228,6 +219,21 @@ class MemberBody:
             return
         if stream.read(1) or stream.input_left_bytes:
             raise BadArchive(f"{self._file.path!a} goes on behind its size", address=self._file.locator)
+
+
+def look_for_archive(source: Source, uri: StorageUri, cancel: Cancellation) -> tuple[Listing, bool]:
+    """What a source lists, and whether it is one archive: then that alone, patterns aside if they select members."""
+    named = is_archive_name(uri.path)
+    try:
+        found = source.list(plain(uri) if named else uri, cancel)
+    except UnsafePath:  # a directory with this name and a file that the patterns may leave out
+        if not named:
+            raise
+        named = False
+        found = source.list(uri, cancel)
+    if len(found.files) == 1 and is_archive_name(found.files[0].path):
+        return found, True
+    return source.list(uri, cancel) if named and plain(uri) != uri else found, False
 
 
 def plain(uri: StorageUri) -> StorageUri:
