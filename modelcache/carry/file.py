@@ -9,7 +9,7 @@ import secrets
 import select
 import stat
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -52,12 +52,12 @@ def written(place: Place, size_bytes: int, cancel: Cancellation) -> Iterator[Wri
         yield _stream_writer(place, cancel)
         return
     path = Path(os.path.realpath(place))
-    with _faults(str(place), size_bytes):
+    with _faults(str(place)):
         special = path.exists() and not path.is_file()
         if special and path.is_dir():
             raise FileFault("an export can't be written to a directory", address=str(place), hint="name a file in it")
     if special:
-        with _faults(str(place), size_bytes), path.open("wb", buffering=0) as stream:
+        with _faults(str(place)), path.open("wb", buffering=0) as stream, _filling(str(place), size_bytes, stream.fileno()):
             yield _stream_writer(stream, cancel)
         return
     with _emerging(path, str(place), size_bytes) as fd:
@@ -67,13 +67,15 @@ def written(place: Place, size_bytes: int, cancel: Cancellation) -> Iterator[Wri
 @contextmanager
 def _emerging(path: Path, address: str, size_bytes: int) -> Iterator[int]:
     temporary = path.with_name(f".{path.name[:200]}.{secrets.token_hex(4)}.part")
-    with _faults(address, size_bytes):
+    with _faults(address):
         _check_room(path.parent, address, size_bytes)
-        fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        with _filling(address, size_bytes):
+            fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
             try:
-                yield fd
-                os.fsync(fd)
+                with _filling(address, size_bytes, fd):
+                    yield fd
+                    os.fsync(fd)
             finally:
                 os.close(fd)
             temporary.replace(path)
@@ -91,14 +93,14 @@ def _check_room(directory: Path, address: str, size_bytes: int) -> None:
     found = os.statvfs(directory)
     free_bytes = found.f_bavail * found.f_frsize
     if free_bytes < size_bytes:
-        raise _no_space(address, size_bytes, free_bytes)
+        raise _no_space(f"{format_bytes(free_bytes)} are free where it is to be written", address, size_bytes, free_bytes)
 
 
-def _no_space(address: str, size_bytes: int, free_bytes: int) -> NoSpace:
+def _no_space(why: str, address: str, size_bytes: int, room_bytes: int) -> NoSpace:
     return NoSpace(
-        f"the export takes {format_bytes(size_bytes)}, and {format_bytes(free_bytes)} are free where it is to be written",
+        f"the export takes {format_bytes(size_bytes)}, and {why}",
         needed_bytes=size_bytes,
-        available_bytes=free_bytes,
+        available_bytes=room_bytes,
         evictable_bytes=0,
         held_bytes=0,
         address=address,
@@ -107,15 +109,29 @@ def _no_space(address: str, size_bytes: int, free_bytes: int) -> NoSpace:
 
 
 @contextmanager
-def _faults(address: str, size_bytes: int) -> Iterator[None]:
+def _filling(address: str, size_bytes: int, fd: int | None = None) -> Iterator[None]:
+    """That there was no more room, with the bytes that there was room for: statvfs(3) knows nothing of what quotas leave."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        room_bytes = 0
+        with suppress(OSError):  # what has no position
+            room_bytes = 0 if fd is None else os.lseek(fd, 0, os.SEEK_CUR)
+        raise _no_space(
+            f"after {format_bytes(room_bytes)} there was no room ({error.strerror})", address, size_bytes, room_bytes
+        ) from error
+
+
+@contextmanager
+def _faults(address: str) -> Iterator[None]:
     """An OSError of the block as an error of ours; that nobody reads a pipe is the caller's to know."""
     try:
         yield
     except BrokenPipeError:
         raise
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise _no_space(address, size_bytes, 0) from error
         raise FileFault(f"the file can't be used ({error.strerror or error})", address=address) from error
 
 
@@ -166,7 +182,7 @@ def opened(place: Place, cancel: Cancellation) -> Iterator[ReadInto]:
     if not isinstance(place, (str, Path)):
         yield _stream_reader(place, address_of(place), cancel)
         return
-    with _faults(str(place), 0):
+    with _faults(str(place)):
         stream = open(place, "rb", buffering=0)  # noqa: SIM115  closed below; its own errors are told apart from the block's
     with stream:
         yield _stream_reader(stream, str(place), cancel)
@@ -180,7 +196,7 @@ def _stream_reader(stream: BinaryIO, address: str, cancel: Cancellation) -> Read
 
     def readinto(buffer: memoryview) -> int:
         cancel.check()
-        with _faults(address, 0):
+        with _faults(address):
             while poll is not None and not poll.poll(LOOK_MS):
                 cancel.check()
             if read is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import threading
@@ -16,7 +17,7 @@ from modelcache.carry.holding import held_all
 from modelcache.carry.importing import ImportReport
 from modelcache.chunks import CHUNK_BYTES
 from modelcache.digest import Digest
-from modelcache.errors import Cancelled, DamagedBlob, InUse
+from modelcache.errors import Cancelled, DamagedBlob, InUse, NoSpace
 from modelcache.patience import Cancellation
 from modelcache.store.store import LocalStore
 from modelcache.testing.audit import Moment, audit
@@ -61,6 +62,36 @@ def test_a_cancelled_export_leaves_the_file_that_was_there(origin: LocalStore, t
     carried_out(origin, place)
     assert list(shown(place.parent)) == ["f.tar"]
     assert place.stat().st_mode & 0o777 == 0o600
+
+
+@pytest.mark.parametrize("number", [errno.EDQUOT, errno.ENOSPC])
+def test_a_disk_that_has_less_room_than_it_says_is_told_with_what_it_had(
+    origin: LocalStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    """Of a quota, and of blocks that are kept for root, statvfs(3) says nothing."""
+    left = [100_000]
+    write = os.write
+
+    def limited(fd: int, data: memoryview) -> int:
+        if left[0] == 0:
+            raise OSError(number, os.strerror(number))
+        count = write(fd, data[: left[0]])
+        left[0] -= count
+        return count
+
+    monkeypatch.setattr(os, "write", limited)
+    with pytest.raises(NoSpace) as raised:
+        carried_out(origin, tmp_path / "f.tar")
+    monkeypatch.undo()
+
+    assert raised.value.needed_bytes > raised.value.available_bytes == 100_000
+    assert f"after 97.7 KiB there was no room ({os.strerror(number)})" in str(raised.value)
+    assert not list(tmp_path.glob("*.part")) + list(tmp_path.glob("f.tar"))
+
+
+def test_a_device_without_room_is_told(origin: LocalStore) -> None:
+    with pytest.raises(NoSpace, match=r"after 0 B there was no room \(No space left on device\)"):
+        carried_out(origin, Path("/dev/full"))
 
 
 def test_damage_is_not_exported(origin: LocalStore, tmp_path: Path) -> None:
