@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from modelcache import chunks
 from modelcache.abc.ingest import IncomingFile
 from modelcache.digest import Digest
-from modelcache.errors import SourceChanged
+from modelcache.errors import Cancelled, SourceChanged
 from modelcache.fetch.begun import Begun
 from modelcache.loader.memory import Memory
 from modelcache.patience import Cancellation
@@ -182,13 +182,12 @@ class Passing:
 
     def wait_complete(self, cancel: Cancellation) -> None:
         """Wait until the file is verified. Raises Cancelled: by `cancel`, or because the fetch ended without it."""
-        whole = ByteRange(0, self.incoming.size_bytes)
-        self.want(whole)
+        self.want(ByteRange(0, self.incoming.size_bytes))
         with cancel.on_cancel(self._wake), self._changed:
             while self.incoming.sha256 is None:
                 cancel.check()
-                if self.begun.fetch.ended:
-                    self.incoming.wait(whole, 0.0, cancel)
+                if self.begun.fetch.ended and self.incoming.sha256 is None:  # all of it may be here, and wrong
+                    raise Cancelled(f"the fetch of `{self.incoming.path}` ended before it was verified")
                 self._changed.wait(LOOK_S)
 
     def _place_of(self, block: ByteRange, into: memoryview) -> _Place:

@@ -19,6 +19,7 @@ from safetensors.torch import save
 
 import modelcache
 from modelcache.abc.source import Source
+from modelcache.arriving import opening
 from modelcache.config import Config
 from modelcache.errors import BadCheckpoint, Cancelled, DigestMismatch, NoSpace, NotFound, OriginUnreachable, SourceChanged
 from modelcache.loader.report import LoadReport
@@ -191,6 +192,18 @@ def test_tensors_of_bytes_that_stay_wrong_are_handed_out_and_the_call_fails(tmp_
         assert cache.list() == []
 
 
+def test_verified_only_hands_out_nothing_of_a_file_that_is_wrong(tmp_path: Path) -> None:
+    """Its last byte: tensors before that one could have been handed out for long."""
+    files = shards_of(A, B)
+    source = MemorySource(files, state=state_sha256)
+    source.spoil(TWO, len(files[TWO]) - 1, times=None)
+    got: list[str] = []
+    with cache_of(tmp_path / "root", source) as cache, patch.object(opening, "ARRIVING_EXTENT_BYTES", CHUNK):
+        with pytest.raises(DigestMismatch, match="does not match its digest"):
+            got.extend(name for name, _ in modelcache.stream(URI, cache=cache, verified_only=True))
+        assert set(got) <= set(A)
+
+
 def test_a_tensor_of_the_pass_that_was_wrong_is_told_of_when_the_second_pass_was_right(tmp_path: Path) -> None:
     files = shards_of(A, B)
     source = MemorySource(files, state=state_sha256)
@@ -198,7 +211,7 @@ def test_a_tensor_of_the_pass_that_was_wrong_is_told_of_when_the_second_pass_was
     gate = source.gate(ONE, len(files[ONE]) - 1)
     with cache_of(tmp_path / "root", source) as cache:
         tensors = modelcache.stream(URI, cache=cache)
-        with patch.object(modelcache.arriving.opening, "ARRIVING_EXTENT_BYTES", CHUNK):
+        with patch.object(opening, "ARRIVING_EXTENT_BYTES", CHUNK):
             name, tensor = next(tensors)
         assert raw(tensor) != raw(A[name])
         gate.open()
