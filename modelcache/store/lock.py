@@ -7,7 +7,7 @@ import os
 import random
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 
 from modelcache.errors import StoreBusy
@@ -32,37 +32,21 @@ class StoreLock:
         self._timeout_s = timeout_s
         self._room_timeout_s = room_timeout_s
 
-    @contextmanager
-    def shared(self) -> Iterator[None]:
+    def shared(self) -> AbstractContextManager[None]:
         """Hold the store lock with other linkers and publishers. Raises StoreBusy."""
-        with self._store_lock(fcntl.LOCK_SH):
-            yield
+        return self._store_lock(fcntl.LOCK_SH)
 
-    @contextmanager
-    def exclusive(self) -> Iterator[None]:
+    def exclusive(self) -> AbstractContextManager[None]:
         """Hold the store lock alone. Raises StoreBusy."""
-        with self._store_lock(fcntl.LOCK_EX):
-            yield
+        return self._store_lock(fcntl.LOCK_EX)
 
-    @contextmanager
-    def room(self) -> Iterator[None]:
+    def room(self) -> AbstractContextManager[None]:
         """Be the only one who reserves. Raises StoreBusy."""
-        with _held(self._layout.room_lock, fcntl.LOCK_EX, Deadline.after(self._room_timeout_s)):
-            yield
+        return _held(self._layout.room_lock, fcntl.LOCK_EX, Deadline.after(self._room_timeout_s))
 
-    @contextmanager
-    def _store_lock(self, operation: int) -> Iterator[None]:
+    def _store_lock(self, operation: int) -> AbstractContextManager[None]:
         deadline = Deadline.after(self._timeout_s)
-        fd = os.open(self._layout.lock, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            with _held(self._layout.turnstile, fcntl.LOCK_EX, deadline):
-                _acquire(fd, operation, deadline, self._layout.lock)
-            try:
-                yield
-            finally:
-                release(fd)
-        finally:
-            os.close(fd)
+        return _held(self._layout.lock, operation, deadline, turn=_held(self._layout.turnstile, fcntl.LOCK_EX, deadline))
 
 
 def try_lock(fd: int, operation: int = fcntl.LOCK_EX) -> bool:
@@ -80,10 +64,12 @@ def release(fd: int) -> None:
 
 
 @contextmanager
-def _held(path: Path, operation: int, deadline: Deadline) -> Iterator[None]:
+def _held(path: Path, operation: int, deadline: Deadline, *, turn: AbstractContextManager[None] | None = None) -> Iterator[None]:
+    """The flock of a file; `turn` is kept while it is waited for."""
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        _acquire(fd, operation, deadline, path)
+        with turn or nullcontext():
+            _acquire(fd, operation, deadline, path)
         try:
             yield
         finally:
