@@ -10,7 +10,8 @@ import threading
 from collections.abc import Sequence
 from pathlib import Path
 
-from daemonset.server import Agent, Sockets
+from daemonset.server import Agent, Sockets, Volumes
+from daemonset.volumes import GRACE_S as VOLUME_GRACE_S
 from modelcache.config import AGENT_SOCKET, Config
 from modelcache.errors import ModelCacheError
 
@@ -28,7 +29,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         flags = {} if options.root is None else {"root": options.root}
         config = Config.load(file=options.config, **flags)
-        with Agent(config, Sockets(options.socket, options.driver_socket), grace_s=options.grace, http=options.http):
+        sockets, volumes = Sockets(options.socket, options.driver_socket), Volumes(options.pods_dir, options.volume_grace)
+        with Agent(config, sockets, grace_s=options.grace, http=options.http, volumes=volumes):
             logging.getLogger("daemonset").info("serving %s at %s", config.root, options.socket)
             ending.wait()
     except ModelCacheError as error:
@@ -45,6 +47,14 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--driver-socket", type=Path, help="the CSI driver's; default: none")
     parser.add_argument("--http", type=_address, metavar="ADDRESS:PORT", help="for /healthz, /readyz and /metrics; default: none")
     parser.add_argument("--grace", type=float, default=GRACE_S, metavar="SECONDS", help="to end what is under way; default: %(default)s")
+    parser.add_argument("--pods-dir", type=Path, help="kubelet's directory of pods, such as /var/lib/kubelet/pods; default: no kubelet")
+    parser.add_argument(
+        "--volume-grace",
+        type=float,
+        default=VOLUME_GRACE_S,
+        metavar="SECONDS",
+        help="from a volume's lease to its mount; default: %(default)s",
+    )
     return parser
 
 

@@ -18,8 +18,10 @@ from grpc_reflection.v1alpha import reflection
 from daemonset import sockets
 from daemonset.calls import Calls
 from daemonset.metrics import Metrics
+from daemonset.mounts import Mounts
 from daemonset.ownership import owned
 from daemonset.service import Access, AgentService
+from daemonset.volumes import GRACE_S, VolumeKeeper
 from daemonset.web import Web
 from modelcache.agent.v1 import agent_pb2
 from modelcache.agent.v1.agent_pb2_grpc import add_AgentServicer_to_server
@@ -41,10 +43,25 @@ class Sockets:
     driver: Path | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Volumes:
+    """How leases of volumes are kept.
+
+    Attributes:
+        pods: kubelet's directory of pods; None: there is no kubelet.
+        grace_s: how long a lease is kept that has neither a mount nor a target directory.
+    """
+
+    pods: Path | None = None
+    grace_s: float = GRACE_S
+
+
 class Agent:
     """A running agent. A context manager: it serves from its beginning to its end."""
 
-    def __init__(self, config: Config, sockets: Sockets, *, grace_s: float, http: tuple[str, int] | None = None) -> None:
+    def __init__(
+        self, config: Config, sockets: Sockets, *, grace_s: float, http: tuple[str, int] | None = None, volumes: Volumes | None = None
+    ) -> None:
         """
         Args:
             http: address and port of health and metrics; None: they are not served.
@@ -54,6 +71,7 @@ class Agent:
         self._sockets = sockets
         self._grace_s = grace_s
         self._http = http
+        self._volumes = volumes or Volumes()
         self._calls = Calls()
         self._stack = ExitStack()
         self._health = health.HealthServicer()
@@ -63,8 +81,10 @@ class Agent:
     def __enter__(self) -> Self:
         """Raises StoreError: the store can't be used, or has an agent; BadConfig."""
         with ExitStack() as stack:
-            cache = stack.enter_context(ModelCache(config=self._config))
+            mounts = Mounts(self._config.root, self._volumes.pods)
+            cache = stack.enter_context(ModelCache(config=self._config, elsewhere=mounts.held))
             stack.enter_context(owned(self._config.root))
+            stack.enter_context(VolumeKeeper(cache, mounts, grace_s=self._volumes.grace_s))
             metrics = Metrics(cache)
             for path, access in self._accesses():
                 self._servers.append(self._serve(path, AgentService(cache, self._calls, access, metrics)))

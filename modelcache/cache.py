@@ -37,6 +37,7 @@ from modelcache.refresh import Refresh as Refresh
 from modelcache.registry import Registry, own_refs
 from modelcache.single_files import SingleFiles
 from modelcache.sources.throttled import Allowances
+from modelcache.store.leases import HeldElsewhere
 from modelcache.store.store import LocalStore
 from modelcache.unpack import Unpacking, files_at
 from modelcache.upkeep.repair import OpenSource
@@ -72,13 +73,16 @@ class ModelCache(Upkeeping, Prewarming, Carrying, SingleFiles, Leasing):
     a `ModelCacheError`. Callers that ask for one model at the same time share one fetch.
     """
 
-    def __init__(self, root: str | Path | None = None, *, config: Config | None = None, create: bool | None = None) -> None:
+    def __init__(
+        self, root: str | Path | None = None, *, config: Config | None = None, create: bool | None = None, elsewhere: HeldElsewhere = tuple
+    ) -> None:
         """Open the store, creating it if the directory is new.
 
         Args:
             root: the store's directory; wins over `config.root`.
             create: False: a store that is not there is an error, not made; wins over `config.create`.
             config: settings; by default from the environment (`docs/operations.md`).
+            elsewhere: holds that no lease tells of, such as mounts; raises DamagedRecord: they can't be told, so nothing is evicted.
 
         Raises:
             StoreError: the directory can't be used; the error says why.
@@ -86,12 +90,8 @@ class ModelCache(Upkeeping, Prewarming, Carrying, SingleFiles, Leasing):
         """
         self.config = config or Config.load()
         self.root = Path(root) if root is not None else self.config.root
-        store = LocalStore(
-            self.root,
-            self.config.limits,
-            create=self.config.create if create is None else create,
-            allow_fuse=self.config.allow_fuse,
-        )
+        create = self.config.create if create is None else create
+        store = LocalStore(self.root, self.config.limits, create=create, allow_fuse=self.config.allow_fuse, elsewhere=elsewhere)
         self._store: Upkeep = store
         self._permission = Permission(store.grants, self.config)
         self._engine = FetchEngine(self.config.engine)

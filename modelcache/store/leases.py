@@ -6,7 +6,7 @@ import fcntl
 import os
 import re
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import NoneType
@@ -21,6 +21,8 @@ from modelcache.store.lock import release, try_lock
 from modelcache.store.records import field
 from modelcache.store.root import Root
 
+HeldElsewhere = Callable[[], Sequence[Lease]]
+"""Holds that no lease of the store tells of, such as mounts. Raises DamagedRecord: they can't be told, so nothing is removed."""
 _ID = re.compile(r"[a-z]+-[0-9a-f]{32}")
 
 
@@ -42,9 +44,10 @@ class ProcessHold:
 class Leases:
     """The leases of a store. Writing is done under the shared store lock, `sweep` under the exclusive one."""
 
-    def __init__(self, root: Root) -> None:
+    def __init__(self, root: Root, elsewhere: HeldElsewhere = tuple) -> None:
         self._root = root
         self._layout = root.layout
+        self._elsewhere = elsewhere
 
     # -- looking --------------------------------------------------------------------------------------------------
 
@@ -53,12 +56,13 @@ class Leases:
         return self._living()[0]
 
     def deciding(self) -> list[Lease]:
-        """Leases in force.
+        """Leases in force, and what is held elsewhere.
 
         Raises:
             DamagedRecord: one can't be read, so nobody knows what it holds, and nothing may be removed.
         """
         found, damaged = self._living()
+        found += self._elsewhere()
         if damaged:
             raise DamagedRecord(
                 f"a lease can't be read, so nothing is removed ({damaged[0].message})",
@@ -66,6 +70,14 @@ class Leases:
                 hint="if nothing uses the store, remove this file",
             ) from damaged[0]
         return found
+
+    def holding(self) -> tuple[list[Lease], DamagedRecord | None]:
+        """As `deciding`, of what can be read, and why that may not be all."""
+        found, damaged = self._living()
+        try:
+            return [*found, *self._elsewhere()], damaged[0] if damaged else None
+        except DamagedRecord as error:
+            return found, error
 
     def damaged(self) -> list[DamagedRecord]:
         return self._living()[1]

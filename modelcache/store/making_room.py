@@ -134,8 +134,8 @@ class MakingRoom:
 
     def _no_space(self, need_bytes: int, room: Room, evictable_bytes: int, held_bytes: int) -> NoSpace:
         available = max(0, room.available_bytes)
-        damaged = self._parts.leases.damaged()
-        why = f"; a lease can't be read, so nothing may be removed: `{damaged[0].address}`" if damaged else ""
+        _, unclear = self._parts.leases.holding()
+        why = f"; who holds what can't be told, so nothing may be removed: `{unclear.address}`" if unclear else ""
         return NoSpace(
             f"{format_bytes(need_bytes)} are needed, {format_bytes(available)} are available, {format_bytes(evictable_bytes)} could be"
             f" freed and {format_bytes(held_bytes)} are held{why}",

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from modelcache.store.blobs import Blobs
 from modelcache.store.grants import LocalGrants
-from modelcache.store.leases import Leases
+from modelcache.store.leases import HeldElsewhere, Leases
 from modelcache.store.refs import Refs
 from modelcache.store.root import Root
 from modelcache.store.snapshots import Snapshots
@@ -26,6 +26,7 @@ class Parts:
     grants: LocalGrants
 
     @classmethod
-    def of(cls, root: Root) -> Parts:
+    def of(cls, root: Root, elsewhere: HeldElsewhere = tuple) -> Parts:
         trash = Trash(root.layout)
-        return cls(root, trash, Blobs(root, trash), Snapshots(root, trash), Refs(root), Leases(root), Verified(root), LocalGrants(root))
+        snapshots, leases = Snapshots(root, trash), Leases(root, elsewhere)
+        return cls(root, trash, Blobs(root, trash), snapshots, Refs(root), leases, Verified(root), LocalGrants(root))

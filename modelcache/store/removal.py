@@ -62,9 +62,8 @@ class Removal:
     def withdraw_damaged(self, digests: Iterable[Digest]) -> tuple[list[Digest], list[Digest]]:
         """Take snapshots out of service but keep their refs; those withdrawn, and those that are held. Under the exclusive lock."""
         shown = [digest for digest in digests if self._parts.snapshots.find(digest) is not None]
-        held = {lease.manifest for lease in self._parts.leases.living()}
-        if self._parts.leases.damaged():
-            held = set(shown)
+        leases, unclear = self._parts.leases.holding()
+        held = set(shown) if unclear else {lease.manifest for lease in leases}
         withdrawn = [digest for digest in shown if digest not in held]
         self._parts.snapshots.withdraw(withdrawn)
         return withdrawn, [digest for digest in shown if digest in held]
@@ -121,8 +120,9 @@ class Removal:
                     if name.startswith(TEMP_PREFIX):
                         records.remove(directory / name)
             self._parts.leases.sweep(self._parts.snapshots.traces)
-            if not self._parts.leases.damaged():
-                held = {lease.manifest for lease in self._parts.leases.living()}
+            leases, unclear = self._parts.leases.holding()
+            if not unclear:
+                held = {lease.manifest for lease in leases}
                 self._parts.snapshots.withdraw(digest for digest in self._parts.snapshots.incomplete() if digest not in held)
             self._parts.snapshots.seal(unsealed)
             self._sweep_refs()

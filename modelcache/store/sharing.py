@@ -105,8 +105,8 @@ class Sharing:
 
     def _held(self) -> set[str]:
         """Blobs of snapshots that somebody holds; of all of them if the leases can't be read."""
-        unclear = bool(self._parts.leases.damaged())
-        names = self._parts.snapshots.every() if unclear else {lease.manifest for lease in self._parts.leases.living()}
+        leases, unclear = self._parts.leases.holding()
+        names = self._parts.snapshots.every() if unclear else {lease.manifest for lease in leases}
         return {digits for name in names for digits in self._parts.snapshots.summary(name).names}
 
     def _equal(self, candidates: list[Candidate], number: int, passes: int) -> Iterator[tuple[Place, Place]]:

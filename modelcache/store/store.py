@@ -24,7 +24,7 @@ from modelcache.store.grants import LocalGrants
 from modelcache.store.ingest import LocalIngest
 from modelcache.store.intake import Intake
 from modelcache.store.inventory import Inventory, pinned
-from modelcache.store.leases import clean
+from modelcache.store.leases import HeldElsewhere, clean
 from modelcache.store.making_room import MakingRoom
 from modelcache.store.mending import Mending
 from modelcache.store.parts import Parts
@@ -46,6 +46,7 @@ class LocalStore:
         allow_fuse: bool = False,
         clock: Callable[[], float] = time.time,
         lock_timeout_s: float = LOCK_TIMEOUT_S,
+        elsewhere: HeldElsewhere = tuple,
     ) -> None:
         """Open the store at `root`, or make one there.
 
@@ -54,13 +55,14 @@ class LocalStore:
             allow_fuse: a FUSE file system there is this machine's alone: `modelcache.store.filesystem.check_place`.
             clock: Unix time in seconds.
             lock_timeout_s: how long to wait for the store lock.
+            elsewhere: holds that no lease here tells of; they keep snapshots from eviction, too.
 
         Raises:
             StoreLocation, StoreFormat, StoreOwner, StoreReadOnly, StoreFault: `modelcache.store.root.open_root`.
         """
         with disk_faults(str(root)):
             self._root = open_root(root, create=create, allow_fuse=allow_fuse, clock=clock, lock_timeout_s=lock_timeout_s)
-        self._parts = Parts.of(self._root)
+        self._parts = Parts.of(self._root, elsewhere)
         self._budget = Budget(self._parts, limits)
         self._removal = Removal(self._parts)
         self._making_room = MakingRoom(self._parts, self._budget, self._removal)
@@ -219,9 +221,9 @@ class LocalStore:
     @guarded
     def usage(self) -> Usage:
         inventory = Inventory.read(self._parts)
-        leases = self._parts.leases.living()
+        leases, unclear = self._parts.leases.holding()
         leased = {lease.manifest for lease in leases}
-        held = leased if not self._parts.leases.damaged() else inventory.digests
+        held = inventory.digests if unclear else leased
         totals = inventory.totals(leased=leased, pinned=pinned(leases), held=held)
         room = self._budget.room()
         return Usage(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,13 +40,25 @@ class RunningAgent:
 
 
 @contextmanager
-def agent(directory: Path, environ: Mapping[str, str] | None = None, *, root: Path | None = None) -> Iterator[RunningAgent]:
-    """An agent for the block, killed at its end. `directory`: short, for its sockets are below."""
+def agent(
+    directory: Path,
+    environ: Mapping[str, str] | None = None,
+    *,
+    root: Path | None = None,
+    options: Sequence[str] = (),
+    through: Sequence[str] = (),
+) -> Iterator[RunningAgent]:
+    """An agent for the block, killed at its end.
+
+    Args:
+        directory: short, for its sockets are below.
+        through: a command that becomes what follows it, such as one that enters a namespace.
+    """
     root = root or directory / "store"
     admin, driver = directory / "a.sock", directory / "d.sock"
     [port] = free_ports(1)
     sockets = ["--socket", str(admin), "--driver-socket", str(driver), "--http", f"{LOOPBACK}:{port}"]
-    command = [sys.executable, "-m", "daemonset", "--root", str(root), *sockets]
+    command = [*through, sys.executable, "-m", "daemonset", "--root", str(root), *sockets, *options]
     here = Path(__file__).parents[2]
 
     def launch() -> OwnedProcess:
