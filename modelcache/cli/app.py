@@ -32,6 +32,7 @@ from modelcache.cli.pull import pull
 from modelcache.cli.rm import rm
 from modelcache.cli.session import Session
 from modelcache.cli.show import show
+from modelcache.cli.top import top
 from modelcache.cli.verify import verify
 
 FETCHING, LOOKING, KEEPING = "Bring models in", "Look at what is here", "Keep and remove"
@@ -48,6 +49,7 @@ COMMANDS: tuple[tuple[Command, str], ...] = (
     (load, LOOKING),
     (path, LOOKING),
     (df, LOOKING),
+    (top, LOOKING),
     (verify, LOOKING),
     (doctor, LOOKING),
     (config, LOOKING),

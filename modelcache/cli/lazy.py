@@ -7,7 +7,7 @@ an import inside a function is an optional third-party package.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -50,11 +50,25 @@ def remote_cache(socket: Path) -> RemoteCache:
     return RemoteCache(socket.absolute())
 
 
-def machine_file() -> Path:
-    """`modelcache.config.file.MACHINE_FILE`."""
-    from modelcache.config.file import MACHINE_FILE
+def reached(settings: Settings, output: Output, fetches_with: Mapping[str, str] | None) -> RemoteCache | None:
+    """The agent that a command asks, if it asks one. Raises AgentUnreachable, BadConfig."""
+    from modelcache.cli.reaching import reached
 
-    return MACHINE_FILE
+    return reached(settings, output, fetches_with)
+
+
+def named_agent(settings: Settings) -> RemoteCache:
+    """The agent at the socket of the settings, whatever it keeps. Raises AgentUnreachable, BadConfig."""
+    from modelcache.cli.reaching import at_socket
+
+    return at_socket(settings)
+
+
+def top_screen(output: Output, draw: Callable[[int, int], Sequence[str]], interval_s: float) -> None:
+    """Draw again and again, on a terminal, by rich. Ends by KeyboardInterrupt."""
+    from modelcache.cli.top_screen import redraw
+
+    redraw(output, draw, interval_s)
 
 
 def refresh_of(word: str) -> Refresh:

@@ -56,6 +56,15 @@ class Output:
         return self.style.draws and self._err.isatty()
 
     @property
+    def out_is_terminal(self) -> bool:
+        """Whether the result can be drawn in place."""
+        return self.style.draws and self._out.isatty()
+
+    @property
+    def out(self) -> TextIO:
+        return self._out
+
+    @property
     def err(self) -> TextIO:
         return self._err
 

@@ -1,21 +1,22 @@
-"""Whether a command asks the node's agent, and why not."""
+"""Whether a command asks the node's agent, and why not. Imported by `lazy` alone."""
 
 from __future__ import annotations
 
 import os
 import socket
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from modelcache.cli import lazy
 from modelcache.cli.output import Output
+from modelcache.config import Resolved, Settings
+from modelcache.config.file import MACHINE_FILE
+from modelcache.config.resolving import Place
 from modelcache.errors import AgentUnreachable, BadConfig, ModelCacheError
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from modelcache.agent.remote import RemoteCache
-    from modelcache.config import Resolved, Settings
 
 SOCKET, ROOT = "agent.socket", "store.root"
 CONNECT_S = 5.0
@@ -25,10 +26,13 @@ CREDENTIALS = ("AWS_", "AZURE_", "CLOUDSDK_", "FSSPEC_", "GOOGLE_")
 """Beginnings of variables that the SDKs of the origins read themselves."""
 
 
-def reached(settings: Settings, output: Output) -> RemoteCache | None:
+def reached(settings: Settings, output: Output, fetches_with: Mapping[str, str] | None) -> RemoteCache | None:
     """The agent that these settings name; None where the store is to be asked directly. The caller closes it.
 
     The usual socket, which nobody named, is for those who may open it and mean the agent's store; all others go to the store.
+
+    Args:
+        fetches_with: of a command that asks origins, the process's variables.
 
     Raises:
         AgentUnreachable: nobody answers at a socket that was named.
@@ -38,19 +42,33 @@ def reached(settings: Settings, output: Output) -> RemoteCache | None:
     if place.value is None:
         return None
     try:
-        _expect_listener(place.value)
-        return _of_this_root(lazy.remote_cache(place.value), settings)
+        found = _of_this_root(at_socket(settings), settings)
     except (AgentUnreachable, BadConfig) as error:
         if is_named(place):
             raise
         if os.path.exists(place.value):
-            _remark(output, f"straight to the store: {error}")
+            _say(output, str(error), aloud=False)
         return None
+    own = [] if fetches_with is None else own_settings(settings, fetches_with)
+    if not own:
+        return found
+    found.client.close()
+    _say(output, f"the agent doesn't know what this command was given ({', '.join(own)})", aloud=is_named(place))
+    return None
+
+
+def at_socket(settings: Settings) -> RemoteCache:
+    """The agent at the socket of these settings, whatever it keeps. The caller closes it. Raises AgentUnreachable, BadConfig."""
+    place = _setting(settings, SOCKET)
+    if place.value is None:
+        raise BadConfig("these settings name no agent", got="none", hint="name its socket with --agent or MODELCACHE_AGENT")
+    _expect_listener(place.value)
+    return lazy.remote_cache(place.value)
 
 
 def is_named(place: Resolved) -> bool:
     """Whether somebody wrote down which agent is meant. A file that repeats the default, as docs/config.example.toml does, did not."""
-    return str(place.place) in ("flag", "environment") or (str(place.place) == "file" and place.value != place.default)
+    return place.place in (Place.FLAG, Place.ENVIRONMENT) or (place.place is Place.FILE and place.value != place.default)
 
 
 def own_settings(settings: Settings, environ: Mapping[str, str]) -> list[str]:
@@ -62,14 +80,12 @@ def own_settings(settings: Settings, environ: Mapping[str, str]) -> list[str]:
 
 
 def _given(settings: Settings) -> Iterator[str]:
-    machines = lazy.machine_file()
     for one in settings.values:
-        place = str(one.place)
-        if place == "default" or one.value == one.default or one.setting.key.startswith(NOT_OF_FETCHES):
+        if one.place is Place.DEFAULT or one.value == one.default or one.setting.key.startswith(NOT_OF_FETCHES):
             continue
-        if place != "file":
+        if one.place is not Place.FILE:
             yield one.name
-        elif one.file is not None and one.file.path != machines:
+        elif one.file is not None and one.file.path != MACHINE_FILE:
             yield f"{one.setting.key} in {one.name}"
 
 
@@ -90,7 +106,7 @@ def _expect_listener(path: Path) -> None:
 def _of_this_root(found: RemoteCache, settings: Settings) -> RemoteCache:
     root, place = _setting(settings, ROOT), _setting(settings, SOCKET)
     try:
-        if is_named(place) and str(root.place) == "default":
+        if is_named(place) and root.place is Place.DEFAULT:
             return found
         if os.path.realpath(root.value) != os.path.realpath(found.root):
             raise BadConfig(
@@ -108,6 +124,8 @@ def _of_this_root(found: RemoteCache, settings: Settings) -> RemoteCache:
     return found
 
 
-def _remark(output: Output, text: str) -> None:
-    if output.style.verbose:
-        output.note(text)
+def _say(output: Output, why: str, *, aloud: bool) -> None:
+    """Why the store is asked. `aloud`: even without --verbose, for the agent was named."""
+    if aloud or output.style.verbose:
+        output.note(f"straight to the store: {why}")
+        output.event("store", {"why": why})

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 from modelcache.cli import lazy
 from modelcache.cli.options import CommonOptions, OriginOptions
 from modelcache.cli.output import Output, Style, streams
-from modelcache.cli.reaching import own_settings, reached
 from modelcache.errors import NotCached
 
 if TYPE_CHECKING:
@@ -92,7 +91,7 @@ class Session:
         """What this run asks, closed at the end of the block: the node's agent where there is one (docs/cli.md), else the store.
 
         Args:
-            fetches: what the command was given to reach origins with counts; an agent has its own, and then isn't asked.
+            fetches: what this very command was given to reach origins with counts; an agent has its own, and isn't asked then.
             looks: the command only looks, and makes no store just to find it empty.
 
         Raises:
@@ -100,22 +99,15 @@ class Session:
         """
         read = settings or self.settings()
         config = read.config()
-        remote = reached(read, self.output)
+        remote = lazy.reached(read, self.output, self.environ if fetches else None)
         if remote is not None:
             with remote:
-                own = own_settings(read, self.environ) if fetches else []
-                if not own:
-                    yield remote
-                    return
-            self._say_why(own)
-        elif looks:
+                yield remote
+            return
+        if looks:
             self.expect_store()
         with lazy.cache_of(config) as cache:
             yield cache
-
-    def _say_why(self, own: Sequence[str]) -> None:
-        if self.output.style.verbose:
-            self.output.note(f"straight to the store, not through the agent, with what this command was given: {', '.join(own)}")
 
     @contextmanager
     def open_store(self, config: Config | None = None) -> Iterator[ModelCache]:

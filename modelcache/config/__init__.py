@@ -191,7 +191,7 @@ def _filled(default: Any, values: Any) -> Any:
 
 
 def _machine_defaults(environ: Environ) -> Config:
-    return Config(root=_default_root(environ), hf=HubOptions(token_file=_default_token_file(environ)))
+    return Config(root=_default_root(environ), agent_socket=AGENT_SOCKET, hf=HubOptions(token_file=_default_token_file(environ)))
 
 
 def _default_token_file(environ: Environ) -> Path | None:

@@ -1,0 +1,289 @@
+"""Commands through a real agent and straight to its store: the same documents, the same exit codes."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from modelcache.agent.client import AgentClient
+from modelcache.chunks import CHUNK_BYTES
+from modelcache.cli.main import main
+from modelcache.errors import Cancelled
+from modelcache.patience import Cancellation
+from modelcache.testing.agents import RunningAgent, agent
+from modelcache.testing.fault_server import FaultServer
+from modelcache.testing.faults import status
+from tests.cli.conftest import WEIGHTS, stalled_from
+from tests.cli.executable import DEADLINE_S, EXECUTABLE, Done, started
+from tests.cli.test_json_documents import TEXT, keys
+from tests.docs.documents import between, rows
+
+SETTINGS = {"MODELCACHE_MAX_BYTES": "64MiB", "MODELCACHE_RETRY_DEADLINE_S": "0.2", "MODELCACHE_FSSPEC_MEMORY": "{}"}
+"""The agent's, and of commands that ask the store: those that ask the agent have none."""
+VOLATILE = re.compile(r'("(?:id|elapsed_s|rate_bytes_per_s|\w+_at_s|free_bytes|available_bytes|retry_after_s)": )("[^"]*"|[0-9.e+-]+|null)')
+Run = Callable[..., Done]
+
+
+@dataclass(frozen=True)
+class Ways:
+    """One command line, through the agent, past it, and as if nobody had heard of it."""
+
+    agent: Run
+    store: Run
+    usual: Run
+
+
+@pytest.fixture(scope="module")
+def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningAgent]:
+    with agent(tmp_path_factory.mktemp("c"), SETTINGS) as running:
+        yield running
+
+
+@pytest.fixture
+def server() -> Iterator[FaultServer]:
+    with FaultServer() as made:
+        yield made
+
+
+@pytest.fixture
+def ways(node: RunningAgent, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Ways:
+    for name in os.environ:
+        if name.startswith(("AWS_", "CLOUDSDK_")):
+            monkeypatch.delenv(name)  # credentials of its own take a command to the store
+    monkeypatch.setenv("MODELCACHE_ROOT", str(node.root))
+
+    def runs(environ: Mapping[str, str]) -> Run:
+        def run(*arguments: object) -> Done:
+            with pytest.MonkeyPatch.context() as patch:
+                for name, value in environ.items():
+                    patch.setenv(name, value)
+                code = main([*map(str, arguments)])
+            shown = capsys.readouterr()
+            return Done(code, shown.out, shown.err)
+
+        return run
+
+    return Ways(runs({"MODELCACHE_AGENT": str(node.admin)}), runs({"MODELCACHE_AGENT": "none", **SETTINGS}), runs({}))
+
+
+def seen(run: Run, commands: Sequence[Sequence[object]]) -> list[tuple[int, Any]]:
+    """Exit code and document of each command, without what no two runs share."""
+    found = []
+    for command in commands:
+        done = run("--json", "-v", *command)
+        assert '"event": "store"' not in done.err, command
+        found.append((done.code, json.loads(VOLATILE.sub(r"\1null", done.out))))
+    return found
+
+
+def test_a_model_s_life_reads_the_same(ways: Ways, server: FaultServer, tmp_path: Path) -> None:
+    server.put("/m/weights", WEIGHTS, headers={"Repr-Digest": f"sha-256=:{base64.b64encode(hashlib.sha256(WEIGHTS).digest()).decode()}:"})
+    server.put("/m/second", b"2" * 1000)
+    url, second, missing = (f"{server.endpoint}/m/{name}" for name in ("weights", "second", "missing"))
+    local = tmp_path / "local"
+    local.mkdir()
+    (local / "config.json").write_bytes(b"{}")
+    (tmp_path / "list").write_text(f"{second}\n# a remark\nnothing://x\nno uri at all://\n{missing}\n")
+    commands: list[Sequence[object]] = [
+        ("pull", url, second),
+        ("pull", url),
+        ("pull", "--refresh", "auto", url),
+        ("pull", "--offline", url),
+        ("pull", os.path.relpath(local)),
+        ("ls",),
+        ("show", url),
+        ("show", os.path.relpath(local)),
+        ("path", second),
+        ("df",),
+        ("verify", url),
+        ("verify",),
+        ("pin", url, "--holder", "me"),
+        ("rm", url),
+        ("rm", second, url),
+        ("unpin", url, "--holder", "you"),
+        ("unpin", url),
+        ("rm", "-n", url),
+        ("prewarm", "-f", tmp_path / "list", "--pin"),
+        ("unpin", second),
+        ("rm", url, second, local),
+        ("ls",),
+    ]
+    through = seen(ways.agent, commands)
+    assert [code for code, _ in through] == [0] * 13 + [9, 9, 0, 0, 0, 11, 0, 0, 0]
+    assert through[6][1]["files"][0]["digest"] == "stated"
+    assert through == seen(ways.store, commands)
+
+
+@pytest.mark.parametrize(
+    ("code", "command"),
+    [
+        (2, ("pull", "s3://")),
+        (2, ("pull", "nothing://x")),
+        (3, ("pull", "{}/missing")),
+        (3, ("pull", "--offline", "{}/weights")),
+        (3, ("show", "{}/weights")),
+        (3, ("path", "0123456789")),
+        (3, ("unpin", "sha256:" + "0" * 64)),
+        (3, ("verify", "{}/weights")),
+        (4, ("pull", "{}/secret")),
+        (5, ("pull", "{}/busy")),
+        (6, ("pull", "{}/lies")),
+        (7, ("pull", "{}/huge")),
+        (7, ("prewarm", "{}/huge", "{}/weights")),
+    ],
+)
+def test_errors_read_the_same(ways: Ways, server: FaultServer, code: int, command: Sequence[str]) -> None:
+    server.put("/weights", b"w" * 1000)
+    server.put("/huge", bytes(65 * 1024 * 1024))
+    server.put("/lies", b"l" * 1000, headers={"Repr-Digest": f"sha-256=:{'A' * 43}=:"})
+    for path, told in (("/secret", 403), ("/busy", 503)):
+        server.put(path, b"x")
+        server.fail(path, status(told))
+    asked = [tuple(word.format(server.endpoint) for word in command)]
+    through = seen(ways.agent, asked)
+    assert through[0][0] == code
+    assert through == seen(ways.store, asked)
+
+
+def test_damage_reads_the_same(ways: Ways, server: FaultServer) -> None:
+    """It is found once: then its snapshot is out of service. So each way gets its own."""
+    found = []
+    for run in (ways.agent, ways.store):
+        server.put("/d/weights", b"d" * 100_000)
+        place = Path(run("-q", "pull", f"{server.endpoint}/d/weights").out.strip()) / "weights"
+        place.chmod(0o644)
+        place.write_bytes(b"e" * 100_000)
+        place.chmod(0o444)
+        found.append(seen(run, [("verify", f"{server.endpoint}/d/weights"), ("pull", f"{server.endpoint}/d/weights")]))
+        assert run("verify", "-q", "--repair").code == 0
+        run("rm", f"{server.endpoint}/d/weights")
+    assert [code for code, _ in found[0]] == [6, 0]
+    assert found[0] == found[1]
+
+
+def test_ctrl_c_ends_the_call_and_keeps_whole_chunks(ways: Ways, node: RunningAgent, server: FaultServer) -> None:
+    server.put("/stalls", WEIGHTS)
+    url = f"{server.endpoint}/stalls"
+    server.fail("/stalls", stalled_from(CHUNK_BYTES))
+    environ = os.environ | {"MODELCACHE_AGENT": str(node.admin)}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with started([EXECUTABLE, "--json", "pull", url], env=environ, **pipes) as process:
+        assert process.stderr is not None
+        for line in process.stderr:
+            if json.loads(line).get("bytes_done") == CHUNK_BYTES:
+                break
+        [moving] = ways.store("top", "--json", "--agent", node.admin).document["moving"]
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=DEADLINE_S)
+    assert (moving["uri"], moving["bytes_done"], moving["bytes_total"]) == (url, CHUNK_BYTES, len(WEIGHTS))
+    assert process.returncode == 130
+    assert '{"event": "stopping"}' in err.splitlines()
+    assert json.loads(out)["error"]["message"] == f"cancelled; 4.0 MiB of 9.0 MiB are here: {url}"
+    server.fail("/stalls", lambda call: call.reply(call.proper))
+    [again] = ways.agent("pull", "--json", url).document["snapshots"]
+    assert (again["reused_bytes"], again["fetched_bytes"]) == (CHUNK_BYTES, len(WEIGHTS) - CHUNK_BYTES)
+
+
+# -- which of the two it is ---------------------------------------------------------------------------------------------
+
+
+def test_an_agent_that_was_named_and_does_not_answer_is_an_error(ways: Ways, node: RunningAgent, tmp_path: Path) -> None:
+    for command in (["ls"], ["df"], ["pull", "https://host/x"], ["top"]):
+        done = ways.store("--json", "--agent", tmp_path / "no.sock", *command)
+        assert (done.code, done.document["error"]["code"]) == (5, "agent-unreachable")
+    other = ways.agent("--json", "--root", tmp_path / "other", "ls")
+    assert (other.code, other.document["error"]["code"], other.document["error"]["got"]) == (2, "bad-config", str(node.root))
+    assert ways.store("--json", "top").document["error"]["code"] == "bad-config"
+
+
+def test_the_usual_socket_is_asked_where_it_keeps_this_store(
+    ways: Ways, node: RunningAgent, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def directly(*arguments: object) -> list[str]:
+        """Why the store itself was asked; nothing: the agent was."""
+        done = ways.usual("--json", "-v", *arguments)
+        assert done.code == 0, done
+        return [event["why"] for event in done.events if event["event"] == "store"]
+
+    local = tmp_path / "local"
+    local.write_bytes(b"x")
+    monkeypatch.setattr("modelcache.config.AGENT_SOCKET", node.admin)
+    assert directly("pull", local) == []
+    assert directly("ls") == []
+    [why] = directly("--root", tmp_path / "other", "pull", local)
+    assert "keeps another store" in why
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "AKIA")
+    monkeypatch.setenv("MODELCACHE_S3_REGION", "eu-west-1")
+    assert directly("ls") == []
+    for given in (["pull", "--endpoint", "https://host"], ["prewarm", "--endpoint", "https://host"]):
+        [why] = directly(*given, local)
+        assert "(--endpoint, MODELCACHE_S3_REGION, AWS_ACCESS_KEY_ID)" in why
+    silent = tmp_path / "silent"
+    with socket.socket(socket.AF_UNIX) as left_behind:
+        left_behind.bind(str(silent))  # as of an agent that was killed
+    monkeypatch.setattr("modelcache.config.AGENT_SOCKET", silent)
+    [why] = directly("ls")
+    assert "nobody answers" in why
+
+
+def test_top_shows_what_is_kept_and_held(ways: Ways, node: RunningAgent, server: FaultServer) -> None:
+    server.put("/t/weights", b"t" * 100_000)
+    url = f"{server.endpoint}/t/weights"
+    assert [ways.agent("-q", *command).code for command in (("pull", url), ("pin", url, "--holder", "me"))] == [0, 0]
+    server.put("/t/stalls", WEIGHTS)
+    server.fail("/t/stalls", stalled_from(CHUNK_BYTES))
+    with AgentClient(node.admin) as client, ThreadPoolExecutor(1) as threads:
+        begun, cancel = threading.Event(), Cancellation()
+        fetch = threads.submit(
+            client.ensure, f"{server.endpoint}/t/stalls", progress=lambda look: begun.set() if look.bytes_done else None, cancel=cancel
+        )
+        assert begun.wait(DEADLINE_S)
+        document = ways.agent("top", "--json").document
+        text = ways.agent("top", "--once").out
+        cancel.cancel()
+        with pytest.raises(Cancelled):
+            fetch.result()
+    documented = {row[0].strip("`") for row in rows(between(TEXT, "json top"))}
+    assert documented - set(keys(document)) == {"denials[].code", "denials[].count"}
+    assert set(keys(document)) <= documented
+    assert document["root"] == str(node.root)
+    [kept] = [each for each in document["snapshots"] if each["uris"] == [url]]
+    assert [lease["holder"] for lease in kept["leases"]] == ["me"]
+    shown = {line.split()[0]: line for line in text.splitlines() if line}
+    assert f"at {node.admin}" in shown["agent"]
+    assert shown["fetching"].endswith(f"{server.endpoint}/t/stalls")
+    assert "pin me" in shown[kept["digest"].removeprefix("sha256:")[:12]]
+    ways.agent("unpin", url)
+
+
+def test_top_on_a_terminal_is_redrawn_until_ctrl_c(ways: Ways, node: RunningAgent) -> None:
+    """A terminal of its own; what it shows grows with the second frame."""
+    ours, theirs = os.openpty()
+    environ = os.environ | {"MODELCACHE_AGENT": str(node.admin), "TERM": "xterm"}
+    with started([EXECUTABLE, "top", "--interval", "0.1"], env=environ, stdin=theirs, stdout=theirs, stderr=theirs) as process:
+        os.close(theirs)
+        shown = b""
+        while shown.count(b"agent     ") < 2:
+            shown += os.read(ours, 65536)
+        process.send_signal(signal.SIGINT)
+        with suppress(OSError):  # EIO: the other side is closed
+            while True:
+                shown += os.read(ours, 65536)
+        assert process.wait(DEADLINE_S) == 0
+    os.close(ours)
+    assert shown.count(b"\x1b[?1049h") == shown.count(b"\x1b[?1049l") == 1
