@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from modelcache.fetch.plan import Priority as Priority
     from modelcache.fetch.progress import Progress as Progress
     from modelcache.loader.group import NodeGroup as NodeGroup
+    from modelcache.loader.report import LoadReport as LoadReport
     from modelcache.loader.shard_plan import Owned as Owned
     from modelcache.loading import load as load
     from modelcache.loading import load_into as load_into
@@ -33,6 +34,7 @@ _HOMES = {
     "Caller": "modelcache.permission",
     "Cancellation": "modelcache.patience",
     "Config": "modelcache.config",
+    "LoadReport": "modelcache.loader.report",
     "ModelCache": "modelcache.cache",
     "ModelCacheError": "modelcache.errors",
     "NodeGroup": "modelcache.loader.group",
