@@ -6,6 +6,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 
 import hypothesis.strategies as st
+import pytest
 from hypothesis import settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
@@ -177,6 +178,20 @@ class PermissionMachine(RuleBasedStateMachine):
             assert ensured.snapshot.stale
             assert self.shown(ensured) in [proof.files for proof in proofs]
 
+    @rule(caller=st.sampled_from(CALLERS), origin=st.sampled_from(("hub", "silent", "stating")))
+    def ensure_and_come_back_too_late(self, caller: str, origin: str) -> None:
+        """What was proved is proved no more when its time is over, though all of it is here and nothing changed."""
+        self.turn_all_keys(caller, origin, opened=True)
+        self.ensure(caller, origin, again=False)
+        assert self.valid(caller, origin)
+        self.turn_all_keys(caller, origin, opened=False)
+        self.time_passes(TTL_S)
+        self.ensure(caller, origin, again=False)
+
+    def turn_all_keys(self, caller: str, origin: str, *, opened: bool) -> None:
+        for path in self.files[origin]:
+            self.turn_the_key(caller, origin, path, opened=opened)
+
     @rule(origin=st.sampled_from(ORIGINS))
     def ensure_as_the_owner(self, origin: str) -> None:
         """Who owns the store believes what origins claim: that must not become a right of callers."""
@@ -248,3 +263,15 @@ class PermissionMachine(RuleBasedStateMachine):
 
 TestPermission = PermissionMachine.TestCase
 TestPermission.settings = settings(max_examples=80, stateful_step_count=30, deadline=None)
+
+
+@pytest.mark.parametrize("origin", ["hub", "silent"])
+def test_a_grant_ends_with_its_time(origin: str) -> None:
+    """The rule of the machine that finds it, without chance."""
+    machine = PermissionMachine()
+    machine.begin(resumable=True, requests=1)
+    try:
+        machine.ensure_and_come_back_too_late("a/x", origin)
+        assert machine.proofs == {}
+    finally:
+        machine.teardown()
