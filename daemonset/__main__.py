@@ -10,10 +10,12 @@ import threading
 from collections.abc import Sequence
 from pathlib import Path
 
+from daemonset.scrubbing import DAY_S, ScrubBudget
 from daemonset.server import Agent, Sockets, Volumes
 from daemonset.volumes import GRACE_S as VOLUME_GRACE_S
 from modelcache.config import AGENT_SOCKET, Config
-from modelcache.errors import ModelCacheError
+from modelcache.errors import BadConfig, ModelCacheError
+from modelcache.units import format_bytes, parse_bytes
 
 GRACE_S = 25.0
 """Under kubelet's default of 30 s between SIGTERM and SIGKILL."""
@@ -30,7 +32,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         flags = {} if options.root is None else {"root": options.root}
         config = Config.load(file=options.config, **flags)
         sockets, volumes = Sockets(options.socket, options.driver_socket), Volumes(options.pods_dir, options.volume_grace)
-        with Agent(config, sockets, grace_s=options.grace, http=options.http, volumes=volumes):
+        scrub = ScrubBudget(options.scrub_per_day, options.scrub_rate, options.scrub_every)
+        with Agent(config, sockets, grace_s=options.grace, http=options.http, volumes=volumes, scrub=scrub):
             logging.getLogger("daemonset").info("serving %s at %s", config.root, options.socket)
             ending.wait()
     except ModelCacheError as error:
@@ -55,7 +58,33 @@ def _parser() -> argparse.ArgumentParser:
         metavar="SECONDS",
         help="from a volume's lease to its mount; default: %(default)s",
     )
+    for name, default, what in (
+        ("--scrub-per-day", ScrubBudget.bytes_per_day, "read back from the disk and compared in a day; 0: nothing"),
+        ("--scrub-rate", ScrubBudget.bytes_per_s, "in a second, while it does"),
+    ):
+        parser.add_argument(name, type=_size, default=default, metavar="SIZE", help=f"{what}; default: {format_bytes(default)}")
+    parser.add_argument(
+        "--scrub-every",
+        type=_seconds,
+        default=ScrubBudget.every_s,
+        metavar="SECONDS",
+        help="from one part of it to the next; default: %(default)s",
+    )
     return parser
+
+
+def _size(text: str) -> int:
+    try:
+        return parse_bytes(text)
+    except BadConfig as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def _seconds(text: str) -> float:
+    seconds = float(text)
+    if not 0 < seconds <= DAY_S:
+        raise argparse.ArgumentTypeError("it is over 0 and at most a day")
+    return seconds
 
 
 def _address(text: str) -> tuple[str, int]:

@@ -13,6 +13,7 @@ import grpc
 
 from modelcache.agent.failures import KEY, encoded, status_of
 from modelcache.errors import AgentDraining, ModelCacheError
+from modelcache.patience import Cancellation
 
 logger = logging.getLogger(__name__)
 
@@ -24,6 +25,8 @@ class Calls:
         self._changed = threading.Condition()
         self._count = 0
         self._draining = False
+        self.ending = Cancellation()
+        """Asked for when a drain begins: what nobody waits for ends at once."""
 
     @property
     def draining(self) -> bool:
@@ -56,6 +59,8 @@ class Calls:
         until_s = time.monotonic() + timeout_s
         with self._changed:
             self._draining = True
+        self.ending.cancel()
+        with self._changed:
             while self._count > but and (left_s := until_s - time.monotonic()) > 0:
                 self._changed.wait(left_s)
             return max(0, self._count - but)

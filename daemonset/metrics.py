@@ -58,6 +58,9 @@ class Metrics:
         self._waiting = Gauge("modelcache_ensures_under_way", "Calls that wait for a model.", ("priority",), registry=self.registry)
         self._damaged = Counter("modelcache_damages", "Damaged blobs and records that were found.", registry=self.registry)
         self._read_back = Counter("modelcache_read_back_bytes", "Bytes read back from the disk and compared.", registry=self.registry)
+        self._repairs = Counter(
+            "modelcache_repairs", "Damaged contents that were put right, or were not.", ("outcome",), registry=self.registry
+        )
         self._evicted = Counter("modelcache_evicted_bytes", "Bytes freed by evictions on request.", registry=self.registry)
         build = Gauge("modelcache_agent_info", "The agent's version.", ("version",), registry=self.registry)
         build.labels(__version__).set(1)
@@ -70,6 +73,10 @@ class Metrics:
     def verified(self, bytes_read: int, damages: int) -> None:
         self._read_back.inc(bytes_read)
         self._damaged.inc(damages)
+
+    def repaired(self, repaired: int, failed: int) -> None:
+        self._repairs.labels("repaired").inc(repaired)
+        self._repairs.labels("failed").inc(failed)
 
     def evicted(self, freed_bytes: int) -> None:
         self._evicted.inc(freed_bytes)

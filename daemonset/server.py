@@ -20,6 +20,7 @@ from daemonset.calls import Calls
 from daemonset.metrics import Metrics
 from daemonset.mounts import Mounts
 from daemonset.ownership import owned
+from daemonset.scrubbing import Scrubber, ScrubBudget
 from daemonset.service import Access, AgentService
 from daemonset.volumes import GRACE_S, VolumeKeeper
 from daemonset.web import Web
@@ -60,7 +61,14 @@ class Agent:
     """A running agent. A context manager: it serves from its beginning to its end."""
 
     def __init__(
-        self, config: Config, sockets: Sockets, *, grace_s: float, http: tuple[str, int] | None = None, volumes: Volumes | None = None
+        self,
+        config: Config,
+        sockets: Sockets,
+        *,
+        grace_s: float,
+        http: tuple[str, int] | None = None,
+        volumes: Volumes = Volumes(),
+        scrub: ScrubBudget = ScrubBudget(),  # noqa: B008 - it is frozen
     ) -> None:
         """
         Args:
@@ -71,7 +79,8 @@ class Agent:
         self._sockets = sockets
         self._grace_s = grace_s
         self._http = http
-        self._volumes = volumes or Volumes()
+        self._volumes = volumes
+        self._scrub = scrub
         self._calls = Calls()
         self._stack = ExitStack()
         self._health = health.HealthServicer()
@@ -90,6 +99,7 @@ class Agent:
                 self._servers.append(self._serve(path, AgentService(cache, self._calls, access, metrics)))
                 stack.callback(sockets.remove, path)
             stack.callback(self._end_servers)
+            stack.enter_context(Scrubber(cache, metrics, self._scrub, self._calls.ending))
             if self._http is not None:
                 stack.enter_context(Web(self._http, metrics.registry, self._why_not_ready))
             self._stack = stack.pop_all()
