@@ -36,6 +36,6 @@ def killed_at_random(process: subprocess.Popen[str], chance: random.Random, *, w
     with suppress(subprocess.TimeoutExpired):
         process.wait(chance.uniform(0.0, within_s))
     process.kill()
-    _, errors = process.communicate()
-    assert process.returncode in (0, -9), errors
+    told, errors = process.communicate()
+    assert process.returncode in (0, -9), f"{process.returncode}: {told} {errors}"
     return process.returncode == -9

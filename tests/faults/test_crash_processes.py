@@ -70,20 +70,23 @@ class Rounds:
 
     def play(self) -> int:
         """One round; how many pulls were killed before their end."""
+        if self._random.random() < 0.5:
+            self._collect()  # what rounds before have left
+        fresh = not any((self._root / "ingest").iterdir())
         names = [self._random.choice(sorted(TWO_MODELS)) for _ in range(3)]
         with self._evictions():
             pulls = [self._pull(name) for name in names]
             killed = sum([self._kill(pull) for pull in pulls])
         assert audit(self._root, Moment.CRASHED) == []
         for name in sorted(TWO_MODELS):
-            self._finish(name, kills=names.count(name))
+            self._finish(name, kills=len(names) if fresh else None)
         self._remove_some()
         return killed
 
     def settle(self) -> None:
         for name in sorted(TWO_MODELS):
-            self._finish(name, kills=0)
-        LocalStore(self._root, NO_LIMITS, clock=lambda: 4e9 + LATER_S).collect()
+            self._finish(name, kills=None)
+        self._collect()
         assert audit(self._root, Moment.SETTLED) == []
 
     def _pull(self, name: str) -> subprocess.Popen[str]:
@@ -131,11 +134,14 @@ class Rounds:
 
     # -- what is left, and what it saves ------------------------------------------------------------------------------
 
-    def _finish(self, name: str, *, kills: int) -> None:
-        """`kills`: of pulls of this model since it was last here whole. Who is killed has taken over what the one before had left."""
+    def _collect(self) -> None:
+        LocalStore(self._root, NO_LIMITS, clock=lambda: 4e9 + LATER_S).collect()
+
+    def _finish(self, name: str, *, kills: int | None) -> None:
+        """`kills`: since there was no ingest; None: not known. Who is killed may have taken over what the one before had left."""
         files = TWO_MODELS[name]
         kept_bytes, lost_chunks = self._kept(name)
-        assert lost_chunks <= WORKERS * kills, "more than a chunk of each worker was written and not marked"
+        assert kills is None or lost_chunks <= WORKERS * kills, "more than a chunk of each worker was written and not marked"
         pull = self._pull(name)
         shown, errors = pull.communicate(timeout=DEADLINE_S)
         assert pull.returncode == 0, errors
