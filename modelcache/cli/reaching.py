@@ -22,7 +22,7 @@ SOCKET, ROOT = "agent.socket", "store.root"
 CONNECT_S = 5.0
 NOT_OF_FETCHES = (SOCKET, ROOT, "gpu.")
 """Settings that say nothing about how models are fetched; beginnings of keys."""
-CREDENTIALS = ("AWS_", "AZURE_", "CLOUDSDK_", "FSSPEC_", "GOOGLE_")
+CREDENTIALS = ("AWS_", "AZURE_", "CLOUDSDK_CONFIG", "FSSPEC_", "GOOGLE_")
 """Beginnings of variables that the SDKs of the origins read themselves."""
 
 
@@ -36,7 +36,7 @@ def reached(settings: Settings, output: Output, fetches_with: Mapping[str, str] 
 
     Raises:
         AgentUnreachable: nobody answers at a socket that was named.
-        BadConfig: the agent that was named keeps another store than the one that was named, or what it takes isn't installed.
+        BadConfig: the agent that was named keeps another store than the settings name, or what it takes isn't installed.
     """
     place = _setting(settings, SOCKET)
     if place.value is None:
@@ -106,15 +106,13 @@ def _expect_listener(path: Path) -> None:
 def _of_this_root(found: RemoteCache, settings: Settings) -> RemoteCache:
     root, place = _setting(settings, ROOT), _setting(settings, SOCKET)
     try:
-        if is_named(place) and root.place is Place.DEFAULT:
-            return found
         if os.path.realpath(root.value) != os.path.realpath(found.root):
             raise BadConfig(
                 f"the agent at `{found.socket}` keeps another store than `{root.value}`",
                 address=str(found.socket),
                 expected=str(root.value),
                 got=str(found.root),
-                hint="leave out which root, or say `--agent none`",
+                hint=f"name its root, too: `--root {found.root}`",
             )
         if found.greeting.draining and not is_named(place):
             raise AgentUnreachable("the agent is ending", address=str(found.socket))

@@ -202,12 +202,17 @@ def test_ctrl_c_ends_the_call_and_keeps_whole_chunks(ways: Ways, node: RunningAg
 # -- which of the two it is ---------------------------------------------------------------------------------------------
 
 
-def test_an_agent_that_was_named_and_does_not_answer_is_an_error(ways: Ways, node: RunningAgent, tmp_path: Path) -> None:
+def test_an_agent_that_was_named_is_asked_or_the_command_fails(
+    ways: Ways, node: RunningAgent, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for command in (["ls"], ["df"], ["pull", "https://host/x"], ["top"]):
         done = ways.store("--json", "--agent", tmp_path / "no.sock", *command)
         assert (done.code, done.document["error"]["code"]) == (5, "agent-unreachable")
     other = ways.agent("--json", "--root", tmp_path / "other", "ls")
     assert (other.code, other.document["error"]["code"], other.document["error"]["got"]) == (2, "bad-config", str(node.root))
+    monkeypatch.delenv("MODELCACHE_ROOT")
+    usual = ways.agent("--json", "pull", "https://host/x")
+    assert (usual.code, usual.document["error"]["hint"]) == (2, f"name its root, too: `--root {node.root}`")
     assert ways.store("--json", "top").document["error"]["code"] == "bad-config"
 
 
