@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import signal
 import sys
 import threading
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
+from daemonset import kubelet
 from daemonset.scrubbing import DAY_S, ScrubBudget
 from daemonset.server import Agent, Sockets, Volumes
 from daemonset.volumes import GRACE_S as VOLUME_GRACE_S
@@ -31,6 +34,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         flags = {} if options.root is None else {"root": options.root}
         config = Config.load(file=options.config, **flags)
+        if options.kubelet_eviction is not None:
+            config = replace(
+                config, limits=kubelet.capped(config.limits, kubelet.parse(options.kubelet_eviction), _total_bytes(config.root))
+            )
         sockets, volumes = Sockets(options.socket, options.driver_socket), Volumes(options.pods_dir, options.volume_grace)
         scrub = ScrubBudget(options.scrub_per_day, options.scrub_rate, options.scrub_every)
         with Agent(config, sockets, grace_s=options.grace, http=options.http, volumes=volumes, scrub=scrub):
@@ -58,6 +65,11 @@ def _parser() -> argparse.ArgumentParser:
         metavar="SECONDS",
         help="from a volume's lease to its mount; default: %(default)s",
     )
+    parser.add_argument(
+        "--kubelet-eviction",
+        metavar="SIGNAL=VALUE,…",
+        help="kubelet's thresholds (nodefs.available, imagefs.available, imageGCHighThresholdPercent) where the store shares its disk",
+    )
     for name, default, what in (
         ("--scrub-per-day", ScrubBudget.bytes_per_day, "read back from the disk and compared in a day; 0: nothing"),
         ("--scrub-rate", ScrubBudget.bytes_per_s, "in a second, while it does"),
@@ -71,6 +83,12 @@ def _parser() -> argparse.ArgumentParser:
         help="from one part of it to the next; default: %(default)s",
     )
     return parser
+
+
+def _total_bytes(root: Path) -> int:
+    """Of the file system that the root is on, or will be."""
+    found = os.statvfs(next(place for place in (root, *root.absolute().parents) if place.exists()))
+    return found.f_blocks * found.f_frsize
 
 
 def _size(text: str) -> int:
