@@ -6,8 +6,9 @@ import ipaddress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from modelcache.errors import BadConfig, InvalidUri
-from modelcache.transport import Target, safe_address
+from modelcache.errors import BadConfig
+from modelcache.sources.endpoints import checked_endpoint
+from modelcache.transport import safe_address
 
 GOOGLE = "https://storage.googleapis.com"
 
@@ -53,12 +54,7 @@ class GcsOptions:
 
 
 def _check_endpoint(endpoint: str, *, with_credential: bool) -> None:
-    try:
-        target = Target.parse(endpoint)
-    except InvalidUri as error:
-        raise BadConfig(f"the GCS endpoint can't be used: {error.message}", got=safe_address(endpoint)) from None
-    if target.userinfo is not None or "?" in endpoint or "#" in endpoint:
-        raise BadConfig("the GCS endpoint holds more than scheme, host, port and path", got=safe_address(endpoint))
+    target = checked_endpoint(endpoint, "the GCS endpoint")
     if target.scheme == "http" and with_credential and not _is_loopback(target.host):
         raise BadConfig(
             "a token must not go to a GCS endpoint over plain http",

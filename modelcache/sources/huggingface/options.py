@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from modelcache.errors import BadConfig, InvalidUri
-from modelcache.transport import Target, safe_address
+from modelcache.errors import BadConfig
+from modelcache.sources.endpoints import checked_endpoint
+from modelcache.transport import Target
 
 PUBLIC_ENDPOINT = "https://huggingface.co"
 
@@ -32,12 +33,7 @@ class HubOptions:
 
     def __post_init__(self) -> None:
         """Raises BadConfig: an endpoint or token that can't be used."""
-        try:
-            target = Target.parse(self.endpoint)
-        except InvalidUri as error:
-            raise BadConfig(f"the hub's endpoint can't be used: {error.message}", got=safe_address(self.endpoint)) from None
-        if target.userinfo is not None or "?" in self.endpoint or "#" in self.endpoint:
-            raise BadConfig("the hub's endpoint holds more than scheme, host, port and path", got=safe_address(self.endpoint))
+        checked_endpoint(self.endpoint, "the hub's endpoint")
         if self.token is not None and not is_token(self.token):
             raise BadConfig("the hub's token is empty, or holds a space, a control or a non-ASCII character")
 

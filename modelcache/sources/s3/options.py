@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from modelcache.errors import BadConfig, InvalidUri
+from modelcache.errors import BadConfig
+from modelcache.sources.endpoints import checked_endpoint
 from modelcache.sources.s3.sigv4 import Key
-from modelcache.transport import Target, safe_address
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +50,7 @@ class S3Options:
         if self.anonymous and self.access_key is not None:
             raise BadConfig("S3 access is either anonymous or with an access key")
         if self.endpoint is not None:
-            _check_endpoint(self.endpoint)
+            checked_endpoint(self.endpoint, "the S3 endpoint")
 
     @property
     def key(self) -> Key | None:
@@ -70,12 +70,3 @@ class S3Options:
         """What must not be seen anywhere."""
         chain = () if self.chain_key is None else (self.chain_key.access_key, self.chain_key.secret_key, self.chain_key.token)
         return tuple(value for value in (self.access_key, self.secret_key, self.session_token, *chain) if value)
-
-
-def _check_endpoint(endpoint: str) -> None:
-    try:
-        target = Target.parse(endpoint)
-    except InvalidUri as error:
-        raise BadConfig(f"the S3 endpoint can't be used: {error.message}", got=safe_address(endpoint)) from None
-    if target.userinfo is not None or "?" in endpoint or "#" in endpoint:
-        raise BadConfig("the S3 endpoint holds more than scheme, host, port and path", got=safe_address(endpoint))
