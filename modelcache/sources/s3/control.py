@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 from urllib.parse import quote
 
 from modelcache.patience import Cancellation
+from modelcache.sources.attempts import attempted
 from modelcache.sources.s3.locator import KEY_SAFE, ObjectName
 from modelcache.sources.s3.sigv4 import Key
 
@@ -50,3 +52,15 @@ class ControlPlane(Protocol):
 
     def close(self) -> None:
         """Drop what is kept; a later call makes it anew."""
+
+
+def known_place(places: Mapping[str, Place], control: ControlPlane, name: ObjectName) -> Place:
+    """As `ControlPlane.place`, for a plane whose calls note in `places` where each bucket was."""
+    place = places.get(name.bucket)
+    if place is None:
+        cancel = Cancellation()
+        attempted(
+            lambda: control.call("head_object", cancel, bucket=name.bucket, address=name.address, Key=name.key), control.renew, cancel
+        )
+        place = places[name.bucket]
+    return place

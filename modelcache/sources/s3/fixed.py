@@ -11,8 +11,7 @@ from xml.etree import ElementTree
 
 from modelcache.errors import InvalidUri, OriginBusy, ProtocolViolation
 from modelcache.patience import Cancellation
-from modelcache.sources.attempts import attempted
-from modelcache.sources.s3.control import Place
+from modelcache.sources.s3.control import Place, known_place
 from modelcache.sources.s3.locator import KEY_SAFE, ObjectName
 from modelcache.sources.s3.options import S3Options
 from modelcache.sources.s3.refusals import Refusal, clean_code
@@ -69,12 +68,7 @@ class FixedEndpoint:
         return self._key
 
     def place(self, name: ObjectName) -> Place:
-        place = self._places.get(name.bucket)
-        if place is None:
-            cancel = Cancellation()
-            attempted(lambda: self.call("head_object", cancel, bucket=name.bucket, address=name.address, Key=name.key), self.renew, cancel)
-            place = self._places[name.bucket]
-        return place
+        return known_place(self._places, self, name)
 
     def renew(self) -> bool:
         return False

@@ -18,8 +18,7 @@ from urllib.parse import quote, urlsplit
 
 from modelcache.errors import AccessDenied, ModelCacheError, ProtocolViolation, UnknownScheme
 from modelcache.patience import Cancellation
-from modelcache.sources.attempts import attempted
-from modelcache.sources.s3.control import Place
+from modelcache.sources.s3.control import Place, known_place
 from modelcache.sources.s3.locator import KEY_SAFE, ObjectName
 from modelcache.sources.s3.options import S3Options
 from modelcache.sources.s3.refusals import error_of_client, error_of_sdk, unusable_settings
@@ -106,12 +105,7 @@ class Sdk:
         return self._translated(self.connection(address).credentials, address)
 
     def place(self, name: ObjectName) -> Place:
-        place = self._places.get(name.bucket)
-        if place is None:
-            cancel = Cancellation()
-            attempted(lambda: self.call("head_object", cancel, bucket=name.bucket, address=name.address, Key=name.key), self.renew, cancel)
-            place = self._places[name.bucket]
-        return place
+        return known_place(self._places, self, name)
 
     @property
     def endpoint(self) -> str:
