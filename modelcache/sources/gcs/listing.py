@@ -14,12 +14,11 @@ from modelcache.sources.gcs.locator import ObjectName, bucket_url
 from modelcache.sources.gcs.records import FIELDS, ObjectRecord, check_servable, object_record, page
 from modelcache.sources.gcs.refusals import error_of_answer
 from modelcache.sources.gcs.tokens import Tokens
+from modelcache.sources.prefixes import MAX_OBJECTS, Listed, none_selected, prefix_of, selected_below
 from modelcache.transport import RangeClient, Response
 from modelcache.units import MIB
 from modelcache.uri import StorageUri
 
-MAX_OBJECTS = 100_000
-"""Under one URI. The largest model repositories have some thousand files."""
 PAGE_OBJECTS = 1000
 """The most that the store gives at once."""
 MAX_PAGES = 10 * MAX_OBJECTS // PAGE_OBJECTS
@@ -72,48 +71,25 @@ class Lister:
         path = name.name.rpartition("/")[2]
         check_tree([path], address=name.address)
         if not self._uri.selects(path):
-            raise self._nothing("no object that the patterns select")
+            raise none_selected(self._uri)
         return self._file(path, record)
 
     # -- a prefix ---------------------------------------------------------------------------------------------------
 
     def _below(self, doubt: AccessDenied | None) -> tuple[RemoteFile, ...]:
-        prefix = f"{self._uri.path}/" if self._uri.path else ""
-        selected: dict[str, RemoteFile] = {}
-        seen_any = False
-        for record in self._records(prefix):
-            if record.folder_marker:
-                continue
-            seen_any = True
-            path = record.name.removeprefix(prefix)
-            if not self._uri.selects(path):
-                continue
-            if path in selected:
-                raise ProtocolViolation("the store lists an object twice", address=str(self._uri), got=ascii(path))
-            selected[path] = self._file(path, record)
-            if len(selected) > MAX_OBJECTS:
-                hint = "name a folder further down, or add an include pattern"
-                raise InvalidUri(f"over {MAX_OBJECTS:,} objects are under one URI", address=str(self._uri), hint=hint)
-        if not seen_any and doubt is not None:
-            raise doubt
-        if not selected:
-            raise self._nothing("no object that the patterns select" if seen_any else "no object of this name, and none below it")
-        check_tree(selected, address=str(self._uri))
-        return tuple(selected[path] for path in sorted(selected))
+        selected = selected_below(self._uri, self._listed(), doubt)
+        return tuple(self._file(path, selected[path]) for path in sorted(selected))
 
-    def _records(self, prefix: str) -> Iterator[ObjectRecord]:
-        """Every live object under a prefix, page by page."""
+    def _listed(self) -> Iterator[Listed[ObjectRecord]]:
+        """Every live object under the prefix, page by page."""
         token = ""
         for _ in range(MAX_PAGES):
-            query = {"prefix": prefix, "maxResults": PAGE_OBJECTS, "fields": f"nextPageToken,items({FIELDS})"}
+            query = {"prefix": prefix_of(self._uri), "maxResults": PAGE_OBJECTS, "fields": f"nextPageToken,items({FIELDS})"}
             query |= {"pageToken": token} if token else {}
             answer = self._get(f"{bucket_url(self._base_url, self._bucket)}/o?{urlencode(query)}", str(self._uri), "the bucket")
             found = page(answer.body, address=str(self._uri))
             for record in found.objects:
-                if not record.name.startswith(prefix):
-                    address = str(self._uri)
-                    raise ProtocolViolation("the store lists an object outside of the prefix", address=address, got=ascii(record.name))
-                yield record
+                yield Listed(record.name, record.folder_marker, record)
             if not found.next_token:
                 return
             if found.next_token == token:
@@ -141,6 +117,3 @@ class Lister:
             return answer
 
         return attempted(ask, self._tokens.renew, self._cancel)
-
-    def _nothing(self, what: str) -> NotFound:
-        return NotFound(f"the bucket has {what}", address=str(self._uri))

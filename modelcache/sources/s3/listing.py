@@ -12,6 +12,7 @@ from modelcache.errors import AccessDenied, InvalidUri, ModelCacheError, NotFoun
 from modelcache.paths import check_tree
 from modelcache.patience import Cancellation
 from modelcache.sources.attempts import attempted
+from modelcache.sources.prefixes import MAX_OBJECTS, Listed, none_selected, prefix_of, selected_below
 from modelcache.sources.s3.control import ControlPlane
 from modelcache.sources.s3.heads import ListedObject, ObjectHead, object_head
 from modelcache.sources.s3.locator import ObjectName
@@ -19,8 +20,6 @@ from modelcache.sources.s3.signing import S3Signer
 from modelcache.transport import RangeClient, Response
 from modelcache.uri import StorageUri
 
-MAX_OBJECTS = 100_000
-"""Under one URI. The largest model repositories have some thousand files."""
 MAX_PAGES = 2 * MAX_OBJECTS // 1000
 """S3 gives 1,000 keys a page; half of them may be folders or unselected."""
 HEAD_THREADS = 16
@@ -81,7 +80,7 @@ class Lister:
                 # To a credential that may not list, S3 denies keys that don't exist; and an answer to HEAD has no body
                 # to say more. Listing tells.
                 doubt = error
-        selected = self._selected(doubt)
+        selected = list(selected_below(self._uri, self._listed(), doubt).items())
         return Found(_as_files(self._with_versions(self._described(selected))), None)
 
     # -- one object -------------------------------------------------------------------------------------------------
@@ -103,45 +102,20 @@ class Lister:
         path = name.key.rpartition("/")[2]
         check_tree([path], address=name.address)
         if not self._uri.selects(path):
-            raise self._nothing("no object that the patterns select")
+            raise none_selected(self._uri)
         return FoundObject(path, name, head)
 
     # -- a prefix ---------------------------------------------------------------------------------------------------
 
-    def _selected(self, doubt: ModelCacheError | None) -> list[tuple[str, ListedObject]]:
-        prefix = f"{self._uri.path}/" if self._uri.path else ""
-        selected = []
-        seen_any = False
-        for listed in self._listed(prefix):
-            key = listed.name.key
-            if listed.size_bytes == 0 and key.endswith("/"):
-                continue  # stands for a folder
-            seen_any = True
-            path = key.removeprefix(prefix)
-            if self._uri.selects(path):
-                selected.append((path, listed))
-            if len(selected) > MAX_OBJECTS:
-                hint = "name a folder further down, or add an include pattern"
-                raise InvalidUri(f"over {MAX_OBJECTS:,} objects are under one URI", address=str(self._uri), hint=hint)
-        if not seen_any and doubt is not None:
-            raise doubt
-        if not selected:
-            raise self._nothing("no object that the patterns select" if seen_any else "no object of this name, and none below it")
-        check_tree((path for path, _ in selected), address=str(self._uri))
-        return selected
-
-    def _listed(self, prefix: str) -> Iterator[ListedObject]:
-        """Every object under a prefix, page by page."""
+    def _listed(self) -> Iterator[Listed[ListedObject]]:
+        """Every object under the prefix, page by page."""
         page: dict[str, Any] = {}
         for _ in range(MAX_PAGES):
             token = {"ContinuationToken": page["NextContinuationToken"]} if page else {}
-            page = self._call("list_objects_v2", str(self._uri), Prefix=prefix, **token)
+            page = self._call("list_objects_v2", str(self._uri), Prefix=prefix_of(self._uri), **token)
             for each in page.get("Contents", ()):
-                if not each["Key"].startswith(prefix):
-                    raise ProtocolViolation(
-                        "the store lists an object outside of the prefix", address=str(self._uri), got=ascii(each["Key"])
-                    )
-                yield _listed_object(self._bucket, each)
+                listed = _listed_object(self._bucket, each)
+                yield Listed(listed.name.key, listed.size_bytes == 0 and listed.name.key.endswith("/"), listed)
             if not page.get("IsTruncated"):
                 return
             if page.get("NextContinuationToken", "") in ("", token.get("ContinuationToken")):
@@ -217,9 +191,6 @@ class Lister:
             return self._control.call(operation, self._cancel, bucket=self._bucket, address=address, **parameters)
 
         return attempted(call, self._control.renew, self._cancel)
-
-    def _nothing(self, what: str) -> NotFound:
-        return NotFound(f"the bucket has {what}", address=str(self._uri))
 
 
 def _listed_object(bucket: str, entry: Mapping[str, Any]) -> ListedObject:
