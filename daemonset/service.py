@@ -177,13 +177,16 @@ class AgentService(AgentServicer):
         with self._calls.under_way(context, begins_work=True):
             name = request.name if request.HasField("name") else None
 
-            def run(tell: Callable[[tuple[int, int]], None], cancel: Cancellation) -> pb.VerifyReport:
+            def run(tell: Callable[[tuple[int, int] | None], None], cancel: Cancellation) -> pb.VerifyReport:
+                tell(None)  # it lives, while it looks what there is to read
                 report = self._cache.verify(name, progress=lambda done, total: tell((done, total)), cancel=cancel)
                 self._metrics.verified(report.bytes_read, len(report.damages))
                 return wire.report_message(report)
 
             for what in _told(run, context):
-                if isinstance(what, tuple):
+                if what is None:
+                    yield pb.VerifyReply()
+                elif isinstance(what, tuple):
                     yield pb.VerifyReply(progress=pb.VerifyReply.Progress(bytes_done=what[0], bytes_total=what[1]))
                 else:
                     yield pb.VerifyReply(report=what)

@@ -194,7 +194,7 @@ class AgentClient:
         for reply in self._told(self._stub.Verify(pb.VerifyRequest(name=name)), cancel):
             if reply.HasField("report"):
                 return wire.report_of(reply.report)
-            if progress is not None:
+            if progress is not None and reply.HasField("progress"):
                 progress(reply.progress.bytes_done, reply.progress.bytes_total)
         raise AgentUnreachable("the agent ended the call without a result", address=str(self._socket))
 

@@ -91,23 +91,24 @@ def seen(run: Run, commands: Sequence[Sequence[object]]) -> list[tuple[int, Any]
     return found
 
 
-def test_a_model_s_life_reads_the_same(ways: Ways, server: FaultServer, tmp_path: Path) -> None:
+def test_a_model_s_life_reads_the_same(ways: Ways, server: FaultServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)  # the agent is elsewhere
     server.put("/m/weights", WEIGHTS, headers={"Repr-Digest": f"sha-256=:{base64.b64encode(hashlib.sha256(WEIGHTS).digest()).decode()}:"})
     server.put("/m/second", b"2" * 1000)
     url, second, missing = (f"{server.endpoint}/m/{name}" for name in ("weights", "second", "missing"))
     local = tmp_path / "local"
     local.mkdir()
     (local / "config.json").write_bytes(b"{}")
-    (tmp_path / "list").write_text(f"{second}\n# a remark\nnothing://x\nno uri at all://\n{missing}\n")
+    (tmp_path / "list").write_text(f"{second}\n# a remark\nlocal\nnothing://x\nno uri at all://\n{missing}\n")
     commands: list[Sequence[object]] = [
         ("pull", url, second),
         ("pull", url),
         ("pull", "--refresh", "auto", url),
         ("pull", "--offline", url),
-        ("pull", os.path.relpath(local)),
+        ("pull", "local"),
         ("ls",),
         ("show", url),
-        ("show", os.path.relpath(local)),
+        ("show", "local"),
         ("path", second),
         ("df",),
         ("verify", url),
@@ -120,11 +121,12 @@ def test_a_model_s_life_reads_the_same(ways: Ways, server: FaultServer, tmp_path
         ("rm", "-n", url),
         ("prewarm", "-f", tmp_path / "list", "--pin"),
         ("unpin", second),
+        ("unpin", "local"),
         ("rm", url, second, local),
         ("ls",),
     ]
     through = seen(ways.agent, commands)
-    assert [code for code, _ in through] == [0] * 13 + [9, 9, 0, 0, 0, 11, 0, 0, 0]
+    assert [code for code, _ in through] == [0] * 13 + [9, 9, 0, 0, 0, 11, 0, 0, 0, 0]
     assert through[6][1]["files"][0]["digest"] == "stated"
     assert through == seen(ways.store, commands)
 
