@@ -47,6 +47,8 @@ class RemoteFile:
             id, generation, mtime). Empty: the origin gives none; then the file is read in one request, from the start, and never resumed.
         digests: what the origin states about all bytes of the file; each is compared after a fetch.
         ranged: whether the origin serves ranges of it. False: as with an empty validator, one request for everything.
+        stated_later: what the origin states of its bytes comes with them, if all are asked for at once (`Body.stated`): then nothing that
+            an earlier try has left of it is gone on with, for it could not be compared.
     """
 
     path: str
@@ -55,6 +57,7 @@ class RemoteFile:
     validator: str
     digests: tuple[Digest, ...] = ()
     ranged: bool = True
+    stated_later: bool = False
 
     @property
     def resumable(self) -> bool:

@@ -67,7 +67,7 @@ class Fetch:
         self._changed = around.changed
         self._incoming: Sequence[IncomingFile] = request.ingest.files
         self._left = {i for i, item in enumerate(self._incoming) if item.sha256 is None}
-        self._hints = {i: dict(self._incoming[i].hints()) for i in self._left if request.remote[i].resumable}
+        self._hints = {i: self._left_of(i) for i in self._left}
         self._schedule = Schedule([self._planned(i) if i in self._left else None for i in range(len(self._incoming))])
         self._assemblies = {i: Assembly(self._incoming[i], request.remote[i].digests, around.pool) for i in self._left}
         self._small = SmallFiles((i, self._incoming[i].size_bytes) for i in self._left)
@@ -91,6 +91,11 @@ class Fetch:
             if i not in self._left:
                 self.meter.reused(item.size_bytes)
                 self.meter.file_done()
+
+    def _left_of(self, file: int) -> dict[int, bytes]:
+        """What an earlier try has left of a file and may be gone on with."""
+        remote = self._request.remote[file]
+        return dict(self._incoming[file].hints()) if remote.resumable and not remote.stated_later else {}
 
     def _planned(self, file: int) -> PlannedFile:
         remote = self._request.remote[file]
@@ -175,7 +180,7 @@ class Fetch:
             self._around.awaiting()
             return
         self.awaited.discard(file)
-        self._hints[file] = dict(self._incoming[file].hints()) if self._request.remote[file].resumable else {}
+        self._hints[file] = self._left_of(file)
         self._schedule.unpark(file, self._hints[file])
         self._small.comes(file)
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import threading
+from dataclasses import replace
 
 import pytest
+import xxhash
 
+from modelcache.abc.ingest import Route
 from modelcache.errors import Cancelled
 from modelcache.fetch.engine import FetchEngine
 from modelcache.fetch.progress import Phase
@@ -48,6 +51,26 @@ def test_a_cancelled_fetch_costs_at_most_the_chunk_it_was_at() -> None:
     check_filled(store, request, files)
     assert source.books.bytes["a"] == 30 * CHUNK
     assert (seen.bytes_reused, seen.bytes_fetched, seen.bytes_done) == (11 * CHUNK, 19 * CHUNK, 30 * CHUNK)
+
+
+def test_what_could_not_be_compared_is_not_gone_on_with() -> None:
+    """Killed between the journal and the comparison with what the answer stated: only another answer can state it again."""
+    files = {"a": content(CHUNK - 1)}
+    store, source = MemoryStore(), MemorySource(files)
+    request = request_for(store, source)
+    damaged = bytearray(files["a"])
+    damaged[5] ^= 1
+    left = request.ingest.files[0]
+    left.write(0, memoryview(damaged), Route.BUFFERED)
+    left.mark(0, xxhash.xxh3_128_digest(damaged))
+    request.ingest.keep()
+    request = request_for(store, source)
+    assert request.ingest.files[0].hints()
+    request = replace(request, remote=tuple(replace(file, stated_later=True) for file in request.remote))
+    with running_engine(1) as engine:
+        finish(engine.start(request))
+    check_filled(store, request, files)
+    assert source.books.bytes["a"] == CHUNK - 1
 
 
 @pytest.mark.parametrize("requests", [1, 4])

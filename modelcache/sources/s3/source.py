@@ -74,7 +74,7 @@ class S3Source:
         """As `Source.open`. A small file is asked for whole: then the answer states the checksums that a HeadObject would."""
         version = {"If-Match": file.validator} if file.validator else {}
         echo = {"ETag": file.validator} if file.validator else {}
-        whole = span.size_bytes == file.size_bytes <= CHUNK_BYTES
+        whole = span.size_bytes == file.size_bytes and _asked_whole(file)
         try:
             if not whole:
                 return self._transport.open_range(self._signer, file, span, Precondition(version, echo), cancel)
@@ -104,5 +104,10 @@ class S3Source:
             origin=self.origin,
             revision=found.version_id or fingerprint(found.files),
             immutable=uri.revision is not None and uri.revision != NULL_VERSION,
-            files=found.files,
+            files=tuple(replace(file, stated_later=_asked_whole(file) and not file.digests) for file in found.files),
         )
+
+
+def _asked_whole(file: RemoteFile) -> bool:
+    """Whether one request brings all of it, so that the answer states the checksums of all its bytes."""
+    return file.size_bytes <= CHUNK_BYTES
