@@ -14,6 +14,7 @@ import grpc
 
 from daemonset.calls import Calls
 from daemonset.metrics import Metrics
+from daemonset.refusals import with_holders
 from modelcache import __version__
 from modelcache.abc.store import Lease
 from modelcache.agent import wire
@@ -22,7 +23,7 @@ from modelcache.agent.v1.agent_pb2_grpc import AgentServicer
 from modelcache.cache import ModelCache
 from modelcache.config import Config
 from modelcache.config.headers import expect_host
-from modelcache.errors import AccessDenied, BadConfig, NotCached, NotFound
+from modelcache.errors import AccessDenied, BadConfig, NoSpace, NotCached, NotFound
 from modelcache.fetch.progress import Progress
 from modelcache.loader.residency import resident_share
 from modelcache.patience import Cancellation
@@ -71,7 +72,12 @@ class AgentService(AgentServicer):
 
             def run(tell: Callable[[Progress], None], cancel: Cancellation) -> pb.Ensured:
                 with self._metrics.ensuring(request.uri, wire.PRIORITIES[request.priority]) as counted:
-                    return self._ensured(request, caller, _both(counted.look, tell), cancel)
+                    try:
+                        return self._ensured(request, caller, _both(counted.look, tell), cancel)
+                    except NoSpace as error:
+                        if caller is not None:
+                            raise  # tenants don't learn of each other
+                        raise with_holders(error, self._cache.leases()) from None
 
             for what in _told(run, context):
                 if isinstance(what, Progress):

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from daemonset.kubelet import CLEAR_SHARE, capped, parse
 from modelcache.abc.store import Limits
-from modelcache.agent.client import AgentClient
+from modelcache.agent.client import AgentClient, Identity
 from modelcache.errors import BadConfig, NoSpace
 from modelcache.testing.agents import agent
 from modelcache.testing.fault_server import FaultServer
@@ -68,3 +68,17 @@ def test_a_model_that_does_not_fit_below_them_is_refused_with_the_numbers(tmp_pa
         with pytest.raises(NoSpace, match=r"are needed, .* are available, 0 B could be freed and 0 B are held") as refused:
             client.ensure(f"{server.endpoint}/m/weights")
         assert refused.value.needed_bytes >= 16 * MIB
+
+
+def test_who_holds_the_rest_is_told_to_the_administrator_alone(tmp_path: Path) -> None:
+    environ = {"MODELCACHE_MAX_BYTES": "1MiB", "MODELCACHE_REFUSED_NETWORKS": "169.254.0.0/16"}
+    with FaultServer() as server, agent(tmp_path, environ) as node, AgentClient(node.admin) as client, AgentClient(node.driver) as driver:
+        for name in ("held", "refused"):
+            server.put(f"/m/{name}", name.encode() * 100_000)
+        client.ensure(f"{server.endpoint}/m/held", lease=("volume:of-somebody", 600.0))
+        with pytest.raises(NoSpace, match="are held, by `volume:of-somebody`") as told:
+            client.ensure(f"{server.endpoint}/m/refused")
+        with pytest.raises(NoSpace, match="are held") as refused:
+            driver.ensure(f"{server.endpoint}/m/refused", identity=Identity("team-a", "default", {}))
+        assert "somebody" not in str(refused.value.as_dict())
+        assert told.value.held_bytes == refused.value.held_bytes > 0
