@@ -99,8 +99,13 @@ class Exchange:
         self._listener = threading.Thread(target=self._listen, name="load-group-links")
 
     def __enter__(self) -> Self:
-        for thread in (*self._threads, self._listener):
-            thread.start()
+        """Raises GroupBroken: this machine has no more threads; nothing is left then, and the others see this rank go."""
+        try:
+            for thread in (*self._threads, self._listener):
+                thread.start()
+        except RuntimeError as error:
+            self._end()
+            raise GroupBroken(f"rank {self._rank} can't read for its group ({error})", hint="give this process more threads") from error
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
@@ -112,12 +117,17 @@ class Exchange:
             elif self._lost is not None:
                 self._say_all(Word.LOST, self._lost)
             self._changed.notify_all()
-        for thread in self._threads:
-            thread.join()
+        self._end()
+
+    def _end(self) -> None:
+        with self._changed:
+            self._closing = True
+            self._changed.notify_all()
+        _join(self._threads)
         for link in self._links.values():
             with suppress(OSError):  # it may have ended already
                 link.shutdown(socket.SHUT_RDWR)
-        self._listener.join()
+        _join([self._listener])
         self._close_links()
         self._segment.close()
 
@@ -264,3 +274,10 @@ class Exchange:
     def _close_links(self) -> None:
         for link in self._links.values():
             link.close()
+
+
+def _join(threads: Sequence[threading.Thread]) -> None:
+    """Those that were started."""
+    for thread in threads:
+        if thread.ident is not None:
+            thread.join()

@@ -335,6 +335,24 @@ def test_whatever_ends_one_that_reads_ends_all() -> None:
     assert "rank 0 of the group ended" in str(second)
 
 
+def test_without_threads_to_read_with_a_rank_ends_and_leaves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    before, threads = open_fds(), threading.active_count()
+    ours, others = socket.socketpair()
+    exchange = Exchange(Seat({1: ours}, create_segment(2), frozenset()), 0, blocks_of(20), lambda number: CountedFile(Counter()), WAIT_S)
+    start, started = threading.Thread.start, Counter[str]()
+
+    def short_of_threads(thread: threading.Thread) -> None:
+        started["threads"] += 1
+        if started["threads"] == 3:
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", short_of_threads)
+    with others, pytest.raises(GroupBroken, match="can't start"), exchange:
+        raise AssertionError("unreachable")
+    assert (open_fds(), threading.active_count()) == (before, threads)
+
+
 def test_one_that_leaves_ends_the_others() -> None:
     def act(rank: int, exchange: Exchange) -> object:
         if rank == 2:
