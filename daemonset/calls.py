@@ -33,16 +33,17 @@ class Calls:
         return self._draining
 
     @contextmanager
-    def under_way(self, context: grpc.ServicerContext, *, begins_work: bool) -> Iterator[None]:
+    def under_way(self, context: grpc.ServicerContext, *, begins_work: bool, awaited: bool = True) -> Iterator[None]:
         """For the block of one call; a `ModelCacheError` in it ends the call with its status.
 
         Args:
             begins_work: refused while draining.
+            awaited: a drain waits for its end; a drain itself is not.
         """
         with self._changed:
             refused = begins_work and self._draining
             if not refused:
-                self._count += 1
+                self._count += awaited
         if refused:
             _abort(context, AgentDraining("the agent of this node is ending and takes no new work"))
         try:
@@ -51,19 +52,19 @@ class Calls:
             _abort(context, error)
         finally:
             with self._changed:
-                self._count -= 1
+                self._count -= awaited
                 self._changed.notify_all()
 
-    def drain(self, timeout_s: float, *, but: int = 0) -> int:
-        """Take no new work, and wait until all calls but `but` have ended, or the time is up; how many are left."""
+    def drain(self, timeout_s: float) -> int:
+        """Take no new work, and wait until all calls have ended, or the time is up; how many are left."""
         until_s = time.monotonic() + timeout_s
         with self._changed:
             self._draining = True
         self.ending.cancel()
         with self._changed:
-            while self._count > but and (left_s := until_s - time.monotonic()) > 0:
+            while self._count > 0 and (left_s := until_s - time.monotonic()) > 0:
                 self._changed.wait(left_s)
-            return max(0, self._count - but)
+            return self._count
 
 
 def _abort(context: grpc.ServicerContext, error: ModelCacheError) -> NoReturn:

@@ -266,8 +266,8 @@ class AgentService(AgentServicer):
         raise AssertionError("unreachable")
 
     def Drain(self, request: pb.DrainRequest, context: grpc.ServicerContext) -> pb.DrainReply:
-        with self._calls.under_way(context, begins_work=False):
-            return pb.DrainReply(left=self._calls.drain(request.timeout_s, but=1))
+        with self._calls.under_way(context, begins_work=False, awaited=False):
+            return pb.DrainReply(left=self._calls.drain(request.timeout_s))
         raise AssertionError("unreachable")
 
 
