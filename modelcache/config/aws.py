@@ -10,6 +10,8 @@ from modelcache.sources.s3 import Key, S3Options
 
 DEFAULT_REGION = "us-east-1"
 """That botocore signs for where an endpoint is set and no region (`botocore.regions`, `aws-global` of S3)."""
+TOKENS = ("AWS_SECURITY_TOKEN", "AWS_SESSION_TOKEN")
+"""Where botocore looks for a session token: the first that is set, and be it empty (`botocore.credentials.EnvProvider`)."""
 
 
 def with_plain_sight(options: S3Options, environ: Environ) -> S3Options:
@@ -18,10 +20,10 @@ def with_plain_sight(options: S3Options, environ: Environ) -> S3Options:
     The environment is the first place where the SDK's chain looks, unless a profile is named. A key that says when it expires is left
     to the chain, which looks again.
     """
-    access_key, secret_key, token, expires = (
-        environ.get(name) or None
-        for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_CREDENTIAL_EXPIRATION")
+    access_key, secret_key, expires = (
+        environ.get(name) or None for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_CREDENTIAL_EXPIRATION")
     )
+    token = next((environ[name] for name in TOKENS if name in environ), None) or None
     if access_key and secret_key and not expires:
         options = replace(options, chain_key=Key(access_key, secret_key, token))
     file = _config_file(environ)

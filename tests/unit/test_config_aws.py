@@ -33,6 +33,11 @@ def test_a_key_in_the_environment_and_an_endpoint_are_enough() -> None:
     source.close()
 
 
+@pytest.mark.parametrize(("older", "token"), [("OLD", "OLD"), ("", None)])
+def test_the_older_name_of_the_session_token_goes_first_as_in_the_sdk(older: str, token: str | None) -> None:
+    assert Config.load({**PLAIN, "AWS_SECURITY_TOKEN": older}).s3.key == Key("AK", "SK", token)
+
+
 @pytest.mark.parametrize(
     "more",
     [
