@@ -1240,27 +1240,21 @@ Global___Usage: _TypeAlias = Usage  # noqa: Y015
 
 @_typing.final
 class Moving(_message.Message):
-    """One model on its way, for whom it may be seen."""
+    """One model on its way."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     PROGRESS_FIELD_NUMBER: _builtins.int
-    PRIORITY_FIELD_NUMBER: _builtins.int
-    WAITERS_FIELD_NUMBER: _builtins.int
-    priority: Global___Priority.ValueType
-    waiters: _builtins.int
     @_builtins.property
     def progress(self) -> Global___Progress: ...
     def __init__(
         self,
         *,
         progress: Global___Progress | None = ...,
-        priority: Global___Priority.ValueType = ...,
-        waiters: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["progress", b"progress"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["priority", b"priority", "progress", b"progress", "waiters", b"waiters"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["progress", b"progress"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
