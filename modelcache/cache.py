@@ -30,7 +30,7 @@ from modelcache.fetch.progress import Progress
 from modelcache.leasing import Leasing
 from modelcache.manifest import Manifest
 from modelcache.patience import Cancellation
-from modelcache.permission import Admission, Caller, Denials, OwnersAdmission, Permission, expect_served
+from modelcache.permission import Admission, Caller, Denials, OwnersAdmission, Permission, expect_own, expect_served
 from modelcache.places import expect_granted, first_hit, in_turn
 from modelcache.prewarm import Lookup, Prewarming
 from modelcache.refresh import Refresh as Refresh
@@ -242,7 +242,7 @@ class ModelCache(Upkeeping, Prewarming, Carrying, SingleFiles, Leasing):
             return
         with self._counted(), ExitStack() as opened:
             expect_served(asked[0])
-            registry = Registry(self._permission.config_of(caller), self._engine.throttled, self.rates, expect_served)
+            registry = Registry(self._permission.config_of(caller), self._engine.throttled, self.rates, expect_served, expect_own)
             opened.callback(registry.close)
             sources = opened.enter_context(registry.sources(*asked))
             yield [self._permission.admit(caller, asked, source, again=again) for source in sources]

@@ -7,20 +7,22 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from contextlib import closing
-from dataclasses import astuple, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from modelcache.abc.grants import Grant, Grants, Holder, Trust
 from modelcache.abc.snapshot import Ref, RefKey
-from modelcache.abc.source import Listing, Origin, RemoteFile, Source
+from modelcache.abc.source import Listing, RemoteFile, Source
 from modelcache.abc.store import Store
 from modelcache.config import Config
 from modelcache.digest import Algorithm, Digest
 from modelcache.errors import AccessDenied, AccessUnproved, Cancelled
 from modelcache.manifest import Manifest
+from modelcache.mirrors import Mirror
 from modelcache.patience import Cancellation
 from modelcache.ranges import ByteRange
 from modelcache.sources.witnessed import WitnessedSource
+from modelcache.transport import Proxies
 from modelcache.uri import StorageUri, UriSecrets
 
 CALLERS_SCHEMES = ("s3", "gs", "hf", "https", "http")
@@ -35,8 +37,8 @@ class Caller:
     Attributes:
         credential: what tells this credential from every other one, and changes when it does (an access key and its secret, a
             token). Only its HMAC is kept.
-        config: the settings of this caller's own sources: endpoint, CA, proxy, keys. What is not in it is not taken from this
-            process: a caller without a key is anonymous.
+        config: the settings of this caller's own sources: endpoint, CA, keys. What is not in it is not taken from this process: a
+            caller without a key is anonymous. Proxies and mirrors are the node's, whatever is in it.
     """
 
     namespace: str
@@ -46,14 +48,15 @@ class Caller:
 
     @property
     def own_config(self) -> Config:
-        """`config`, without what a source would find of this process's identity."""
+        """`config`, without what a source would find of this process's identity, and without ways of the caller's choice."""
         s3, gs, hf = self.config.s3, self.config.gs, self.config.hf
         return replace(
             self.config,
             s3=replace(s3, profile=None, chain_key=None, anonymous=s3.access_key is None),
             gs=replace(gs, credentials_file=None, anonymous=gs.access_token is None),
             hf=replace(hf, token_file=None, anonymous=hf.token is None),
-            mirrors=tuple(replace(mirror, profile=None, credentials_file=None) for mirror in self.config.mirrors),
+            mirrors=(),
+            proxies=Proxies(),
         )
 
 
@@ -228,16 +231,23 @@ class Permission:
     """
 
     def __init__(self, grants: Grants, config: Config) -> None:
-        """`config`: of the store; a caller's proxies and mirrors that differ from its own make another origin of the same endpoint."""
+        """`config`: of the store; its proxies and mirrors are its callers', too."""
         self._grants = grants
         self._trust = config.trust
-        self._detours = (config.proxies, config.mirrors)
+        self._proxies = replace(config.proxies, refused_networks=config.trust.refused_networks)
+        self._mirrors = config.mirrors
         self.denials = Denials()
 
     def config_of(self, caller: Caller) -> Config:
-        """The settings of a caller's sources: the caller's own, and where none of them may lead."""
+        """The settings of a caller's sources: the caller's own, the node's ways to them, and where none of them may lead.
+
+        Raises:
+            AccessDenied: a source made of them would look for a credential of this process (`expect_own`).
+        """
         own = caller.own_config
-        return replace(own, proxies=replace(own.proxies, refused_networks=self._trust.refused_networks))
+        config = replace(own, proxies=self._proxies, mirrors=tuple(_without_identity(mirror, own) for mirror in self._mirrors))
+        expect_own(config)
+        return config
 
     def admit(self, caller: Caller, asked: tuple[StorageUri, UriSecrets], source: Source, *, again: bool) -> CallersAdmission:
         """What a caller may have of a URI.
@@ -247,7 +257,7 @@ class Permission:
             again: proofs of before don't count.
         """
         uri, secrets = asked
-        witnessed = WitnessedSource(source, self._origin(caller, source.origin))
+        witnessed = WitnessedSource(source, source.origin)
         return CallersAdmission(self._grants, self._trust, self._holder(caller, secrets), witnessed, uri, again=again)
 
     def _holder(self, caller: Caller, secrets: UriSecrets) -> Holder:
@@ -255,13 +265,25 @@ class Permission:
         credential = b"".join(len(part).to_bytes(8, "big") + part for part in parts)
         return Holder(caller.namespace, caller.service_account, self._grants.mac(credential))
 
-    def _origin(self, caller: Caller, origin: Origin) -> Origin:
-        """Behind a proxy of the caller's choice an endpoint is whatever the proxy says it is, and behind a mirror a name is."""
-        proxies, mirrors = caller.config.proxies, caller.config.mirrors
-        if (proxies, mirrors) == self._detours:
-            return origin
-        told = repr((astuple(proxies), *map(astuple, mirrors)))
-        return replace(origin, endpoint=f"{origin.endpoint}#by={self._grants.mac(told.encode())[:16]}")
+
+def expect_own(config: Config) -> None:
+    """Raises AccessDenied: a source of these settings is neither anonymous nor has a key, so that it would use this process's."""
+    s3, gs, hf = config.s3, config.gs, config.hf
+    kept = {
+        "s3": s3.profile is None and s3.chain_key is None and (s3.anonymous or s3.access_key is not None),
+        "gs": gs.credentials_file is None and (gs.anonymous or gs.access_token is not None),
+        "hf": hf.token_file is None and (hf.anonymous or hf.token is not None),
+    }
+    if not all(kept.values()):
+        found = ", ".join(f"`{scheme}://`" for scheme, own in kept.items() if not own)
+        raise AccessDenied(f"a caller's {found} would be read with the identity of this machine")
+
+
+def _without_identity(mirror: Mirror, own: Config) -> Mirror:
+    """A mirror of the node's for a caller: asked with the caller's key, if it has one, and with no other."""
+    keys = {"s3": own.s3.access_key, "gs": own.gs.access_token, "hf": own.hf.token}
+    keyless = mirror.scheme in keys and keys[mirror.scheme] is None
+    return replace(mirror, profile=None, credentials_file=None, anonymous=True if keyless else mirror.anonymous)
 
 
 def expect_served(uri: StorageUri) -> None:

@@ -42,14 +42,17 @@ class Registry:
         on_throttle: Callable[[Origin], None],
         allowances: Allowances | None = None,
         expect: Callable[[StorageUri], None] = lambda place: None,
+        expect_config: Callable[[Config], None] = lambda config: None,
     ) -> None:
         """
         Args:
             allowances: bytes a second that sources of several registries share; None: those of `config`.
             expect: raises AccessDenied for a place at a mirror that is not to be read for who asks here.
+            expect_config: raises AccessDenied for settings that no source is to be made of, a mirror's included.
         """
         self._config = config
         self._expect = expect
+        self._expect_config = expect_config
         self._on_throttle = on_throttle
         self._allowances = allowances or Allowances(config.rates)
         self._mirrors = Mirrors(config.mirrors)
@@ -120,6 +123,7 @@ class Registry:
             source.close()
 
     def _make(self, config: Config, uri: StorageUri, secrets: UriSecrets) -> Source:
+        self._expect_config(config)
         return RetryingSource(self._allowances.bound(_bare(config, uri, secrets)), config.retry, on_throttle=self._on_throttle)
 
 

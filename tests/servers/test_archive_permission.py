@@ -27,9 +27,9 @@ def cache(tmp_path: Path) -> Iterator[ModelCache]:
     assert audit(tmp_path / "store", Moment.CRASHED) == []
 
 
-def caller(cache: ModelCache, server: SeaweedFS, who: Identity, *mirrors: Mirror) -> Caller:
+def caller(cache: ModelCache, server: SeaweedFS, who: Identity) -> Caller:
     options = S3Options(endpoint=server.endpoint, access_key=who.access_key, secret_key=who.secret_key)
-    return Caller(f"team-{who.name}", "default", who.access_key.encode(), replace(cache.config, s3=options, mirrors=mirrors))
+    return Caller(f"team-{who.name}", "default", who.access_key.encode(), replace(cache.config, s3=options))
 
 
 def test_whoever_may_read_the_archive_gets_its_members_and_a_lister_nothing(seaweedfs: SeaweedFS, bucket: str, cache: ModelCache) -> None:
@@ -51,18 +51,27 @@ def test_whoever_may_read_the_archive_gets_its_members_and_a_lister_nothing(seaw
 
 
 def test_a_mirror_gives_a_caller_no_identity_of_the_node(
-    seaweedfs: SeaweedFS, bucket: str, cache: ModelCache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    seaweedfs: SeaweedFS, bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Neither by its profile, nor by `anonymous = false`, which lets the SDK find what the process has."""
     seaweedfs.put(bucket, "o/m/config.json", b"{}")
     keys = seaweedfs.reader
     (tmp_path / "aws").write_text(f"[node]\naws_access_key_id = {keys.access_key}\naws_secret_access_key = {keys.secret_key}\n")
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "aws"))
-    mirror = Mirror("hf://", f"s3://{bucket}", endpoint=seaweedfs.endpoint, profile="node")
-    local = Mirror("hf://local", f"file://{tmp_path}")
-    allowed, stranger = (caller(cache, seaweedfs, who, mirror, local) for who in (seaweedfs.reader, seaweedfs.lister))
-    with pytest.raises(AccessDenied):
-        cache.ensure("hf://o/m", caller=stranger)
-    assert contents(cache.ensure("hf://o/m", caller=allowed).path) == {"config.json": b"{}"}
-    with pytest.raises(AccessDenied, match="file://"):
-        cache.ensure("hf://local/m", caller=allowed)
-    assert [mirror.profile for mirror in allowed.own_config.mirrors] == [None, None]
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", keys.access_key)
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", keys.secret_key)
+    mirrors = (
+        Mirror("hf://", f"s3://{bucket}", endpoint=seaweedfs.endpoint, profile="node"),
+        Mirror("gs://", f"s3://{bucket}", endpoint=seaweedfs.endpoint, region="us-east-1", anonymous=False),
+        Mirror("hf://local", f"file://{tmp_path}"),
+    )
+    with ModelCache(config=Config.load(environ={}, root=tmp_path / "store", mirrors=mirrors)) as cache:
+        allowed, stranger = (caller(cache, seaweedfs, who) for who in (seaweedfs.reader, seaweedfs.lister))
+        nobody = Caller("team-n", "default", b"", replace(cache.config, mirrors=(replace(mirrors[1], prefix="https://"),)))
+        for uri in ("hf://o/m", "gs://o/m"):
+            for who in (stranger, nobody):
+                with pytest.raises(AccessDenied):
+                    cache.ensure(uri, caller=who)
+            assert contents(cache.ensure(uri, caller=allowed).path) == {"config.json": b"{}"}
+        with pytest.raises(AccessDenied, match="file://"):
+            cache.ensure("hf://local/m", caller=allowed)

@@ -257,17 +257,20 @@ def test_a_uri_is_to_the_owner_what_the_owner_s_own_place_has(tmp_path: Path) ->
         node.close()
 
 
-def test_a_proxy_of_a_caller_s_changes_nothing_for_others(node: Node) -> None:
-    """Behind a proxy an http origin is what the proxy says it is."""
-    uri, data, forged = "http://weights.example/m/weights", os.urandom(100_000), os.urandom(100_000)
+def test_a_caller_goes_through_the_node_s_proxy_and_through_none_of_its_own(tmp_path: Path) -> None:
+    """Behind a proxy an http origin is what the proxy says it is, wherever it is. What the node brought is a hit."""
+    uri, data = "http://weights.example/m/weights", os.urandom(100_000)
     with FaultServer() as honest, FaultServer() as proxy:
-        for server, body in ((honest, data), (proxy, forged)):
-            server.put(uri, body)
-        proxies = {"team-a": honest, "team-b": proxy}
-        for name in ("team-b", "team-a", "team-b", "team-a"):
-            caller = node.caller(f"{name}/default", name, proxies=Proxies(http=proxies[name].endpoint))
-            snapshot = node.cache.ensure(uri, caller=caller)
-            assert content(snapshot) == {"weights": data if name == "team-a" else forged}
+        for server in (honest, proxy):
+            server.put(uri, data)
+        node = Node(tmp_path / "root", proxies=Proxies(http=honest.endpoint))
+        node.cache.ensure(uri)
+        seen: list[Progress] = []
+        caller = node.caller("team-b/default", "b", proxies=Proxies(http=proxy.endpoint))
+        assert content(node.cache.ensure(uri, caller=caller, progress=seen.append)) == {"weights": data}
+        assert (seen[-1].hit, seen[-1].bytes_fetched) == (True, 0)
+        assert proxy.connections == 0
+        node.close()
 
 
 @pytest.mark.parametrize("by", ["uri", "header"])

@@ -7,13 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from modelcache.abc.source import Origin
 from modelcache.cache import ModelCache
 from modelcache.config import Config
 from modelcache.errors import AccessDenied, AccessUnproved, BadConfig, DamagedRecord
 from modelcache.mirrors import Mirror
-from modelcache.permission import CALLERS_SCHEMES, Caller, Permission
-from modelcache.registry import SCHEMES
+from modelcache.permission import CALLERS_SCHEMES, Caller, Permission, expect_own
+from modelcache.registry import SCHEMES, Registry
 from modelcache.sources.gcs import GcsOptions
 from modelcache.sources.http import REQUESTS_OWN, HttpOptions
 from modelcache.sources.huggingface import HubOptions
@@ -21,12 +20,10 @@ from modelcache.sources.retrying import RetryLimits
 from modelcache.sources.s3 import S3Options
 from modelcache.store.store import LocalStore
 from modelcache.testing.fault_server import FaultServer
-from modelcache.testing.guarded_source import GuardedSource
-from modelcache.testing.memory_source import MemorySource
 from modelcache.testing.servers.ports import free_ports
 from modelcache.testing.store_fixtures import NO_LIMITS
 from modelcache.transport import Proxies
-from modelcache.uri import UriSecrets, parse_uri
+from modelcache.uri import parse_uri
 
 
 @pytest.fixture
@@ -46,7 +43,7 @@ def test_a_caller_without_keys_is_anonymous_everywhere(config: Config) -> None:
     assert (own.s3.profile, own.s3.anonymous) == (None, True)
     assert (own.gs.credentials_file, own.gs.anonymous) == (None, True)
     assert (own.hf.token_file, own.hf.anonymous) == (None, True)
-    assert [(mirror.profile, mirror.credentials_file) for mirror in own.mirrors] == [(None, None), (None, None)]
+    assert (own.mirrors, own.proxies) == ((), Proxies())
 
 
 def test_a_caller_s_own_keys_are_kept(config: Config) -> None:
@@ -75,24 +72,52 @@ def test_what_this_machine_would_read_with_its_own_identity_is_refused(config: C
     assert not (config.root / "node.key").exists()
 
 
-def test_detours_of_a_caller_s_own_are_other_origins_and_one_s_own_for_all_who_take_them(config: Config) -> None:
-    store = LocalStore(config.root, NO_LIMITS)
-    permission = Permission(store.grants, config)
-    source = GuardedSource(MemorySource({}), lambda path: True)
-    asked = (parse_uri("s3://bucket/model")[0], UriSecrets())
+def test_a_caller_goes_the_node_s_ways_and_none_of_its_own(config: Config) -> None:
+    node = replace(config, proxies=Proxies(http="http://proxy:3128", no_proxy="inside"), trust=replace(config.trust, refused_networks=()))
+    permission = Permission(LocalStore(config.root, NO_LIMITS).grants, node)
+    detours = replace(config, proxies=Proxies(http="http://mine:3128"), mirrors=(Mirror("hf://", "s3://mine/", anonymous=False),))
+    found = permission.config_of(Caller("a", "x", b"", detours))
+    assert found.proxies == node.proxies
+    assert [(mirror.target, mirror.profile, mirror.anonymous) for mirror in found.mirrors] == [
+        ("s3://mirror/", None, True),
+        ("file:///srv/", None, None),
+    ]
 
-    def origin(who: str, settings: Config) -> str:
-        return permission.admit(Caller(who, "x", who.encode(), settings), asked, source, again=False).key.origin
 
-    straight = replace(config, s3=S3Options(access_key="AK", secret_key="secret"))
-    proxied = replace(config, proxies=Proxies(http="http://user:password@proxy:3128"))
-    other = replace(config, proxies=Proxies(http="http://user:other@proxy:3128"))
-    mirrored = replace(config, mirrors=(Mirror("s3://bucket/", "s3://elsewhere/"),))
-    assert {origin("a", straight), origin("b", config)} == {str(Origin("memory://origin:1"))}
-    ways = [origin("a", settings) for settings in (straight, proxied, other, mirrored)]
-    assert len(set(ways)) == 4
-    assert not any("password" in way or "proxy:3128" in way for way in ways)
-    assert origin("b", proxied) == ways[1]
+@pytest.mark.parametrize("target", ["s3://private/", "gs://private/", "hf://private/"])
+@pytest.mark.parametrize("keyed", [False, True])
+def test_no_mirror_of_the_node_gives_a_caller_the_identity_of_the_process(config: Config, target: str, keyed: bool) -> None:
+    """Not by its profile or file, and not by `anonymous = false`, which has the SDK look for what this process is."""
+    own = {"s3": S3Options(access_key="AK", secret_key="secret"), "gs": GcsOptions(access_token="T"), "hf": HubOptions(token="T")}
+    settings = replace(config, **own) if keyed else config  # type: ignore[arg-type]  # a field each
+    node = replace(config, mirrors=(Mirror("https://models/", target, anonymous=False),))
+    permission = Permission(LocalStore(config.root, NO_LIMITS).grants, node)
+    made: list[Config] = []
+    registry = Registry(permission.config_of(Caller("a", "x", b"", settings)), lambda origin: None, expect_config=made.append)
+    with registry.sources(*parse_uri("https://models/m")):
+        registry.close()
+    [used] = made
+    expect_own(used)
+    assert (used.s3.anonymous, used.gs.anonymous, used.hf.anonymous) == (not keyed, not keyed, not keyed)
+
+
+@pytest.mark.parametrize(
+    "found",
+    [
+        {"s3": S3Options()},
+        {"s3": S3Options(profile="node")},
+        {"gs": GcsOptions()},
+        {"gs": GcsOptions(credentials_file=Path("key.json"))},
+        {"hf": HubOptions()},
+        {"hf": HubOptions(token="T", token_file=Path("token"))},
+    ],
+)
+def test_settings_that_lead_to_an_identity_of_the_process_make_no_source(config: Config, found: dict[str, object]) -> None:
+    """The last door, should settings of a caller ever come another way."""
+    safe = Permission(LocalStore(config.root, NO_LIMITS).grants, config).config_of(Caller("a", "x", b"", config))
+    registry = Registry(replace(safe, **found), lambda origin: None, expect_config=expect_own)  # type: ignore[arg-type]  # fields by name
+    with pytest.raises(AccessDenied, match="identity"), registry.sources(*parse_uri("https://host/m")):
+        pass
 
 
 def test_a_damaged_key_of_the_node_is_told(config: Config) -> None:
