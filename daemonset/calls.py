@@ -11,7 +11,7 @@ from typing import NoReturn
 
 import grpc
 
-from modelcache.agent.failures import KEY, encoded, status_of
+from modelcache.agent.failures import KEY, details_of, encoded, status_of
 from modelcache.errors import AgentDraining, ModelCacheError
 from modelcache.patience import Cancellation
 
@@ -69,5 +69,5 @@ class Calls:
 
 def _abort(context: grpc.ServicerContext, error: ModelCacheError) -> NoReturn:
     context.set_trailing_metadata(((KEY, encoded(error)),))
-    context.abort(status_of(error), str(error).encode("ascii", "backslashreplace").decode())
+    context.abort(status_of(error), details_of(error))
     raise AssertionError("unreachable")  # abort raises; its stub doesn't say so

@@ -44,6 +44,12 @@ COUNTS: dict[type[ModelCacheError], tuple[str, ...]] = {
     NoDeviceMemory: ("needed_bytes", "free_bytes"),
 }
 """Numbers that an error has besides."""
+MAX_ENCODED_BYTES = 3072
+MAX_DETAILS = 512
+"""Together below 6 KiB on the wire, base64 and percent signs included: of a status with over 8 KiB of metadata gRPC may lose all but
+the code (`grpc.max_metadata_size`)."""
+_LEFT_OUT = "..."
+_TEXTS = ("message", "address", "expected", "got", "hint")
 _FIELDS = ("address", "expected", "got", "hint", "retry_after_s")
 
 
@@ -52,8 +58,26 @@ def status_of(error: ModelCacheError) -> grpc.StatusCode:
 
 
 def encoded(error: ModelCacheError) -> bytes:
-    """As an `Error` message's bytes."""
-    return error_message(error).SerializeToString()
+    """As an `Error` message's bytes, MAX_ENCODED_BYTES at most: the longest texts lose their middles."""
+    message = error_message(error)
+    while message.ByteSize() > MAX_ENCODED_BYTES:
+        longest = max(_TEXTS, key=lambda name: len(getattr(message, name)))
+        text = getattr(message, longest)
+        setattr(message, longest, shortened(text, len(text) // 2))
+    return message.SerializeToString()
+
+
+def details_of(error: ModelCacheError) -> str:
+    """For the status: ASCII, MAX_DETAILS characters at most."""
+    return shortened(str(error).encode("ascii", "backslashreplace").decode(), MAX_DETAILS)
+
+
+def shortened(text: str, length: int) -> str:
+    """At most so many characters, without the middle."""
+    if len(text) <= length:
+        return text
+    kept = max(0, length - len(_LEFT_OUT)) // 2
+    return text[:kept] + _LEFT_OUT + text[len(text) - kept :]
 
 
 def error_message(error: ModelCacheError) -> pb.Error:

@@ -13,6 +13,7 @@ from daemonset.calls import Calls
 from daemonset.server import Agent, Sockets
 from modelcache.agent.client import AgentClient
 from modelcache.config import Config
+from modelcache.errors import NotCached, UnknownScheme
 from modelcache.testing.fault_server import FaultServer
 
 
@@ -45,3 +46,15 @@ def test_drains_do_not_wait_for_each_other(socket: Path, monkeypatch: pytest.Mon
     with monkeypatch.context() as patched, AgentClient(socket) as client, ThreadPoolExecutor(2) as threads:
         patched.setattr(Calls, "drain", together)
         assert list(threads.map(client.drain, (3.0, 3.0))) == [0, 0]
+
+
+@pytest.mark.usefixtures("served")
+@pytest.mark.parametrize("letter", ["x", "%25", "é"])
+def test_long_errors_keep_their_class_and_the_ends_of_their_values(socket: Path, letter: str) -> None:
+    name = f"{letter * 60_000}the-end"
+    with AgentClient(socket) as client:
+        with pytest.raises(UnknownScheme) as told:
+            client.ensure(f"nosuch://{name}")
+        assert told.value.hint is not None
+        with pytest.raises(NotCached, match="the-end"):
+            client.show(f"http://host/{name}")
