@@ -71,7 +71,7 @@ class AgentService(AgentServicer):
             _expect_ttl(request.lease_ttl_s, wanted=bool(request.lease_holder))
 
             def run(tell: Callable[[Progress], None], cancel: Cancellation) -> pb.Ensured:
-                with self._metrics.ensuring(request.uri, wire.PRIORITIES[request.priority]) as counted:
+                with self._metrics.ensuring(request.uri, wire.priority_of(request.priority)) as counted:
                     try:
                         return self._ensured(request, caller, _both(counted.look, tell), cancel)
                     except NoSpace as error:
@@ -91,8 +91,8 @@ class AgentService(AgentServicer):
         for _ in range(LEASE_TRIES):
             snapshot = self._cache.ensure(
                 request.uri,
-                refresh=wire.REFRESHES[request.refresh],
-                priority=wire.PRIORITIES[request.priority],
+                refresh=wire.refresh_of(request.refresh),
+                priority=wire.priority_of(request.priority),
                 reads_next=request.reads_next,
                 progress=tell,
                 cancel=cancel,
@@ -137,7 +137,7 @@ class AgentService(AgentServicer):
                 report = self._cache.prewarm(
                     request.uris,
                     jobs=request.jobs or DEFAULT_JOBS,
-                    refresh=wire.REFRESHES[request.refresh],
+                    refresh=wire.refresh_of(request.refresh),
                     pin_for=request.pin_for if request.HasField("pin_for") else None,
                     progress=lambda number, look: tell((number, look)),
                     cancel=cancel,

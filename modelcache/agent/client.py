@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -17,6 +15,7 @@ from modelcache.abc.snapshot import Ref, Snapshot
 from modelcache.abc.store import Evicted, Lease, SnapshotInfo, Usage, VerifyReport
 from modelcache.agent import wire
 from modelcache.agent.failures import raised
+from modelcache.agent.silence import Silence
 from modelcache.agent.v1 import agent_pb2 as pb
 from modelcache.agent.v1.agent_pb2_grpc import AgentStub
 from modelcache.errors import AgentUnreachable
@@ -103,6 +102,7 @@ class AgentClient:
         self._socket = socket
         self._channel = grpc.insecure_channel(f"unix:{socket}", options=(("grpc.max_receive_message_length", -1),))
         self._stub = AgentStub(self._channel)
+        self._silence = Silence(SILENCE_S)
 
     def __enter__(self) -> Self:
         return self
@@ -261,15 +261,18 @@ class AgentClient:
             raise raised(error, str(self._socket)) from None
 
     def _told(self, replies: grpc._CallIterator[T], cancel: Cancellation | None) -> Iterator[T]:
-        """The replies of a call, each at most SILENCE_S after the one before."""
-        with _watched(replies.cancel) as heard, (cancel or Cancellation()).on_cancel(partial(_end, replies.cancel)):
+        """The replies of a call, each at most SILENCE_S after the one before was taken. Raises AgentUnreachable, what the agent tells."""
+        with self._silence.watched(replies.cancel) as call, (cancel or Cancellation()).on_cancel(partial(_end, replies.cancel)):
             try:
                 for reply in replies:
-                    heard()
-                    yield reply
+                    with call.unheard():
+                        yield reply
             except grpc.RpcError as error:
                 if cancel is not None:
                     cancel.check()
+                if call.silent:
+                    said = f"the agent said nothing for {self._silence.patience_s:g} s"
+                    raise AgentUnreachable(said, address=str(self._socket)) from None
                 raise raised(error, str(self._socket)) from None
             finally:
                 replies.cancel()
@@ -277,26 +280,3 @@ class AgentClient:
 
 def _end(call: Callable[[], object]) -> None:
     call()
-
-
-@contextmanager
-def _watched(give_up: Callable[[], object]) -> Iterator[Callable[[], None]]:
-    """Calls `give_up` once SILENCE_S pass without a call of what is given."""
-    heard = threading.Event()
-    ended = threading.Event()
-
-    def watch() -> None:
-        while heard.wait(SILENCE_S):
-            heard.clear()
-            if ended.is_set():
-                return
-        give_up()
-
-    thread = threading.Thread(target=watch, name="agent silence", daemon=True)
-    thread.start()
-    try:
-        yield heard.set
-    finally:
-        ended.set()
-        heard.set()
-        thread.join()

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from modelcache.abc.snapshot import Ref, RefFile, RefHead, RefKey, Snapshot
 from modelcache.abc.store import Damage, Evicted, Lease, LeaseKind, Limits, SnapshotInfo, Usage, VerifyReport
 from modelcache.agent.failures import error_message, error_of
 from modelcache.agent.v1 import agent_pb2 as pb
 from modelcache.digest import Digest, sha256
+from modelcache.errors import BadConfig
 from modelcache.fetch.plan import Priority
 from modelcache.fetch.progress import Phase, Progress
 from modelcache.prewarm import PrewarmOutcome, PrewarmReport
 from modelcache.refresh import Refresh
 from modelcache.sources.throttled import RateLimits
 
+T = TypeVar("T")
 PRIORITIES = {
     pb.PRIORITY_UNSPECIFIED: Priority.WAITING,
     pb.PRIORITY_WAITING: Priority.WAITING,
@@ -34,6 +37,23 @@ REFRESH_NUMBERS = {refresh: number for number, refresh in REFRESHES.items()}
 _USAGE = tuple(field.name for field in fields(Usage) if field.name != "limits")
 _PROGRESS = tuple(field.name for field in fields(Progress))
 _LIMITS = tuple(field.name for field in fields(Limits))
+
+
+def priority_of(number: int) -> Priority:
+    """Raises BadConfig: it is none that this version knows."""
+    return _known(PRIORITIES, number, "priority")
+
+
+def refresh_of(number: int) -> Refresh:
+    """Raises BadConfig: it is none that this version knows."""
+    return _known(REFRESHES, number, "refresh")
+
+
+def _known(values: Mapping[Any, T], number: int, name: str) -> T:
+    if number not in values:
+        hint = "upgrade the agent of this node, or ask with a client of its version"
+        raise BadConfig(f"this version knows no such {name}", got=str(number), hint=hint)
+    return values[number]
 
 
 def digest_of(text: str) -> Digest:

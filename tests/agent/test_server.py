@@ -11,9 +11,13 @@ import pytest
 
 from daemonset.calls import Calls
 from daemonset.server import Agent, Sockets
+from modelcache.agent import client as client_module
 from modelcache.agent.client import AgentClient
+from modelcache.agent.v1 import agent_pb2 as pb
+from modelcache.cache import ModelCache
 from modelcache.config import Config
-from modelcache.errors import NotCached, UnknownScheme
+from modelcache.errors import AgentUnreachable, BadConfig, NotCached, UnknownScheme
+from modelcache.patience import Cancellation
 from modelcache.testing.fault_server import FaultServer
 
 
@@ -58,3 +62,32 @@ def test_long_errors_keep_their_class_and_the_ends_of_their_values(socket: Path,
         assert told.value.hint is not None
         with pytest.raises(NotCached, match="the-end"):
             client.show(f"http://host/{name}")
+
+
+@pytest.mark.usefixtures("served")
+def test_an_agent_that_says_nothing_is_told_as_such(socket: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    waiting = threading.Barrier(3)
+
+    def ensure(*_: object, cancel: Cancellation, **__: object) -> None:
+        ended = threading.Event()
+        with cancel.on_cancel(ended.set):
+            waiting.wait(10)
+            ended.wait(10)
+
+    monkeypatch.setattr(ModelCache, "ensure", ensure)
+    monkeypatch.setattr(client_module, "SILENCE_S", 1.0)
+    with AgentClient(socket) as client, ThreadPoolExecutor(2) as threads:
+        calls = [threads.submit(client.ensure, "http://host/x") for _ in range(2)]
+        waiting.wait(10)
+        assert [each.name for each in threading.enumerate()].count("agent silence") == 1
+        for call in calls:
+            with pytest.raises(AgentUnreachable, match="said nothing for 1 s"):
+                call.result(10)
+
+
+@pytest.mark.usefixtures("served")
+@pytest.mark.parametrize("request_of", [{"priority": 9}, {"refresh": 9}])
+def test_what_a_newer_client_says_is_bad_input(socket: Path, request_of: dict[str, int]) -> None:
+    asked = pb.EnsureRequest(uri="http://127.0.0.1:1/x", **request_of)  # type: ignore[arg-type]  # an open enum's number
+    with AgentClient(socket) as client, pytest.raises(BadConfig, match="knows no such"):
+        list(client._told(client._stub.Ensure(asked), None))
