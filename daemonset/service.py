@@ -6,7 +6,8 @@ import os
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -14,6 +15,7 @@ import grpc
 
 from daemonset.calls import Calls
 from daemonset.metrics import Metrics
+from daemonset.tenants import config_of_secret
 from daemonset.refusals import with_holders
 from modelcache import __version__
 from modelcache.abc.store import Lease
@@ -21,7 +23,6 @@ from modelcache.agent import wire
 from modelcache.agent.v1 import agent_pb2 as pb
 from modelcache.agent.v1.agent_pb2_grpc import AgentServicer
 from modelcache.cache import ModelCache
-from modelcache.config import Config
 from modelcache.config.headers import expect_host
 from modelcache.errors import AccessDenied, BadConfig, NoSpace, NotCached, NotFound
 from modelcache.fetch.progress import Progress
@@ -70,20 +71,32 @@ class AgentService(AgentServicer):
             caller = self._caller(request)
             _expect_ttl(request.lease_ttl_s, wanted=bool(request.lease_holder))
 
+            held: list[str] = []
+
             def run(tell: Callable[[Progress], None], cancel: Cancellation) -> pb.Ensured:
                 with self._metrics.ensuring(request.uri, wire.priority_of(request.priority)) as counted:
                     try:
-                        return self._ensured(request, caller, _both(counted.look, tell), cancel)
+                        found = self._ensured(request, caller, _both(counted.look, tell), cancel)
                     except NoSpace as error:
                         if caller is not None:
                             raise  # tenants don't learn of each other
                         raise with_holders(error, self._cache.leases()) from None
+                if found.HasField("lease"):
+                    held.append(found.lease.id)
+                return found
 
-            for what in _told(run, context):
-                if isinstance(what, Progress):
-                    yield pb.EnsureReply(progress=wire.progress_message(what))
-                else:
-                    yield pb.EnsureReply(ensured=what)
+            try:
+                with closing(_told(run, context)) as said:
+                    for what in said:
+                        if isinstance(what, Progress):
+                            yield pb.EnsureReply(progress=wire.progress_message(what))
+                            continue
+                        yield pb.EnsureReply(ensured=what)
+                        if context.is_active():  # it was sent: gRPC asks for no more before that
+                            held.clear()
+            finally:
+                for lease_id in held:  # nobody was told of it
+                    self._cache.release(lease_id)
 
     def _ensured(
         self, request: pb.EnsureRequest, caller: Caller | None, tell: Callable[[Progress], None], cancel: Cancellation
@@ -123,9 +136,8 @@ class AgentService(AgentServicer):
         told = request.caller
         if not told.namespace or not told.service_account:
             raise BadConfig("a caller has a namespace and a service account", got=f"{told.namespace}/{told.service_account}")
-        environ = dict(told.credential)
-        config = Config.load({"HOME": "/nonexistent", **environ}, root=self._cache.config.root)
-        return Caller(told.namespace, told.service_account, _canonical(environ), config)
+        secret = dict(told.credential)
+        return Caller(told.namespace, told.service_account, _canonical(secret), config_of_secret(secret, self._cache.config))
 
     def Prewarm(self, request: pb.PrewarmRequest, context: grpc.ServicerContext) -> Iterator[pb.PrewarmReply]:
         with self._calls.under_way(context, begins_work=True):
@@ -280,7 +292,7 @@ class _Said(Generic[T, R]):
     error: BaseException | None = None
 
 
-def _told(run: Callable[[Callable[[T], None], Cancellation], R], context: grpc.ServicerContext) -> Iterator[T | R]:
+def _told(run: Callable[[Callable[[T], None], Cancellation], R], context: grpc.ServicerContext) -> Generator[T | R, None, None]:
     """What `run` tells, the last of it again at least every HEARTBEAT_S, and its result at the end. A client that goes away ends it."""
     said: queue.SimpleQueue[_Said[T, R]] = queue.SimpleQueue()
     cancel = Cancellation()

@@ -145,13 +145,16 @@ class AgentClient:
             request.caller.CopyFrom(
                 pb.Caller(namespace=identity.namespace, service_account=identity.service_account, credential=identity.credential)
             )
-        for reply in self._told(self._stub.Ensure(request), cancel):
+        had = None
+        for reply in self._told(self._stub.Ensure(request), cancel):  # to its end: who leaves before that has no lease
             if reply.HasField("ensured"):
                 found = reply.ensured
-                return Had(wire.snapshot_of(found), wire.lease_of(found.lease) if found.HasField("lease") else None)
-            if progress is not None:
+                had = Had(wire.snapshot_of(found), wire.lease_of(found.lease) if found.HasField("lease") else None)
+            elif progress is not None:
                 progress(wire.progress_of(reply.progress))
-        raise AgentUnreachable("the agent ended the call without a result", address=str(self._socket))
+        if had is None:
+            raise AgentUnreachable("the agent ended the call without a result", address=str(self._socket))
+        return had
 
     def prewarm(
         self,

@@ -11,12 +11,13 @@ import pytest
 
 from daemonset.calls import Calls
 from daemonset.server import Agent, Sockets
+from modelcache.abc.store import Lease
 from modelcache.agent import client as client_module
 from modelcache.agent.client import AgentClient
 from modelcache.agent.v1 import agent_pb2 as pb
 from modelcache.cache import ModelCache
 from modelcache.config import Config
-from modelcache.errors import AgentUnreachable, BadConfig, NotCached, UnknownScheme
+from modelcache.errors import AgentUnreachable, BadConfig, Cancelled, NotCached, UnknownScheme
 from modelcache.patience import Cancellation
 from modelcache.testing.fault_server import FaultServer
 
@@ -91,3 +92,33 @@ def test_what_a_newer_client_says_is_bad_input(socket: Path, request_of: dict[st
     asked = pb.EnsureRequest(uri="http://127.0.0.1:1/x", **request_of)  # type: ignore[arg-type]  # an open enum's number
     with AgentClient(socket) as client, pytest.raises(BadConfig, match="knows no such"):
         list(client._told(client._stub.Ensure(asked), None))
+
+
+@pytest.mark.usefixtures("served")
+def test_a_lease_that_nobody_was_told_of_is_released(socket: Path, server: FaultServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    cancel, lease, release = Cancellation(), ModelCache.lease, ModelCache.release
+    left, released = threading.Event(), threading.Event()
+
+    def lease_and_lose_the_client(cache: ModelCache, name: str, *, holder: str, ttl_s: float) -> Lease:
+        made = lease(cache, name, holder=holder, ttl_s=ttl_s)
+        cancel.cancel()
+        left.wait(10)
+        return made
+
+    def release_seen(cache: ModelCache, lease_id: str) -> bool:
+        found = release(cache, lease_id)
+        released.set()
+        return found
+
+    uri = f"{server.endpoint}/m/weights"
+    monkeypatch.setattr(ModelCache, "lease", lease_and_lose_the_client)
+    monkeypatch.setattr(ModelCache, "release", release_seen)
+    with AgentClient(socket) as client:
+        with pytest.raises(Cancelled):
+            client.ensure(uri, lease=("pod", 600.0), cancel=cancel)
+        left.set()
+        assert released.wait(10)
+        assert client.show(uri).info.leases == ()
+        monkeypatch.setattr(ModelCache, "lease", lease)
+        kept = client.ensure(uri, lease=("pod", 600.0)).lease
+        assert client.show(uri).info.leases == (kept,)
