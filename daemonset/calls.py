@@ -12,10 +12,32 @@ from typing import NoReturn
 import grpc
 
 from modelcache.agent.failures import KEY, details_of, encoded, status_of
-from modelcache.errors import AgentDraining, ModelCacheError
+from modelcache.errors import AgentBusy, AgentDraining, ModelCacheError
 from modelcache.patience import Cancellation
 
 logger = logging.getLogger(__name__)
+RETRY_AFTER_S = 2.0
+"""Told to who finds too many waiting."""
+
+
+class Waiters:
+    """How many calls of one socket may last at once, so that threads are left for those that don't. Thread-safe."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._free = threading.BoundedSemaphore(most)
+
+    @contextmanager
+    def one(self) -> Iterator[None]:
+        """A call that may last, for the block. Raises AgentBusy: there are `most`."""
+        if not self._free.acquire(blocking=False):
+            raise AgentBusy(
+                "as many calls as are served at once wait already", expected=f"{self._most} at most", retry_after_s=RETRY_AFTER_S
+            )
+        try:
+            yield
+        finally:
+            self._free.release()
 
 
 class Calls:

@@ -16,7 +16,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from daemonset import sockets
-from daemonset.calls import Calls
+from daemonset.calls import Calls, Waiters
 from daemonset.metrics import Metrics
 from daemonset.mounts import Mounts
 from daemonset.ownership import owned
@@ -31,8 +31,10 @@ from modelcache.config import Config
 from modelcache.errors import StoreFault
 
 logger = logging.getLogger(__name__)
-CALLS = 256
-"""Served at once on one socket; the others wait for their turn."""
+WAITERS = 384
+"""Calls that may last (`Ensure`, `Prewarm`, `Verify`), at once on one socket: more than pods fit on a node. The others are refused."""
+SHORT_CALLS = 64
+"""The rest, health included, at once on one socket; more of them wait for their turn."""
 SERVICE = agent_pb2.DESCRIPTOR.services_by_name["Agent"].full_name
 
 
@@ -95,10 +97,10 @@ class Agent:
             stack.enter_context(owned(self._config.root))
             stack.enter_context(VolumeKeeper(cache, mounts, grace_s=self._volumes.grace_s))
             metrics = Metrics(cache)
-            for path, access in self._accesses():
-                self._servers.append(self._serve(path, AgentService(cache, self._calls, access, metrics)))
-                stack.callback(sockets.remove, path)
             stack.callback(self._end_servers)
+            for path, access in self._accesses():
+                self._servers.append(self._serve(path, AgentService(cache, self._calls, Waiters(WAITERS), access, metrics)))
+                stack.callback(sockets.remove, path)
             stack.enter_context(Scrubber(cache, metrics, self._scrub, self._calls.ending))
             if self._http is not None:
                 stack.enter_context(Web(self._http, metrics.registry, self._why_not_ready))
@@ -131,7 +133,7 @@ class Agent:
 
     def _serve(self, path: Path, service: AgentService) -> grpc.Server:
         sockets.prepare(path)
-        server = grpc.server(ThreadPoolExecutor(CALLS, thread_name_prefix="agent"), options=(("grpc.so_reuseport", 0),))
+        server = grpc.server(ThreadPoolExecutor(WAITERS + SHORT_CALLS, thread_name_prefix="agent"), options=(("grpc.so_reuseport", 0),))
         add_AgentServicer_to_server(service, server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         reflection.enable_server_reflection((SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), server)

@@ -13,10 +13,10 @@ from typing import Generic, TypeVar
 
 import grpc
 
-from daemonset.calls import Calls
+from daemonset.calls import Calls, Waiters
 from daemonset.metrics import Metrics
-from daemonset.tenants import config_of_secret
 from daemonset.refusals import with_holders
+from daemonset.tenants import config_of_secret
 from modelcache import __version__
 from modelcache.abc.store import Lease
 from modelcache.agent import wire
@@ -57,17 +57,18 @@ class Access:
 class AgentService(AgentServicer):
     """Answers on one socket."""
 
-    def __init__(self, cache: ModelCache, calls: Calls, access: Access, metrics: Metrics) -> None:
+    def __init__(self, cache: ModelCache, calls: Calls, waiters: Waiters, access: Access, metrics: Metrics) -> None:
         self._cache = cache
         self._metrics = metrics
         self._calls = calls
+        self._waiters = waiters
         self._access = access
         self._started_at_s = time.time()
 
     # -- models -----------------------------------------------------------------------------------------------------
 
     def Ensure(self, request: pb.EnsureRequest, context: grpc.ServicerContext) -> Iterator[pb.EnsureReply]:
-        with self._calls.under_way(context, begins_work=True):
+        with self._calls.under_way(context, begins_work=True), self._waiters.one():
             caller = self._caller(request)
             _expect_ttl(request.lease_ttl_s, wanted=bool(request.lease_holder))
 
@@ -140,7 +141,7 @@ class AgentService(AgentServicer):
         return Caller(told.namespace, told.service_account, _canonical(secret), config_of_secret(secret, self._cache.config))
 
     def Prewarm(self, request: pb.PrewarmRequest, context: grpc.ServicerContext) -> Iterator[pb.PrewarmReply]:
-        with self._calls.under_way(context, begins_work=True):
+        with self._calls.under_way(context, begins_work=True), self._waiters.one():
             if self._access.speaks_for_callers:
                 raise AccessDenied("prewarming is the administrator's", hint="ask for each model with `Ensure`")
 
@@ -192,7 +193,7 @@ class AgentService(AgentServicer):
         raise AssertionError("unreachable")
 
     def Verify(self, request: pb.VerifyRequest, context: grpc.ServicerContext) -> Iterator[pb.VerifyReply]:
-        with self._calls.under_way(context, begins_work=True):
+        with self._calls.under_way(context, begins_work=True), self._waiters.one():
             name = request.name if request.HasField("name") else None
 
             def run(tell: Callable[[tuple[int, int] | None], None], cancel: Cancellation) -> pb.VerifyReport:

@@ -8,7 +8,7 @@ Messages and fields never hold a secret: addresses are canonical URIs or URLs wi
 
 from __future__ import annotations
 
-from modelcache.errors.agent import AgentDraining, AgentUnreachable
+from modelcache.errors.agent import AgentBusy, AgentDraining, AgentUnreachable
 from modelcache.errors.base import ModelCacheError
 from modelcache.errors.caller import (
     AmbiguousName,
@@ -66,6 +66,7 @@ __all__ = [
     "AccessDenied",
     "AccessUnproved",
     "AddressRefused",
+    "AgentBusy",
     "AgentDraining",
     "AgentUnreachable",
     "AmbiguousName",

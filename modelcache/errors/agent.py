@@ -18,3 +18,10 @@ class AgentDraining(Unavailable):
 
     code = ErrorCode.AGENT_DRAINING
     default_hint = "ask again when its successor runs"
+
+
+class AgentBusy(Unavailable):
+    """As many calls as the agent serves at once wait for models already."""
+
+    code = ErrorCode.AGENT_BUSY
+    default_hint = "ask again in a while; `modelcache top` shows what moves"

@@ -47,6 +47,7 @@ class ErrorCode(StrEnum):
     DEVICE_FAULT = "device-fault"
     AGENT_UNREACHABLE = "agent-unreachable"
     AGENT_DRAINING = "agent-draining"
+    AGENT_BUSY = "agent-busy"
     IN_USE = "in-use"
     CANCELLED = "cancelled"
     GROUP_BROKEN = "group-broken"

@@ -5,19 +5,26 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
+import grpc
 import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from daemonset.calls import Calls
+from daemonset import server as server_module
+from daemonset.calls import RETRY_AFTER_S, Calls
 from daemonset.server import Agent, Sockets
+from modelcache.abc.snapshot import Snapshot
 from modelcache.abc.store import Lease
 from modelcache.agent import client as client_module
 from modelcache.agent.client import AgentClient
 from modelcache.agent.v1 import agent_pb2 as pb
 from modelcache.cache import ModelCache
 from modelcache.config import Config
-from modelcache.errors import AgentUnreachable, BadConfig, Cancelled, NotCached, UnknownScheme
+from modelcache.digest import sha256
+from modelcache.errors import AgentBusy, AgentUnreachable, BadConfig, Cancelled, NotCached, UnknownScheme
 from modelcache.patience import Cancellation
 from modelcache.testing.fault_server import FaultServer
 
@@ -122,3 +129,59 @@ def test_a_lease_that_nobody_was_told_of_is_released(socket: Path, server: Fault
         monkeypatch.setattr(ModelCache, "lease", lease)
         kept = client.ensure(uri, lease=("pod", 600.0)).lease
         assert client.show(uri).info.leases == (kept,)
+
+
+class Held:
+    """`ModelCache.ensure` that lasts until it is let go. `here`: one more call is in it."""
+
+    def __init__(self) -> None:
+        self.here = threading.Semaphore(0)
+        self.go = threading.Event()
+
+    def ensure(self, *_: object, **__: object) -> Snapshot:
+        self.here.release()
+        self.go.wait(30)
+        return Snapshot(sha256("0" * 64), Path("/nowhere"), stale=False)
+
+
+def test_who_waits_leaves_threads_for_short_calls(tmp_path: Path, socket: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    held = Held()
+    monkeypatch.setattr(ModelCache, "ensure", held.ensure)
+    monkeypatch.setattr(server_module, "WAITERS", 2)
+    monkeypatch.setattr(server_module, "SHORT_CALLS", 2)
+    config = Config.load({"HOME": "/nonexistent"}, root=tmp_path / "store")
+    with Agent(config, Sockets(socket), grace_s=10.0), AgentClient(socket) as client, ThreadPoolExecutor(2) as threads:
+        calls = [threads.submit(client.ensure, "http://host/x") for _ in range(2)]
+        assert all(held.here.acquire(timeout=10) for _ in calls)
+        with grpc.insecure_channel(f"unix:{socket}") as channel:
+            health: Any = health_pb2_grpc.HealthStub(channel)  # its stubs know no calls
+            assert health.Check(health_pb2.HealthCheckRequest(), timeout=10).status == health_pb2.HealthCheckResponse.SERVING
+        assert client.status(brief=True, timeout_s=10).draining is False
+        for ask in (lambda: client.ensure("http://host/x"), lambda: client.prewarm([]), client.verify):
+            with pytest.raises(AgentBusy) as busy:
+                ask()
+            assert (busy.value.retryable, busy.value.expected, busy.value.retry_after_s) == (True, "2 at most", RETRY_AFTER_S)
+        held.go.set()
+        assert {call.result(10) for call in calls} == {client.ensure("http://host/x")}
+
+
+@pytest.mark.usefixtures("served")
+def test_two_hundred_clients_wait_at_once(socket: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    held = Held()
+    monkeypatch.setattr(ModelCache, "ensure", held.ensure)
+    with ExitStack() as stack:
+        threads = stack.enter_context(ThreadPoolExecutor(200))
+        clients = [stack.enter_context(AgentClient(socket)) for _ in range(200)]
+        calls = [threads.submit(client.ensure, "http://host/x") for client in clients]
+        assert all(held.here.acquire(timeout=30) for _ in calls)
+        assert clients[0].status(brief=True).draining is False
+        held.go.set()
+        assert len({call.result(30) for call in calls}) == 1
+
+
+def test_a_second_socket_that_fails_ends_the_first(tmp_path: Path, socket: Path) -> None:
+    agent = Agent(Config.load({"HOME": "/nonexistent"}, root=tmp_path / "store"), Sockets(socket, tmp_path), grace_s=1.0)
+    with pytest.raises(BadConfig, match="something else than a socket"), agent:
+        pass
+    assert agent._servers == []
+    assert not socket.exists()
