@@ -1,0 +1,166 @@
+"""What a tenant's secret says about the tenant's sources: the names that it may hold, and nothing that leads into this machine."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from modelcache.config import Config
+from modelcache.config.aws import DEFAULT_REGION
+from modelcache.config.headers import KSERVES_SUFFIX, kserves_headers
+from modelcache.config.kinds import Scalar
+from modelcache.config.scalars import ENDPOINT, FLAG, HUB_ENDPOINT, HUB_TOKEN
+from modelcache.errors import BadConfig
+from modelcache.sources.gcs import GcsOptions
+from modelcache.sources.http import HttpOptions
+from modelcache.sources.huggingface import HubOptions
+from modelcache.sources.s3 import S3Options
+
+HTTPS_HOST, HTTPS_HEADERS = "https-host", "headers"
+"""Of KServe's secrets for web servers (`https_secret.go`); its init container gets them as `HOST-headers`."""
+
+_KEY = re.compile(r"[!-~]+")
+_REGION = re.compile(r"[A-Za-z0-9-]{1,63}")
+
+
+def _matching(pattern: re.Pattern[str], text: str) -> str:
+    """Kubernetes secrets that were made from a file end with a line feed."""
+    if not pattern.fullmatch(text.strip()):
+        raise ValueError(text)
+    return text.strip()
+
+
+_SECRET = Scalar("a text without spaces", lambda text: _matching(_KEY, text), secret=True)
+_HOST_OR_URL = Scalar("a host, or a URL", lambda text: _matching(_KEY, text))
+
+NAMES: Mapping[str, Scalar] = {
+    "AWS_ACCESS_KEY_ID": _SECRET,
+    "AWS_SECRET_ACCESS_KEY": _SECRET,
+    "AWS_SESSION_TOKEN": _SECRET,
+    "awsAnonymousCredential": FLAG,
+    "AWS_ENDPOINT_URL_S3": ENDPOINT,
+    "AWS_ENDPOINT_URL": ENDPOINT,
+    "S3_ENDPOINT": _HOST_OR_URL,
+    "S3_USE_HTTPS": FLAG,
+    "S3_VERIFY_SSL": FLAG,
+    "S3_USER_VIRTUAL_BUCKET": FLAG,
+    "AWS_REGION": Scalar("a region", lambda text: _matching(_REGION, text)),
+    "AWS_DEFAULT_REGION": Scalar("a region", lambda text: _matching(_REGION, text)),
+    "HF_TOKEN": HUB_TOKEN,
+    "HUGGING_FACE_HUB_TOKEN": HUB_TOKEN,
+    "HF_ENDPOINT": HUB_ENDPOINT,
+    "CLOUDSDK_AUTH_ACCESS_TOKEN": _SECRET,
+}
+"""Besides `HOST-headers`, and `https-host` with `headers`. By KServe's names and the SDKs' (reference: KServe's `s3_secret.go`,
+`hf_secret.go`; botocore; huggingface_hub; gcloud). None of them is a path."""
+
+
+def config_of_secret(secret: Mapping[str, str], node: Config) -> Config:
+    """The settings of a tenant's sources: the tenant's keys, at the tenant's places or else the node's, with the node's CAs and patience.
+    No file and no variable of this process is read.
+
+    Raises:
+        BadConfig: a name that a secret can't hold here, or a value that can't be used. Names it, and never a value.
+    """
+    values = _Values(secret)
+    return Config(
+        root=node.root,
+        timeouts=node.timeouts,
+        retry=node.retry,
+        rates=node.rates,
+        trust=node.trust,
+        s3=_s3(values, node.s3),
+        gs=_gs(values, node.gs),
+        http=HttpOptions(ca_file=node.http.ca_file, headers=values.headers),
+        hf=_hf(values, node.hf),
+    )
+
+
+class _Values:
+    """A secret's values by name, each of its kind. An empty one is none."""
+
+    def __init__(self, secret: Mapping[str, str]) -> None:
+        given = {name: text for name, text in secret.items() if text}
+        self._values = {name: _read(name, given[name]) for name in NAMES if name in given}
+        others = {name: text for name, text in given.items() if name not in NAMES}
+        host, headers = others.pop(HTTPS_HOST, None), others.pop(HTTPS_HEADERS, None)
+        if (host is None) != (headers is None):
+            raise BadConfig(f"a secret holds `{HTTPS_HOST}` and `{HTTPS_HEADERS}` together, or neither")
+        if refused := sorted(name for name in others if not name.endswith(KSERVES_SUFFIX)):
+            hint = f"it may hold {', '.join(NAMES)}, HOST{KSERVES_SUFFIX}"
+            raise BadConfig(f"a caller's secret can't hold {', '.join(ascii(name[:80]) for name in refused[:5])}", hint=hint)
+        self.headers: dict[str, dict[str, str]] = {}
+        for name, text in others.items():
+            self.headers |= _headers(name, name, text)
+        if host is not None and headers is not None:
+            self.headers |= _headers(f"{HTTPS_HOST}, {HTTPS_HEADERS}", f"{host.strip()}{KSERVES_SUFFIX}", headers)
+
+    def first(self, *names: str) -> Any:
+        """The value of the first of these that is here, or None."""
+        return next((self._values[name] for name in names if name in self._values), None)
+
+
+def _read(name: str, text: str) -> Any:
+    try:
+        return NAMES[name].of_text(text)
+    except BadConfig:
+        raise BadConfig(f"`{name}` of a caller's secret is not {NAMES[name].wanted}") from None
+
+
+def _headers(told: str, variable: str, text: str) -> dict[str, dict[str, str]]:
+    """`told`: what the secret calls it."""
+    try:
+        return kserves_headers({variable: text}) or {}
+    except BadConfig:
+        wanted = "of a host, with a JSON object of headers that are not the request's own"
+        raise BadConfig(f"{told[:80]!a} of a caller's secret is not {wanted}") from None
+
+
+def _s3(values: _Values, node: S3Options) -> S3Options:
+    """Where the secret names no endpoint the node's counts, with all that belongs to it."""
+    endpoint = values.first("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL") or _kserves_endpoint(values)
+    place = S3Options(
+        endpoint=endpoint or node.endpoint,
+        region=values.first("AWS_REGION", "AWS_DEFAULT_REGION") or (None if endpoint else node.region),
+        path_style=None if endpoint else node.path_style,
+        ca_file=node.ca_file,
+        verify_tls=True if endpoint else node.verify_tls,
+        anonymous=True,
+    )
+    if place.endpoint is not None and place.region is None:
+        place = replace(place, region=DEFAULT_REGION)
+    if values.first("S3_VERIFY_SSL") is not None:
+        place = replace(place, verify_tls=values.first("S3_VERIFY_SSL"))
+    if values.first("S3_USER_VIRTUAL_BUCKET"):
+        place = replace(place, path_style=False)
+    names = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
+    access_key, secret_key, token = (values.first(name) for name in names)
+    if values.first("awsAnonymousCredential") or (access_key, secret_key, token) == (None, None, None):
+        return place
+    return replace(place, anonymous=False, access_key=access_key, secret_key=secret_key, session_token=token)
+
+
+def _kserves_endpoint(values: _Values) -> str | None:
+    """`S3_ENDPOINT`, a host in KServe's secrets, with `S3_USE_HTTPS` beside it (`kserve_storage.py`)."""
+    named = values.first("S3_ENDPOINT")
+    if named is None:
+        return None
+    if "://" not in named:
+        named = f"{'http' if values.first('S3_USE_HTTPS') is False else 'https'}://{named}"
+    try:
+        value: str = ENDPOINT.of_text(named)
+    except BadConfig:
+        raise BadConfig("`S3_ENDPOINT` of a caller's secret is not a host, or a URL") from None
+    return value
+
+
+def _gs(values: _Values, node: GcsOptions) -> GcsOptions:
+    token = values.first("CLOUDSDK_AUTH_ACCESS_TOKEN")
+    return GcsOptions(endpoint=node.endpoint, ca_file=node.ca_file, access_token=token, anonymous=token is None)
+
+
+def _hf(values: _Values, node: HubOptions) -> HubOptions:
+    token = values.first("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
+    return HubOptions(endpoint=values.first("HF_ENDPOINT") or node.endpoint, ca_file=node.ca_file, token=token, anonymous=token is None)

@@ -1,0 +1,66 @@
+"""Tenants of the real agent, through the driver's socket: what their secrets open, and what they don't."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from modelcache.agent.client import AgentClient, Identity
+from modelcache.errors import AccessDenied, BadConfig
+from modelcache.testing.agents import RunningAgent, agent
+from modelcache.testing.servers import SeaweedFS
+
+
+@pytest.fixture(scope="module")
+def node(tmp_path_factory: pytest.TempPathFactory, seaweedfs: SeaweedFS) -> Iterator[RunningAgent]:
+    """Its process, and its machine's file, have keys that read everything."""
+    directory = tmp_path_factory.mktemp("n")
+    file = directory / "c.toml"
+    file.write_text(f'[[mirror]]\nfrom = "hf://"\nto = "s3://of-the-mirror/"\nendpoint = "{seaweedfs.endpoint}"\nanonymous = false\n')
+    keys = seaweedfs.admin
+    environ = {"AWS_ACCESS_KEY_ID": keys.access_key, "AWS_SECRET_ACCESS_KEY": keys.secret_key, "AWS_DEFAULT_REGION": "us-east-1"}
+    with agent(directory, environ | {"NO_PROXY": "inside"}, options=["--config", str(file)]) as running:
+        yield running
+
+
+def secret_of(server: SeaweedFS, access_key: str = "", secret_key: str = "") -> dict[str, str]:
+    place = {"S3_ENDPOINT": server.endpoint.removeprefix("http://"), "S3_USE_HTTPS": "0"}
+    return place | {"AWS_ACCESS_KEY_ID": access_key, "AWS_SECRET_ACCESS_KEY": secret_key}
+
+
+def test_a_tenant_reads_with_the_key_of_its_secret_and_with_no_other(node: RunningAgent, seaweedfs: SeaweedFS, bucket: str) -> None:
+    data = b"w" * 100_000
+    seaweedfs.put(bucket, "m/weights", data)
+    uri, reader = f"s3://{bucket}/m", seaweedfs.reader
+    own = secret_of(seaweedfs, reader.access_key, reader.secret_key)
+    with AgentClient(node.driver) as driver:
+        denied = [secret_of(seaweedfs, reader.access_key, "wrong"), secret_of(seaweedfs)]
+        for again in range(2):  # nothing is here, and then all of it
+            for secret in denied:
+                with pytest.raises(AccessDenied):
+                    driver.ensure(uri, identity=Identity("team-b", "default", secret))
+            had = driver.ensure(uri, identity=Identity("team-a", "default", own))
+            assert (had.snapshot.path / "weights").read_bytes() == data, again
+
+
+def test_a_mirror_gives_a_tenant_nothing_that_its_own_key_does_not(node: RunningAgent, seaweedfs: SeaweedFS) -> None:
+    seaweedfs.make_bucket("of-the-mirror")
+    seaweedfs.put("of-the-mirror", "o/m/weights", b"of the node")
+    reader = seaweedfs.reader
+    own = {"AWS_ACCESS_KEY_ID": reader.access_key, "AWS_SECRET_ACCESS_KEY": reader.secret_key}
+    with AgentClient(node.driver) as driver, AgentClient(node.admin) as admin:
+        [brought] = admin.prewarm(["hf://o/m"]).outcomes
+        for secret in ({}, secret_of(seaweedfs)):
+            with pytest.raises(AccessDenied):
+                driver.ensure("hf://o/m", identity=Identity("team-b", "default", secret))
+        had = driver.ensure("hf://o/m", identity=Identity("team-a", "default", own))
+        assert brought.snapshot is not None
+        assert had.snapshot.digest == brought.snapshot.digest
+
+
+@pytest.mark.parametrize("name", ["MODELCACHE_CONFIG", "MODELCACHE_MIRRORS", "AWS_CA_BUNDLE", "http_proxy"])
+def test_a_secret_leads_to_no_file_and_no_way_of_its_own(node: RunningAgent, seaweedfs: SeaweedFS, name: str) -> None:
+    with AgentClient(node.driver) as driver, pytest.raises(BadConfig, match=name) as caught:
+        driver.ensure("s3://b/k", identity=Identity("team-b", "default", secret_of(seaweedfs) | {name: "/dev/zero"}))
+    assert "/dev/zero" not in str(caught.value.as_dict())
