@@ -4,7 +4,7 @@ handed out too early is told. Over an origin that is a dict and a store on a dis
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,6 +20,7 @@ from safetensors.torch import save
 import modelcache
 from modelcache.abc.source import Source
 from modelcache.arriving import opening
+from modelcache.arriving.passing import Passing
 from modelcache.config import Config
 from modelcache.errors import BadCheckpoint, Cancelled, DigestMismatch, NoSpace, NotFound, OriginUnreachable, SourceChanged
 from modelcache.loader.report import LoadReport
@@ -193,16 +194,38 @@ def test_tensors_of_bytes_that_stay_wrong_are_handed_out_and_the_call_fails(tmp_
         assert cache.list() == []
 
 
-def test_verified_only_hands_out_nothing_of_a_file_that_is_wrong(tmp_path: Path) -> None:
-    """Its last byte: tensors before that one could have been handed out for long."""
-    files = shards_of(A, B)
-    source = MemorySource(files, state=state_sha256)
+def test_verified_only_hands_out_nothing_of_a_file_that_is_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its last byte. That byte is let through when the load waits for the verdict, or when a tensor of the file came out without."""
+    second = tensors_of([7 * CHUNK, 3 * CHUNK], seed=2)
+    files = shards_of(A, second)
+    source = MemorySource(files, state=state_sha256, piece_bytes=CHUNK)
     source.spoil(TWO, len(files[TWO]) - 1, times=None)
+    gate = source.gate(TWO, len(files[TWO]) - 1)
     got: list[str] = []
-    with cache_of(tmp_path / "root", source) as cache, patch.object(opening, "ARRIVING_EXTENT_BYTES", CHUNK):
+    waited: list[bool] = []
+    wait_complete = Passing.wait_complete
+
+    def waiting(passing: Passing, cancel: Cancellation) -> None:
+        if passing.incoming.path == TWO:
+            gate.await_readers()
+            waited.append(set(got) <= set(A))
+            gate.open()
+        wait_complete(passing, cancel)
+
+    def take(tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
+        for name, _ in tensors:
+            got.append(name)
+            if name in second:
+                gate.open()
+
+    monkeypatch.setattr(Passing, "wait_complete", waiting)
+    monkeypatch.setattr(opening, "ARRIVING_EXTENT_BYTES", CHUNK)
+    with cache_of(tmp_path / "root", source) as cache:
         with pytest.raises(DigestMismatch, match="does not match its digest"):
-            got.extend(name for name, _ in modelcache.stream(URI, cache=cache, verified_only=True))
+            take(modelcache.stream(URI, cache=cache, verified_only=True))
         assert set(got) <= set(A)
+        assert waited
+        assert all(waited)
 
 
 def test_a_tensor_of_the_pass_that_was_wrong_is_told_of_when_the_second_pass_was_right(tmp_path: Path) -> None:
