@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import ipaddress
+import socket
 from dataclasses import dataclass, field
 from functools import lru_cache
 from urllib.parse import unquote
@@ -70,13 +71,37 @@ class Proxies:
         """Whether an address (one that isn't is no address) lies in a refused network."""
         if not self.refused_networks:
             return False
-        try:
-            found = ipaddress.ip_address(address.partition("%")[0])
-        except ValueError:
-            return False
-        if isinstance(found, ipaddress.IPv6Address) and found.ipv4_mapped is not None:
-            found = found.ipv4_mapped
-        return any(found in _network(each) for each in self.refused_networks)
+        return any(found in _network(each) for found in _addresses(address) for each in self.refused_networks)
+
+
+def _addresses(text: str) -> list[ipaddress.IPv4Address | ipaddress.IPv6Address]:
+    """The address that a text is, and those that routers and gateways take out of it. Empty: it is a name."""
+    bare = text.partition("%")[0]
+    try:
+        found = ipaddress.ip_address(bare)
+    except ValueError:
+        return _short_hand(bare)
+    if found.is_unspecified:  # connect(2) takes it for this machine
+        return [found, *_LOOPBACK]
+    if isinstance(found, ipaddress.IPv4Address):
+        return [found]
+    inner = [found.ipv4_mapped, found.sixtofour, *(found.teredo or ())]
+    if any(found in network for network in _EMBEDDING):
+        inner.append(ipaddress.IPv4Address(int(found) & 0xFFFFFFFF))
+    return [found, *(each for each in inner if each is not None)]
+
+
+def _short_hand(text: str) -> list[ipaddress.IPv4Address | ipaddress.IPv6Address]:
+    """`127.1`, `0x7f000001`, `2130706433`: what inet_aton(3) reads as an address, a proxy's resolver among others."""
+    try:
+        return _addresses(str(ipaddress.IPv4Address(socket.inet_aton(text.rstrip(".")))))
+    except (OSError, UnicodeError):
+        return []
+
+
+_LOOPBACK = (ipaddress.IPv4Address("127.0.0.1"), ipaddress.IPv6Address("::1"))
+_EMBEDDING = tuple(ipaddress.IPv6Network(each) for each in ("::/96", "64:ff9b::/96", "64:ff9b:1::/48"))
+"""An IPv4 address in the last 32 bits: IPv4-compatible (RFC 4291 §2.5.5.1), NAT64 (RFC 6052 §2.1, RFC 8215)."""
 
 
 @lru_cache(maxsize=64)
