@@ -17,6 +17,7 @@ from modelcache.config import Config
 from modelcache.errors import BadConfig
 from modelcache.transport import Proxies
 from modelcache.transport.proxies import Proxy
+from modelcache.transport.tls import Trust
 from modelcache.units import GIB, MIB, format_rate
 
 EXTRAS = {
@@ -115,10 +116,9 @@ def check_authorities(config: Config) -> list[Finding]:
 
 def _check_bundle(name: str, path: Path) -> Finding:
     try:
-        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(path)
-    except (OSError, ssl.SSLError) as error:
-        why = "no PEM certificates in it" if isinstance(error, ssl.SSLError) else error.strerror
-        return broken("certificates", f"the CA file for {name} can't be used ({why}): {path}", "name a PEM file that this user can read")
+        Trust(path).context()
+    except BadConfig as error:
+        return broken("certificates", f"for {name}: {error.message}: {path}", "name a PEM file that this user can read")
     return fine("certificates", f"CAs for {name}: {path}")
 
 

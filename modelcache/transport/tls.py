@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import ssl
+import stat
 import threading
 from pathlib import Path
 
 from modelcache.errors import BadConfig
+from modelcache.units import MIB
+
+MAX_CA_BYTES = MIB
+"""The bundles of all public CAs (Mozilla's, with comments) have 220 to 290 KiB."""
 
 
 class Trust:
@@ -30,11 +36,7 @@ class Trust:
     def _load(self) -> ssl.SSLContext:
         if not self._verify:
             return _unverifying()
-        try:
-            context = ssl.create_default_context(cafile=None if self._ca_file is None else str(self._ca_file))
-        except OSError as error:
-            reason = error.strerror or "no PEM certificate in it"
-            raise BadConfig(f"the CA file can't be used ({reason})", address=str(self._ca_file)) from None
+        context = ssl.create_default_context() if self._ca_file is None else _vouched_by(_read(self._ca_file), self._ca_file)
         context.set_alpn_protocols(["http/1.1"])
         return context
 
@@ -47,11 +49,32 @@ def _unverifying() -> ssl.SSLContext:
     return context
 
 
+def _vouched_by(pem: bytes, ca_file: Path) -> ssl.SSLContext:
+    text = pem.decode("ascii", "ignore")  # bundles have names in other scripts between their certificates
+    try:
+        return ssl.create_default_context(cadata=text)
+    except (ssl.SSLError, ValueError):
+        raise BadConfig("the CA file can't be used (no PEM certificate in it)", address=str(ca_file)) from None
+
+
 def ca_sha256(ca_file: Path | None) -> str | None:
     """Hex sha256 of a custom CA file's bytes, for `Origin.ca_sha256`; None for the system's CAs. Raises BadConfig."""
-    if ca_file is None:
-        return None
+    return None if ca_file is None else hashlib.sha256(_read(ca_file)).hexdigest()
+
+
+def _read(ca_file: Path) -> bytes:
+    """Raises BadConfig: it is no regular file (a pipe would be waited for, and a device has no end), too large, or can't be read."""
     try:
-        return hashlib.sha256(ca_file.read_bytes()).hexdigest()
+        fd = os.open(ca_file, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+        try:
+            if not stat.S_ISREG(os.fstat(fd).st_mode):
+                raise BadConfig("the CA file can't be used (not a regular file)", address=str(ca_file))
+            with open(fd, "rb", closefd=False) as file:
+                pem = file.read(MAX_CA_BYTES + 1)
+        finally:
+            os.close(fd)
     except OSError as error:
         raise BadConfig(f"the CA file can't be read ({error.strerror})", address=str(ca_file)) from None
+    if len(pem) > MAX_CA_BYTES:
+        raise BadConfig("the CA file can't be used (too large)", address=str(ca_file), expected=f"at most {MAX_CA_BYTES} bytes")
+    return pem

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import socket
 import threading
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ from modelcache.ranges import ByteRange
 from modelcache.testing import faults
 from modelcache.testing.fault_server import Fault, FaultServer
 from modelcache.testing.servers import Certificate
+from modelcache.transport.tls import Trust
 from tests.faults.reader import DATA, PATH, STATED, MakeReader, Reader, fails, url_of
 
 
@@ -115,6 +117,31 @@ def test_a_ca_file_that_is_none_is_a_bad_setting(secure: FaultServer, reader_of:
     (tmp_path / "prose.pem").write_text("not a certificate")
     with fails(BadConfig):
         reader_of(url_of(secure.endpoint), ca=tmp_path / "prose.pem").list()
+
+
+def test_a_ca_file_that_never_ends_is_not_read(secure: FaultServer, reader_of: MakeReader, tmp_path: Path) -> None:
+    """A pipe that nobody writes to, a device without an end, a file of any size: each could take this process with it."""
+    os.mkfifo(tmp_path / "fifo")
+    with open(tmp_path / "large.pem", "wb") as large:
+        large.truncate(1 << 40)
+    for path, why in (
+        (tmp_path / "fifo", "regular"),
+        (Path("/dev/zero"), "regular"),
+        (tmp_path, "regular"),
+        (tmp_path / "large.pem", "large"),
+    ):
+        with fails(BadConfig) as caught:
+            reader_of(url_of(secure.endpoint), ca=path)
+        assert why in caught.value.message
+        with fails(BadConfig):
+            Trust(path).context()
+
+
+def test_a_bundle_with_names_in_other_scripts_is_read(
+    secure: FaultServer, reader_of: MakeReader, certificate: Certificate, tmp_path: Path
+) -> None:
+    (tmp_path / "bundle.pem").write_bytes("# Főtanúsítvány\n".encode() + certificate.ca.read_bytes())
+    assert reader_of(url_of(secure.endpoint), ca=tmp_path / "bundle.pem").list().size_bytes == len(DATA)
 
 
 def test_a_custom_ca_is_part_of_the_origin(certificate: Certificate, secure_reader: Reader, reader: Reader) -> None:
