@@ -65,10 +65,15 @@ class Metrics:
         build = Gauge("modelcache_agent_info", "The agent's version.", ("version",), registry=self.registry)
         build.labels(__version__).set(1)
         self.registry.register(_Room(cache))
+        cache.incoming.listen(self._received)
 
     def ensuring(self, uri: str, priority: Priority) -> Ensuring:
         """One question for a model, from its beginning. A context manager."""
         return Ensuring(self, _scheme(uri), priority.name.lower())
+
+    def _received(self, uri: str, priority: Priority, count: int) -> None:
+        scheme = uri.partition(":")[0]  # canonical: there is one
+        self._fetched.labels(scheme if scheme in KNOWN_SCHEMES else "other", priority.name.lower()).inc(count)
 
     def verified(self, bytes_read: int, damages: int) -> None:
         self._read_back.inc(bytes_read)
@@ -109,7 +114,6 @@ class Ensuring:
         metrics._ensures.labels(outcome, self._priority).inc()
         metrics._seconds.labels(outcome).observe(time.monotonic() - self._started_s)
         if self._last is not None and not self._last.hit:
-            metrics._fetched.labels(self._scheme, self._priority).inc(self._last.bytes_fetched)
             metrics._reused.labels(self._scheme).inc(self._last.bytes_reused)
 
 

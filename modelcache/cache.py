@@ -95,6 +95,7 @@ class ModelCache(Upkeeping, Prewarming, Carrying, SingleFiles, Leasing):
         self._store: Upkeep = store
         self._permission = Permission(store.grants, self.config)
         self._engine = FetchEngine(self.config.engine)
+        self.incoming = self._engine.incoming  # tells of bytes that come from origins
         self.rates = Allowances(self.config.rates)  # may be changed while fetches run
         self._registry = Registry(self.config, on_throttle=self._engine.throttled, allowances=self.rates)
         self._flights: SingleFlight[_FlightKey, Ensured] = SingleFlight("ensure")

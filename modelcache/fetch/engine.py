@@ -15,6 +15,7 @@ from modelcache.fetch.concurrency import Concurrencies, ConcurrencyBounds
 from modelcache.fetch.fetch import Fetch, Surroundings
 from modelcache.fetch.lookout import Lookout
 from modelcache.fetch.plan import Priority, Span
+from modelcache.fetch.received import Received
 from modelcache.fetch.request import FetchRequest
 from modelcache.fetch.run import Run
 from modelcache.fetch.shared import SharedFiles
@@ -51,6 +52,7 @@ class FetchEngine:
         self._fetches: list[Fetch] = []
         self._shared = SharedFiles()
         self.turns = Turns()
+        self.incoming = Received()
         self._workers: set[threading.Thread] = set()
         self._served = 0
         self._closed = False
@@ -219,6 +221,10 @@ class FetchEngine:
             self._concurrency.ended(fetch.origin)
         fetch.ended_span(span, run.done, error)
         return run.buffer
+
+    def received(self, fetch: Fetch, count: int) -> None:
+        """`count` bytes came from the origin of this fetch, kept or not."""
+        self.incoming.tell(fetch.uri, fetch.priority, count)
 
     def moved(self, fetch: Fetch, count: int) -> None:
         """`count` bytes came from the origin of this fetch."""

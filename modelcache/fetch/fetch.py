@@ -62,6 +62,7 @@ class Fetch:
 
     def __init__(self, request: FetchRequest, around: Surroundings) -> None:
         self._request = request
+        self.uri = request.uri
         self.origin = str(request.source.origin)
         self._around = around
         self._changed = around.changed

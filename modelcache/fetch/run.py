@@ -19,6 +19,8 @@ from modelcache.ranges import ByteRange
 class Traffic(Protocol):
     """What a run tells and asks between two chunks."""
 
+    def received(self, fetch: Fetch, count: int) -> None: ...
+
     def moved(self, fetch: Fetch, count: int) -> None: ...
 
     def outranked(self, fetch: Fetch) -> bool: ...
@@ -100,13 +102,16 @@ class Run:
     def _fill(self, body: Body, chunk: int, buffer: Buffer) -> None:
         view = buffer.view[: chunk_range(chunk, self._incoming.size_bytes).size_bytes]
         got = 0
-        while got < len(view):
-            count = body.readinto(view[got:])
-            if count == 0:
-                raise RuntimeError(f"a source ended `{self._incoming.path}` early without saying so")
-            got += count
-            self._fetch.meter.fetched(count)
-            self._unkept_bytes += count
+        try:
+            while got < len(view):
+                count = body.readinto(view[got:])
+                if count == 0:
+                    raise RuntimeError(f"a source ended `{self._incoming.path}` early without saying so")
+                got += count
+                self._fetch.meter.fetched(count)
+                self._unkept_bytes += count
+        finally:
+            self._traffic.received(self._fetch, got)
 
     def _keep(self, chunk: int, buffer: Buffer) -> Buffer:
         at = chunk_range(chunk, self._incoming.size_bytes)

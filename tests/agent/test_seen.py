@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import threading
 import urllib.request
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 from urllib.error import HTTPError
@@ -17,7 +19,7 @@ from daemonset.server import SERVICE
 from modelcache.agent.client import AgentClient
 from modelcache.errors import AgentDraining, NotFound
 from modelcache.testing.agents import RunningAgent, agent
-from modelcache.testing.fault_server import FaultServer
+from modelcache.testing.fault_server import Call, FaultServer
 
 
 @pytest.fixture
@@ -57,6 +59,26 @@ def test_metrics_count_what_happened_and_name_no_model(node: RunningAgent) -> No
     assert found["modelcache_ensures_under_way", "waiting"] == 0
     for secret in ("secret-model", "pod-of-somebody", str(server.port)):
         assert secret not in get(node, "/metrics")
+
+
+def test_bytes_are_counted_once_whoever_waits_for_them(node: RunningAgent) -> None:
+    together = threading.Event()
+
+    def when_all_wait(call: Call) -> None:
+        while not together.is_set() and not call.ended.wait(0.05):
+            if samples(node).get(("modelcache_ensures_under_way", "waiting")) == 6:
+                together.set()
+        call.reply(call.proper)
+
+    with FaultServer() as server, AgentClient(node.admin) as client, ThreadPoolExecutor(6) as threads:
+        server.put("/m/shared", b"s" * 300_000)
+        server.fail("/m/shared", when_all_wait)
+        server.put("/m/later", b"l" * 100_000)
+        list(threads.map(client.ensure, [f"{server.endpoint}/m/shared"] * 6))
+        client.prewarm([f"{server.endpoint}/m/later"])
+    found = samples(node)
+    assert found["modelcache_fetched_bytes_total", "waiting,http"] == 300_000
+    assert found["modelcache_fetched_bytes_total", "prewarm,http"] == 100_000
 
 
 def test_an_agent_that_drains_is_alive_and_not_ready(node: RunningAgent) -> None:
