@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import socket
 import threading
 from collections.abc import Callable
 from http import HTTPStatus
@@ -30,14 +31,14 @@ class Web:
     def __init__(self, address: tuple[str, int], registry: CollectorRegistry, why_not_ready: Callable[[], str | None]) -> None:
         """
         Args:
-            address: to listen at; port 0: a free one.
+            address: to listen at, IPv6 where it has colons; port 0: a free one.
             why_not_ready: why new work is not taken; None: it is.
 
         Raises:
             BadConfig: nobody can listen there.
         """
         try:
-            self._server = _Server(address, _Page)
+            self._server = (_Server6 if ":" in address[0] else _Server)(address, _Page)
         except OSError as error:
             raise BadConfig(f"the agent can't listen for HTTP ({error.strerror})", got=f"{address[0]}:{address[1]}") from None
         self._server.pages = {
@@ -64,6 +65,10 @@ class Web:
 class _Server(ThreadingHTTPServer):
     daemon_threads = True
     pages: dict[str, Callable[[str], Answer]]
+
+
+class _Server6(_Server):
+    address_family = socket.AF_INET6
 
 
 class _Page(BaseHTTPRequestHandler):

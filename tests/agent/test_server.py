@@ -8,14 +8,17 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
+from urllib.request import urlopen
 
 import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+from prometheus_client import CollectorRegistry
 
 from daemonset import server as server_module
 from daemonset.calls import RETRY_AFTER_S, Calls
 from daemonset.server import Agent, Sockets
+from daemonset.web import Web
 from modelcache.abc.snapshot import Snapshot
 from modelcache.abc.store import Lease
 from modelcache.agent import client as client_module
@@ -185,3 +188,9 @@ def test_a_second_socket_that_fails_ends_the_first(tmp_path: Path, socket: Path)
         pass
     assert agent._servers == []
     assert not socket.exists()
+
+
+def test_health_is_served_over_ipv6() -> None:
+    mapped = "::ffff:127.0.0.1"  # this machine's, where its loopback has no IPv6 address, too
+    with Web((mapped, 0), CollectorRegistry(), lambda: None) as web, urlopen(f"http://127.0.0.1:{web.port}/readyz", timeout=10) as answer:
+        assert answer.read() == b"ok\n"
