@@ -17,15 +17,16 @@ if TYPE_CHECKING:
 
 SHORT_DIGITS = 12
 COLUMNS = (
-    Column("digest"), Column("size", right=True), Column("own", right=True), Column("shared", right=True), Column("files", right=True),
-    Column("used", right=True), Column("held by"), Column("uri"),
+    Column("digest"), Column("size", right=True), Column("own", right=True), Column("shared", right=True), Column("freed", right=True),
+    Column("files", right=True), Column("used", right=True), Column("held by"), Column("uri"),
 )  # fmt: skip
 
 
 def ls(session: Session) -> ExitCode:
     """List the models that are here, most recently used first.
 
-    OWN is what nothing else needs, and goes with the model; SHARED stays for the others that show it. USED is how long ago.
+    OWN is what nothing else needs, and goes with the model; SHARED stays for the others that show it. FREED is the room on the disk
+    that removing it alone gives back. USED is how long ago.
     """
     infos: Sequence[SnapshotInfo] = ()
     try:
@@ -47,6 +48,7 @@ def _row(info: SnapshotInfo) -> tuple[str, ...]:
         format_bytes(info.size_bytes),
         format_bytes(info.own_bytes),
         format_bytes(info.shared_bytes),
+        format_bytes(info.freed_bytes),
         f"{info.file_count:,}",
         format_age(info.last_used_at_s),
         "\n".join(f"{lease.kind} {lease.holder}" for lease in info.leases),

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from modelcache.testing.fault_server import FaultServer
+from modelcache.units import format_bytes
 from tests.cli.conftest import WEIGHTS
 from tests.cli.executable import Done, Executable
 
@@ -128,13 +129,36 @@ def test_ls_and_path_and_show_tell_what_is_here(cli: Executable, model: Path, si
     digest = cli("show", "--json", model).document["digest"].removeprefix("sha256:")
     shown = cli("show", model).out
 
-    assert lines[0].split() == ["DIGEST", "SIZE", "OWN", "SHARED", "FILES", "USED", "HELD", "BY", "URI"]
+    assert lines[0].split() == ["DIGEST", "SIZE", "OWN", "SHARED", "FREED", "FILES", "USED", "HELD", "BY", "URI"]
     assert [line.split()[-1] for line in lines[1:]] == [f"file://{sibling}", f"file://{model}"]
     assert cli("path", digest[:8]).out == cli("path", f"sha256:{digest}").out == cli("path", f"file://{model}").out
     assert hashlib.sha256(WEIGHTS).hexdigest()[:16] in shown
     assert hashlib.sha256(WEIGHTS).hexdigest() not in shown
     assert hashlib.sha256(WEIGHTS).hexdigest() in cli("show", "-v", model).out
     assert "computed" in shown
+
+
+def column(text: str, title: str) -> list[str]:
+    """What a table shows under a title that is right-aligned."""
+    head, *rows = text.splitlines()
+    stop = head.index(title) + len(title)
+    return [" ".join(row[:stop].split()[-2:]) for row in rows]
+
+
+def test_ls_and_df_say_what_is_own_and_shared_and_what_removing_frees(cli: Executable, model: Path, sibling: Path) -> None:
+    cli("pull", "-q", model, sibling)
+    cli("pin", sibling)
+    listed = cli("ls", "--json").document["snapshots"]
+    table, room = cli("ls").out, cli("df").out
+    usage = cli("df", "--json").document
+    freed = cli("rm", "--json", model).document["freed_bytes"]
+
+    for title in ("own", "shared", "freed"):
+        assert column(table, title.upper()) == [format_bytes(each[f"{title}_bytes"]) for each in listed]
+    assert freed == usage["evictable_bytes"] == next(each["freed_bytes"] for each in listed if not each["leases"])
+    assert 0 < freed < usage["blobs_bytes"]
+    evictable = next(line for line in room.splitlines() if "evictable" in line)
+    assert f" {format_bytes(freed)}  freed when all that nobody holds goes" in evictable
 
 
 def test_two_uris_of_one_model_share_it_and_rm_forgets_one(cli: Executable, model: Path, tmp_path: Path) -> None:
