@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 from urllib.parse import quote
 
@@ -16,7 +17,10 @@ from modelcache.ranges import ByteRange
 from modelcache.sources.archive import DEFAULT_LIMITS, ArchiveSource
 from modelcache.sources.claims import ClaimMounts, ClaimSource
 from modelcache.sources.local import LocalSource
+from modelcache.sources.retrying import RetryingSource
 from modelcache.testing.archives import Written, bring_from, tar_of, write_tree, zip_of
+from modelcache.testing.faulted_contract import AT_ONCE, FaultedContract
+from modelcache.testing.faulty_source import AT_OPEN, MIDWAY, FaultySource
 from modelcache.testing.source_contract import LARGE, OTHER, SMALL, Place, SourceContract, listing, put_and_list, read, read_on, whole
 from modelcache.units import MIB
 from modelcache.uri import StorageUri
@@ -29,8 +33,8 @@ class Packed:
     lists_many = True
     unsafe_names: tuple[str, ...] = ("new\nline", "../up", "/etc/passwd", "a//b")
 
-    def __init__(self, root: Path, ending: str) -> None:
-        files = LocalSource()
+    def __init__(self, root: Path, ending: str, files: Source | None = None) -> None:
+        files = files or LocalSource()
         self.source: Source = ArchiveSource(files, bring_from(files), lambda revision, listing, cancel: None, DEFAULT_LIMITS)
         self._root = root
         self._ending = ending
@@ -109,6 +113,28 @@ class ArchiveContract(SourceContract):
 
 class TestTar(ArchiveContract):
     ending = ".tar"
+
+
+class TestTarFaulted(FaultedContract, TestTar):
+    """The faults are around what the archive itself is read from: so it is under the cache, too."""
+
+    @pytest.fixture
+    def faults(self) -> FaultySource:
+        return FaultySource(LocalSource(), seed=7)
+
+    @pytest.fixture
+    def place(self, tmp_path: Path, faults: FaultySource) -> Place:
+        return Packed(tmp_path, self.ending, RetryingSource(faults, AT_ONCE))
+
+    def test_every_fault_strikes_once_and_no_byte_is_read_twice(self, place: Place, faults: FaultySource) -> None:
+        file = put_and_list(place, "f", SMALL)
+        assert read(place.source, file) == SMALL
+        assert {fault: faults.books.struck[fault] for fault in (*AT_OPEN, *MIDWAY)} == dict.fromkeys((*AT_OPEN, *MIDWAY), 1)
+        assert faults.books.bytes == {"f.tar": Path(place.uri("f").path).stat().st_size}
+        assert faults.books.open_bodies == 0
+
+    def sizes_bytes(self, place: Place) -> Mapping[str, int]:
+        return {"all.tar": Path(place.uri().path).stat().st_size}
 
 
 class TestTgz(ArchiveContract):

@@ -17,6 +17,7 @@ from modelcache.sources.local import LocalSource
 from modelcache.sources.retrying import RetryingSource
 from modelcache.sources.s3 import S3Source
 from modelcache.sources.throttled import Allowances, RateLimits
+from modelcache.testing.faulted_contract import FaultedContract
 from modelcache.testing.hub_sources import RewrittenRepository, hub_source
 from modelcache.testing.s3_sources import REGIONS, options_of
 from modelcache.testing.servers import Certificate, Nginx, NginxOptions, SeaweedFS
@@ -110,10 +111,18 @@ class TestLocal(SourceContract):
         return Directory(root, LocalSource())
 
 
+class TestLocalFaulted(FaultedContract, TestLocal):
+    pass
+
+
 class TestHttp(SourceContract):
     @pytest.fixture
     def place(self, nginx: Nginx) -> Iterator[Place]:
         yield from web_place(nginx, http_source(nginx))
+
+
+class TestHttpFaulted(FaultedContract, TestHttp):
+    pass
 
 
 class TestHttps(SourceContract):
@@ -146,11 +155,19 @@ class TestS3(SourceContract):
         source.close()
 
 
+class TestS3Faulted(FaultedContract, TestS3):
+    pass
+
+
 class TestHub(SourceContract):
     @pytest.fixture
     def place(self) -> Iterator[Place]:
         with HubServer() as server, hub_source(server) as source:
             yield RewrittenRepository(server, source)
+
+
+class TestHubFaulted(FaultedContract, TestHub):
+    pass
 
 
 class TestHubRetrying(SourceContract):

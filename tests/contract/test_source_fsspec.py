@@ -14,6 +14,7 @@ import pytest
 from modelcache.abc.source import Source
 from modelcache.sources.any_fsspec import FsspecOptions, FsspecSource
 from modelcache.sources.retrying import RetryingSource
+from modelcache.testing.faulted_contract import FaultedContract
 from modelcache.testing.servers import FtpServer
 from modelcache.testing.source_contract import Place, SourceContract
 from modelcache.transport import Timeouts
@@ -87,6 +88,10 @@ class TestMemory(SourceContract):
             files.rm(f"/{name}", recursive=True)
 
 
+class TestMemoryFaulted(FaultedContract, TestMemory):
+    pass
+
+
 class TestFtp(SourceContract):
     @pytest.fixture
     def place(self, ftp: FtpServer) -> Iterator[Place]:
@@ -94,3 +99,7 @@ class TestFtp(SourceContract):
         root.mkdir()
         with source_of(StorageUri("ftp", ftp.authority, ""), ftp_secrets(ftp)) as source:
             yield FtpDirectory(ftp, root, RetryingSource(source))
+
+
+class TestFtpFaulted(FaultedContract, TestFtp):
+    pass

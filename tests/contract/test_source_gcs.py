@@ -17,6 +17,7 @@ from modelcache.errors import NotFound, UnsafePath
 from modelcache.ranges import ByteRange
 from modelcache.sources.gcs import GcsOptions, GcsSource
 from modelcache.sources.retrying import RetryingSource
+from modelcache.testing.faulted_contract import FaultedContract
 from modelcache.testing.listings import listing_of
 from modelcache.testing.servers import FakeGcs
 from modelcache.testing.source_contract import Place, SourceContract, read
@@ -49,6 +50,10 @@ class TestGcs(SourceContract):
     @pytest.fixture
     def place(self, fake_gcs: FakeGcs, bucket: str, source: GcsSource) -> Place:
         return Bucket("gs", fake_gcs, bucket, source, unsafe_names=UNSAFE_NAMES)
+
+
+class TestGcsFaulted(FaultedContract, TestGcs):
+    pass
 
 
 class TestGcsRetrying(SourceContract):
