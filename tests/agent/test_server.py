@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
+from socket import AF_INET6
 from typing import Any
 from urllib.request import urlopen
 
@@ -194,3 +195,4 @@ def test_health_is_served_over_ipv6() -> None:
     mapped = "::ffff:127.0.0.1"  # this machine's, where its loopback has no IPv6 address, too
     with Web((mapped, 0), CollectorRegistry(), lambda: None) as web, urlopen(f"http://127.0.0.1:{web.port}/readyz", timeout=10) as answer:
         assert answer.read() == b"ok\n"
+        assert web._server.socket.family == AF_INET6
