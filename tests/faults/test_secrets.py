@@ -20,6 +20,7 @@ from urllib.parse import quote
 import pytest
 
 from modelcache import Config, ModelCache, Refresh
+from modelcache.chunks import CHUNK_BYTES
 from modelcache.errors import ModelCacheError
 from modelcache.patience import Deadline
 from modelcache.sources.http import HttpOptions
@@ -32,7 +33,7 @@ from modelcache.testing.servers.ports import free_ports
 from modelcache.testing.store_filling import content, digest_of
 from modelcache.transport import Proxies, Timeouts
 
-DATA = content(300_000, seed=1)
+DATA = content(CHUNK_BYTES + 1000, seed=7)  # an S3 object of one chunk is not asked for by ranges
 OBJECT = "/models/tiny/weights.safetensors"
 USER, PASSWORD = "alice", "p4ssw0rd-of-userinfo/+"
 SECRET_KEY = "s3cret/key+of+the+object+store"
