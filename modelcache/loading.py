@@ -181,10 +181,22 @@ def timed_load(
     device: Device | Mapping[str, Device] | None = None,
     cache: ModelCache | None = None,
     cancel: Cancellation | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> LoadReport:
-    """Load every tensor, drop them, and say what it took. Raises: as `load`."""
+    """Load every tensor, drop them, and say what it took.
+
+    Args:
+        progress: called with the bytes of tensors that are done, and of all.
+
+    Raises: as `load`.
+    """
     report = LoadReport()
-    for _ in stream(source, device=device, report=report, cache=cache, cancel=cancel):
+
+    def show(done_bytes: int) -> None:
+        if progress is not None:
+            progress(done_bytes, report.wanted_bytes)
+
+    for _ in stream(source, device=device, report=report, cache=cache, cancel=cancel, progress=show):
         pass
     return report
 

@@ -113,11 +113,13 @@ def inspect(cache: ModelCache, name: str, cancel: Cancellation) -> Inspected:
     return inspect(cache, name, cancel=cancel)
 
 
-def load(source: str, cache: ModelCache | None, device: str | None, cancel: Cancellation) -> LoadReport:
+def load(
+    source: str, cache: ModelCache | None, device: str | None, cancel: Cancellation, progress: Callable[[int, int], None]
+) -> LoadReport:
     """Load every tensor and drop it; what it took. Raises as `modelcache.load`."""
     from modelcache.loading import timed_load
 
-    return timed_load(source, device=device, cache=cache, cancel=cancel)
+    return timed_load(source, device=device, cache=cache, cancel=cancel, progress=progress)
 
 
 def read_list(lines: Iterable[str]) -> Sequence[str]:

@@ -11,6 +11,7 @@ from modelcache.cli.completion import complete_name
 from modelcache.cli.exit_codes import ExitCode
 from modelcache.cli.interrupts import cancelled_by_signals
 from modelcache.cli.options import OriginOptions
+from modelcache.cli.progress_view import Reading, progress_view
 from modelcache.cli.session import Session
 from modelcache.cli.tables import Column, Table, counted
 from modelcache.patience import Cancellation
@@ -43,12 +44,18 @@ def load(session: Session, source: Source, origin: OriginOptions, device: Device
     Needs torch. "mapped" bytes were in memory already and were not copied; "direct" ones came from the disk, around the page cache.
     """
     cancel = Cancellation()
-    with cancelled_by_signals(cancel, session.output):
+    with cancelled_by_signals(cancel, session.output), progress_view(session.output) as view:
+        reading = Reading(lazy.redact_url(source) if "://" in source else source, phase="loading")
+
+        def show(done_bytes: int, total_bytes: int) -> None:
+            view.show(reading.look(done_bytes, total_bytes))
+
+        show(0, 0)
         if "://" in source:
             with session.open_store(session.config(origin)) as cache:
-                report = lazy.load(source, cache, device, cancel)
+                report = lazy.load(source, cache, device, cancel, show)
         else:
-            report = lazy.load(source, None, device, cancel)
+            report = lazy.load(source, None, device, cancel, show)
     session.finish(**_document(report))
     output = session.output
     output.line(f"tensors   {counted(report.tensors, 'tensor')}, {format_bytes(report.tensor_bytes)}")

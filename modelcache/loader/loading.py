@@ -93,6 +93,7 @@ def stream_tensors(
     told = 0
     if extents is None:
         extents = plan(checkpoint, names, order=wishes.order, destination=wishes.placement.device_of)
+    seen.wanted_bytes += sum(entry.span.size_bytes for extent in extents for entry in extent.tensors)
     for reading in _readings(checkpoint, extents, wishes, open_file, cancel or Cancellation(), seen):
         for entry in reading.extent.tensors:
             started_s = time.monotonic()

@@ -13,6 +13,7 @@ class LoadReport:
     """What a load took; filled while it goes on.
 
     Attributes:
+        wanted_bytes: of all tensors that are read; 0 until the headers were.
         read_bytes: by the way they came; what lies between wanted tensors and is read along is in it.
         fetched_s: until the snapshot of a URI was here and held, or until its fetch had begun. Not in `seconds`.
         opened_s: headers, and opening the files.
@@ -22,6 +23,7 @@ class LoadReport:
         verified_s: of a model that arrived, from the last tensor until all of it was verified and published. Not in `seconds`.
     """
 
+    wanted_bytes: int = 0
     tensors: int = 0
     tensor_bytes: int = 0
     read_bytes: Counter[Way] = field(default_factory=Counter)

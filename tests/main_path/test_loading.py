@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import save_file
 
 import modelcache
+from modelcache.cli import progress_view
 from modelcache.cli.main import main
 from modelcache.config import Config
 from modelcache.errors import BadCheckpoint, NotCached, NotFound
@@ -96,3 +97,23 @@ def test_the_commands(tmp_path: Path, served: Path, tensors: dict[str, torch.Ten
     capfd.readouterr()
     assert main(["load", "--time", str(served / "model.safetensors")]) == 0
     assert "waiting for bytes" in capfd.readouterr().out
+
+
+def test_load_shows_how_far_it_is(
+    served: Path, tensors: dict[str, torch.Tensor], capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(progress_view, "EVENT_INTERVAL_S", 0.0)
+    monkeypatch.setattr(progress_view, "LINE_INTERVAL_S", 0.0)
+    file = str(served / "model.safetensors")
+    size_bytes = sum(tensor.nbytes for tensor in tensors.values())
+    assert main(["load", "--json", file]) == 0
+    looks = [json.loads(line) for line in capfd.readouterr().err.splitlines()]
+    assert {(look["event"], look["phase"]) for look in looks} == {("progress", "loading")}
+    assert (looks[0]["bytes_done"], looks[0]["bytes_total"]) == (0, 0)
+    assert (looks[-1]["bytes_done"], looks[-1]["bytes_total"]) == (size_bytes, size_bytes)
+    assert main(["load", file]) == 0
+    lines = capfd.readouterr().err.splitlines()
+    assert lines[0] == f"{file}: loading"
+    assert lines[-1].startswith(f"{file}: loading 100%, ")
+    assert main(["load", "--quiet", file]) == 0
+    assert capfd.readouterr().err == ""
