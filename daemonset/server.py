@@ -98,6 +98,7 @@ class Agent:
             stack.enter_context(VolumeKeeper(cache, mounts, grace_s=self._volumes.grace_s))
             metrics = Metrics(cache)
             stack.callback(self._end_servers)
+            self._health.set(SERVICE, health_pb2.HealthCheckResponse.SERVING)  # before a socket answers
             for path, access in self._accesses():
                 self._servers.append(self._serve(path, AgentService(cache, self._calls, Waiters(WAITERS), access, metrics)))
                 stack.callback(sockets.remove, path)
@@ -105,7 +106,6 @@ class Agent:
             if self._http is not None:
                 stack.enter_context(Web(self._http, metrics.registry, self._why_not_ready))
             self._stack = stack.pop_all()
-        self._health.set(SERVICE, health_pb2.HealthCheckResponse.SERVING)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
