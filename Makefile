@@ -57,7 +57,7 @@ fuzz: $(MADE)/fuzz  ## headers, files, indexes and plans of the loader under mut
 
 # the engine's tests and fuzzing run where their packages have wheels
 X86_64 := $(filter x86_64,$(shell uname -m))
-soak: $(MADE)/dev $(if $(X86_64),$(MADE)/fuzz $(MADE)/demo-model $(MADE)/vllm)  ## the tests that only show something in great numbers; SOAK=N rounds of each
+soak: $(MADE)/dev $(MADE)/demo-model $(if $(X86_64),$(MADE)/fuzz $(MADE)/vllm)  ## the tests that only show something in great numbers; SOAK=N rounds of each
 	@$(ENVIRONMENT) system
 	$(if $(X86_64),$(RUN) -m tests.fuzz --seconds $(FUZZ_S),echo "not x86_64: fuzzing and the tests in vLLM's engine are left out")
 	echo "random seed: $(SEED) (make soak SEED=$(SEED) repeats it)"
