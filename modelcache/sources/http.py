@@ -96,7 +96,7 @@ class HttpSource:
     def open(self, file: RemoteFile, span: ByteRange, cancel: Cancellation) -> Body:
         """As `Source.open`. The final 0 comes after a second look at the version, where nothing else would show a mixture."""
         body = self._open(file, span, cancel)
-        if file.digests or not file.resumable:
+        if file.digests or not file.validator:
             return body
         return _ConfirmedBody(body, lambda stop: self._confirm(file, stop), cancel)
 
@@ -108,10 +108,13 @@ class HttpSource:
         return self._client.open_range(self._signer, file, span, _precondition(file.validator), cancel)
 
     def _confirm(self, file: RemoteFile, cancel: Cancellation) -> None:
-        """Raises SourceChanged if the origin now has another version; else what `open` and `readinto` raise."""
-        body = self._open(file, ByteRange(0, 1), cancel)
+        """Raises SourceChanged if the origin now has another version; else what `open` and `readinto` raise.
+
+        Where no ranges are served the head of the answer is all that is waited for, and its connection given up.
+        """
+        body = self._open(file, ByteRange(0, 1 if file.ranged else file.size_bytes), cancel)
         try:
-            while body.readinto(memoryview(bytearray(1))):
+            while file.ranged and body.readinto(memoryview(bytearray(1))):
                 pass
         finally:
             body.close()

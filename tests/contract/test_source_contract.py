@@ -103,6 +103,12 @@ def secure_nginx(tmp_path_factory: pytest.TempPathFactory, certificate: Certific
         yield server
 
 
+@pytest.fixture(scope="module")
+def rangeless_nginx(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nginx]:
+    with Nginx(tmp_path_factory.mktemp("nginx-rangeless"), NginxOptions(more="max_ranges 0;")) as server:
+        yield server
+
+
 class TestLocal(SourceContract):
     @pytest.fixture
     def place(self, tmp_path: Path) -> Place:
@@ -122,6 +128,18 @@ class TestHttp(SourceContract):
 
 
 class TestHttpFaulted(FaultedContract, TestHttp):
+    pass
+
+
+class TestHttpWhole(SourceContract):
+    """A server that serves no ranges: nothing of a file is gone on with."""
+
+    @pytest.fixture
+    def place(self, rangeless_nginx: Nginx) -> Iterator[Place]:
+        yield from web_place(rangeless_nginx, http_source(rangeless_nginx))
+
+
+class TestHttpWholeFaulted(FaultedContract, TestHttpWhole):
     pass
 
 
