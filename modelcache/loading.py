@@ -302,7 +302,10 @@ def load_slice(
 def open_checkpoint(
     source: str | os.PathLike[str], *, cache: ModelCache | None = None, held: ExitStack | None = None, cancel: Cancellation | None = None
 ) -> Checkpoint:
-    """Names, shapes, dtypes and places of a checkpoint's tensors, without reading them. Needs no torch.
+    """Names, shapes, dtypes and places of a checkpoint's tensors, in files on this machine, without reading them. Needs no torch.
+
+    A URI that isn't here is fetched, all of it, as by `ModelCache.ensure`. `modelcache.inspecting.inspect` and `modelcache inspect URI` read
+    the headers alone at the origin.
 
     Args:
         held: what a URI's snapshot is held by; None: it is not held, and may be evicted before it is read.
