@@ -304,8 +304,8 @@ def open_checkpoint(
 ) -> Checkpoint:
     """Names, shapes, dtypes and places of a checkpoint's tensors, in files on this machine, without reading them. Needs no torch.
 
-    A URI that isn't here is fetched, all of it, as by `ModelCache.ensure`. `modelcache.inspecting.inspect` and `modelcache inspect URI` read
-    the headers alone at the origin.
+    A URI that isn't here is fetched, all of it, as by `ModelCache.ensure`; `modelcache.inspecting.inspect` (`modelcache inspect URI`)
+    reads the headers alone, at the origin.
 
     Args:
         held: what a URI's snapshot is held by; None: it is not held, and may be evicted before it is read.
