@@ -142,9 +142,10 @@ class Share:
         return Part(file, entry, shape, tuple(self._runs(entry, shape, dim, run_bits // 8)), None, is_common=False)
 
     def _runs(self, entry: TensorEntry, shape: tuple[int, ...], dim: int, run_bytes: int) -> Iterator[TensorEntry]:
-        for number in range(prod(shape[:dim])):
+        count = prod(shape[:dim])
+        for number in range(count):
             start = entry.span.start + (number * self.world + self.rank) * run_bytes
-            yield TensorEntry(entry.name, entry.dtype, shape[dim:], ByteRange(start, start + run_bytes))
+            yield TensorEntry(entry.name, entry.dtype, shape if count == 1 else shape[dim:], ByteRange(start, start + run_bytes))
 
 
 def extents_of_parts(parts: Mapping[str, Part], *, order: Order, destination: Destination, common_apart: bool) -> list[Extent]:

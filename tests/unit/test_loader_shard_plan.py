@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
@@ -64,6 +64,7 @@ def split_tensors(draw: st.DrawFn) -> tuple[int, dict[str, tuple[tuple[int, ...]
 
 
 @given(split_tensors(), st.sampled_from([1, 24, RUN_BYTES]), st.sampled_from(["file", "given"]))
+@example((2, {"t0": ((1, 1, 4), torch.float32, 2), "t1": ((1, 4, 1), torch.float32, -2)}), 1, "file")
 @settings(max_examples=120, deadline=None)
 def test_parts_are_slices_and_together_the_model(
     tmp_path_factory: pytest.TempPathFactory,
