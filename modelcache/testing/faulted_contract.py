@@ -13,6 +13,7 @@ import modelcache.registry
 from modelcache import Config, ModelCache
 from modelcache.ranges import ByteRange
 from modelcache.sources.retrying import RetryingSource, RetryLimits
+from modelcache.testing import source_contract
 from modelcache.testing.faulty_source import AT_OPEN, MIDWAY, Fault, FaultySource
 from modelcache.testing.source_contract import LARGE, SMALL, Place, SourceContract, put_and_list, read
 from modelcache.units import MIB
@@ -24,6 +25,12 @@ FILES = {"model.safetensors": LARGE[: 9 * MIB + 5], "deep/config.json": SMALL, "
 class FaultedContract(SourceContract):
     """Goes before the contract of a source among the bases: the `place` of that has the faults around its source then, and above
     them what the product puts there."""
+
+    @pytest.fixture(autouse=True)
+    def smaller_files(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Faults break bodies at any byte, whatever sockets hold; the full sizes are for the contract without them."""
+        for name in ("LARGE", "OTHER"):
+            monkeypatch.setattr(source_contract, name, getattr(source_contract, name)[: 5 * MIB + 7])
 
     @pytest.fixture(autouse=True)
     def faults(self, place: Place) -> FaultySource:

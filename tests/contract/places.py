@@ -17,24 +17,27 @@ class Objects(Protocol):
 
 
 class Bucket:
-    """A bucket of a real server, under the scheme that reads it."""
+    """A bucket of a real server, or a folder of one (`"name/"`), under the scheme that reads it."""
 
     lists_many = True
 
-    def __init__(self, scheme: str, server: Objects, bucket: str, source: Source, *, unsafe_names: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self, scheme: str, server: Objects, bucket: str, source: Source, *, unsafe_names: tuple[str, ...] = (), folder: str = ""
+    ) -> None:
         self.source = source
         self.unsafe_names = unsafe_names
         self._scheme = scheme
         self._server = server
         self._bucket = bucket
+        self._folder = folder
 
     def put(self, path: str, data: bytes) -> None:
-        self._server.put(self._bucket, path, data)
+        self._server.put(self._bucket, self._folder + path, data)
 
     overwrite = put
 
     def remove(self, path: str) -> None:
-        self._server.delete(self._bucket, path)
+        self._server.delete(self._bucket, self._folder + path)
 
     def uri(self, path: str = "") -> StorageUri:
-        return StorageUri(self._scheme, self._bucket, path)
+        return StorageUri(self._scheme, self._bucket, self._folder + path if path else self._folder.rstrip("/"))

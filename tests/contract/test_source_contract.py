@@ -173,8 +173,19 @@ class TestS3(SourceContract):
         source.close()
 
 
+@pytest.fixture(scope="module")
+def shared_bucket(seaweedfs: SeaweedFS) -> str:
+    return seaweedfs.make_bucket(f"bucket-{secrets.token_hex(6)}")
+
+
 class TestS3Faulted(FaultedContract, TestS3):
-    pass
+    """In folders of one bucket: a bucket for each test takes longer than the test."""
+
+    @pytest.fixture(params=list(REGIONS.values()), ids=list(REGIONS))
+    def place(self, request: pytest.FixtureRequest, seaweedfs: SeaweedFS, shared_bucket: str) -> Iterator[Place]:
+        source = S3Source(options_of(seaweedfs, region=request.param))
+        yield Bucket("s3", seaweedfs, shared_bucket, source, folder=f"{secrets.token_hex(6)}/")
+        source.close()
 
 
 class TestHub(SourceContract):
