@@ -15,6 +15,8 @@ from modelcache.loader.plan import Extent
 from modelcache.patience import Cancellation
 from modelcache.ranges import ByteRange
 
+LOOK_S = 0.5
+"""Longest sleep of a thread that Ctrl-C may reach: a signal that comes between its last look and its sleep waits for the next one."""
 THREADS = 4
 """Reads in flight: with blocks of 8 MiB, what reached the ceiling of the disk and of memory (`bench/README.md`, bench.load)."""
 
@@ -43,7 +45,7 @@ class Reading:
         _expect_owner(self._owner_pid)
         ways: dict[Way, int] = {}
         for part in self._parts:
-            way, size_bytes = part.result()
+            way, size_bytes = _result(part)
             ways[way] = ways.get(way, 0) + size_bytes
         if not self._parts and self.extent.span.size_bytes:
             return {Way.MAPPED: self.extent.span.size_bytes}
@@ -84,6 +86,14 @@ class Reader:
             return landing.fill(file, block), block.size_bytes
         except OSError as error:
             raise StoreFault(f"the file can't be read ({error.strerror})", address=str(file.path)) from error
+
+
+def _result(part: Future[tuple[Way, int]]) -> tuple[Way, int]:
+    while True:
+        try:
+            return part.result(LOOK_S)
+        except TimeoutError:  # of this wait: what a read raises is no OSError any more
+            continue
 
 
 def _expect_owner(pid: int) -> None:
