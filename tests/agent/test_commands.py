@@ -7,9 +7,7 @@ import hashlib
 import json
 import os
 import re
-import signal
 import socket
-import subprocess
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -28,7 +26,7 @@ from modelcache.testing.agents import RunningAgent, agent
 from modelcache.testing.fault_server import FaultServer
 from modelcache.testing.faults import status
 from tests.cli.conftest import WEIGHTS, stalled_from
-from tests.cli.executable import DEADLINE_S, EXECUTABLE, Done, started
+from tests.cli.executable import DEADLINE_S, Done
 from tests.cli.test_json_documents import TEXT, keys
 from tests.docs.documents import between, rows
 
@@ -175,28 +173,6 @@ def test_damage_reads_the_same(ways: Ways, server: FaultServer) -> None:
         run("rm", f"{server.endpoint}/d/weights")
     assert [code for code, _ in found[0]] == [6, 0]
     assert found[0] == found[1]
-
-
-def test_ctrl_c_ends_the_call(ways: Ways, node: RunningAgent, server: FaultServer) -> None:
-    server.put("/stalls", WEIGHTS)
-    url = f"{server.endpoint}/stalls"
-    server.fail("/stalls", stalled_from(CHUNK_BYTES))
-    environ = os.environ | {"MODELCACHE_AGENT": str(node.admin)}
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    with started([EXECUTABLE, "--json", "pull", url], env=environ, **pipes) as process:
-        assert process.stderr is not None
-        for line in process.stderr:
-            if json.loads(line).get("bytes_done") == CHUNK_BYTES:
-                break
-        process.send_signal(signal.SIGINT)
-        out, err = process.communicate(timeout=DEADLINE_S)
-    assert process.returncode == 130
-    assert '{"event": "stopping"}' in err.splitlines()
-    assert json.loads(out)["error"]["message"] == f"cancelled; 4.0 MiB of 9.0 MiB are here: {url}"
-    server.fail("/stalls", lambda call: call.reply(call.proper))
-    [again] = ways.agent("pull", "--json", url).document["snapshots"]
-    assert again["reused_bytes"] in (0, CHUNK_BYTES)  # the chunk that was seen to arrive may have been cancelled before it was kept
-    assert again["reused_bytes"] + again["fetched_bytes"] == len(WEIGHTS)
 
 
 # -- which of the two it is ---------------------------------------------------------------------------------------------
