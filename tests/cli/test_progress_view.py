@@ -223,7 +223,7 @@ def test_a_dumb_terminal_gets_lines(cli: Executable, server: FaultServer) -> Non
 
 def test_tables_fit_a_terminal_and_lose_nothing(cli: Executable, model: Path) -> None:
     cli("pull", "-q", model)
-    cli("pin", model, "--holder", "a-rather-long-holder")
+    cli("pin", model, "--holder", "team-a-pod")
 
     for columns in (80, 200):
         code, got = on_terminal(cli, columns, "ls")
@@ -232,4 +232,4 @@ def test_tables_fit_a_terminal_and_lose_nothing(cli: Executable, model: Path) ->
         assert code == 0
         assert [line for line in lines if len(line) > columns and ("file://" not in line or columns == 200)] == []
         assert f"file://{model}" in got
-        assert "pin a-rather-long-holder" in got
+        assert "pin team-a-pod" in got

@@ -75,7 +75,7 @@ class World:
 
     def run(self, size: int, work: Callable[[int], Any]) -> list[Any]:
         """What each worker returns, or the error that it raises."""
-        self.size, self._all = size, threading.Barrier(size, timeout=30)
+        self.size, self._all = size, threading.Barrier(size, timeout=100)
 
         def one(rank: int) -> Any:
             self._here.rank = rank
