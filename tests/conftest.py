@@ -49,6 +49,9 @@ def clean_environ(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         patch.setenv("NO_GCE_CHECK", "true")
         patch.setenv("CLOUDSDK_CONFIG", str(empty.parent))
         patch.setenv("MODELCACHE_CONFIG", os.devnull)
+        # what a test writes fits, however full the disk of whoever runs the tests is
+        patch.setenv("MODELCACHE_HIGH_WATERMARK", "1")
+        patch.setenv("MODELCACHE_LOW_WATERMARK", "1")
         patch.setattr(modelcache.config.file, "MACHINE_FILE", empty.with_name("no-file"))
         yield
 

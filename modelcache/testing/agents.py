@@ -16,6 +16,8 @@ from modelcache.errors import AgentUnreachable
 from modelcache.testing.servers.ports import LOOPBACK, free_ports
 from modelcache.testing.servers.process import OwnedProcess, started
 
+ROOMY = {"MODELCACHE_HIGH_WATERMARK": "1", "MODELCACHE_LOW_WATERMARK": "1"}
+"""A node whose disk is as full as that of whoever runs the tests."""
 START_DEADLINE_S = 60.0
 END_DEADLINE_S = 60.0
 
@@ -63,7 +65,9 @@ def agent(
 
     def launch() -> OwnedProcess:
         return OwnedProcess(
-            command, log=directory / "agent.log", environ={"HOME": str(directory), "PYTHONPATH": str(here), **(environ or {})}
+            command,
+            log=directory / "agent.log",
+            environ=ROOMY | {"HOME": str(directory), "PYTHONPATH": str(here), **(environ or {})},
         )
 
     def ready() -> bool:

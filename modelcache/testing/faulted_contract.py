@@ -16,6 +16,7 @@ from modelcache.sources.retrying import RetryingSource, RetryLimits
 from modelcache.testing import source_contract
 from modelcache.testing.faulty_source import AT_OPEN, MIDWAY, Fault, FaultySource
 from modelcache.testing.source_contract import LARGE, SMALL, Place, SourceContract, put_and_list, read
+from modelcache.testing.store_fixtures import NO_LIMITS
 from modelcache.units import MIB
 
 AT_ONCE = RetryLimits(deadline_s=60.0, base_s=0.0, cap_s=0.0)
@@ -67,7 +68,7 @@ class FaultedContract(SourceContract):
             place.put(path, data)
         around = FaultySource(faults.inner, seed=8, breaks_whole=True)
         monkeypatch.setattr(modelcache.registry, "_bare", lambda config, uri, secrets: around)
-        with ModelCache(config=Config.load(environ={}, root=tmp_path / "store", retry=AT_ONCE)) as cache:
+        with ModelCache(config=Config.load(environ={}, root=tmp_path / "store", retry=AT_ONCE, limits=NO_LIMITS)) as cache:
             for path in [""] if place.lists_many else FILES:
                 expected = {path.rpartition("/")[2]: FILES[path]} if path else FILES
                 snapshot = cache.ensure(str(place.uri(path)))

@@ -21,6 +21,7 @@ from modelcache.errors import InUse, NotCached
 from modelcache.testing.crash import Board
 from modelcache.testing.crash_bench import LATER_S, Bench, Files, small_chunks_everywhere, stating_sha256
 from modelcache.testing.store_filling import content
+from modelcache.testing.store_fixtures import NO_LIMITS
 
 TRIES = 1000
 """Of one who wants to hold a model that is evicted each time before it can be held."""
@@ -59,7 +60,7 @@ class Party:
         self._random = random.Random(seed)
         self._store = arena.store()
         self._late = arena.store(later_s=LATER_S)
-        self._cache = ModelCache(arena.root, config=Config.load({"HOME": "/nonexistent"}, root=arena.root))
+        self._cache = ModelCache(arena.root, config=Config.load({"HOME": "/nonexistent"}, root=arena.root, limits=NO_LIMITS))
         self.counts: Counter[str] = Counter()
 
     def play(self, role: str, goes_on: Callable[[int], bool]) -> None:

@@ -28,6 +28,7 @@ from modelcache.errors import (
 from modelcache.fetch.progress import Progress
 from modelcache.testing.agents import RunningAgent, agent
 from modelcache.testing.fault_server import FaultServer
+from modelcache.testing.store_fixtures import NO_LIMITS
 
 ENVIRON = {"MODELCACHE_REFUSED_NETWORKS": "169.254.0.0/16"}
 
@@ -87,7 +88,7 @@ def test_errors_are_the_library_s_own(
     client: AgentClient, server: FaultServer, tmp_path: Path, uri: str, error: type[ModelCacheError]
 ) -> None:
     asked = uri.format(server.endpoint)
-    with ModelCache(config=Config.load(environ={}, root=tmp_path / "s")) as cache, pytest.raises(error) as direct:
+    with ModelCache(config=Config.load(environ={}, root=tmp_path / "s", limits=NO_LIMITS)) as cache, pytest.raises(error) as direct:
         cache.ensure(asked)
     with pytest.raises(error) as told:
         client.ensure(asked)

@@ -18,6 +18,7 @@ from modelcache.patience import Cancellation
 from modelcache.testing.agents import agent
 from modelcache.testing.crash import flip_bit
 from modelcache.testing.fault_server import FaultServer
+from modelcache.testing.store_fixtures import NO_LIMITS
 from tests.agent.test_seen import samples
 
 DEADLINE_S = 60.0
@@ -64,7 +65,7 @@ def test_damage_is_found_and_repaired_without_being_asked_for(tmp_path: Path) ->
 @pytest.mark.parametrize("budget", [ScrubBudget(), ScrubBudget(bytes_per_s=1, every_s=0.001, bytes_per_day=1 << 60), ScrubBudget(0)])
 def test_a_drain_ends_it_at_once(tmp_path: Path, budget: ScrubBudget) -> None:
     """Whether it waits for its next part, reads a byte a second, or is off."""
-    with FaultServer() as server, ModelCache(config=Config.load({"HOME": str(tmp_path)}, root=tmp_path / "s")) as cache:
+    with FaultServer() as server, ModelCache(config=Config.load({"HOME": str(tmp_path)}, root=tmp_path / "s", limits=NO_LIMITS)) as cache:
         server.put("/m/weights", b"w" * 100_000)
         cache.ensure(f"{server.endpoint}/m/weights")
         ending = Cancellation()

@@ -31,6 +31,7 @@ from modelcache.digest import sha256
 from modelcache.errors import AgentBusy, AgentUnreachable, BadConfig, Cancelled, NotCached, UnknownScheme
 from modelcache.patience import Cancellation
 from modelcache.testing.fault_server import FaultServer
+from modelcache.testing.store_fixtures import NO_LIMITS
 
 
 @pytest.fixture
@@ -47,7 +48,7 @@ def socket(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def served(tmp_path: Path, socket: Path) -> Iterator[Agent]:
-    with Agent(Config.load({"HOME": "/nonexistent"}, root=tmp_path / "store"), Sockets(socket), grace_s=10.0) as made:
+    with Agent(Config.load({"HOME": "/nonexistent"}, root=tmp_path / "store", limits=NO_LIMITS), Sockets(socket), grace_s=10.0) as made:
         yield made
 
 
@@ -153,7 +154,7 @@ def test_who_waits_leaves_threads_for_short_calls(tmp_path: Path, socket: Path, 
     monkeypatch.setattr(ModelCache, "ensure", held.ensure)
     monkeypatch.setattr(server_module, "WAITERS", 2)
     monkeypatch.setattr(server_module, "SHORT_CALLS", 2)
-    config = Config.load({"HOME": "/nonexistent"}, root=tmp_path / "store")
+    config = Config.load({"HOME": "/nonexistent"}, root=tmp_path / "store", limits=NO_LIMITS)
     with Agent(config, Sockets(socket), grace_s=10.0), AgentClient(socket) as client, ThreadPoolExecutor(2) as threads:
         calls = [threads.submit(client.ensure, "http://host/x") for _ in range(2)]
         assert all(held.here.acquire(timeout=10) for _ in calls)
@@ -184,7 +185,7 @@ def test_two_hundred_clients_wait_at_once(socket: Path, monkeypatch: pytest.Monk
 
 
 def test_a_second_socket_that_fails_ends_the_first(tmp_path: Path, socket: Path) -> None:
-    agent = Agent(Config.load({"HOME": "/nonexistent"}, root=tmp_path / "store"), Sockets(socket, tmp_path), grace_s=1.0)
+    agent = Agent(Config.load({"HOME": "/nonexistent"}, root=tmp_path / "store", limits=NO_LIMITS), Sockets(socket, tmp_path), grace_s=1.0)
     with pytest.raises(BadConfig, match="something else than a socket"), agent:
         pass
     assert agent._servers == []

@@ -25,6 +25,7 @@ from modelcache.testing.s3_sources import proxied
 from modelcache.testing.servers import Identity, SeaweedFS
 from modelcache.testing.servers.hub import HubServer
 from modelcache.testing.store_filling import content
+from modelcache.testing.store_fixtures import NO_LIMITS
 from modelcache.units import MIB
 
 DATA = content(9 * MIB + 5, seed=4)
@@ -34,7 +35,7 @@ def pulled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: Source, uri:
     """Fetch `f` at the URI through the whole product, with faults around the source and what expires at the first break."""
     faults = FaultySource(source, seed=3, on_first_break=expire)
     monkeypatch.setattr(modelcache.registry, "_bare", lambda config, uri, secrets: faults)
-    with ModelCache(config=Config.load(environ={}, root=tmp_path / "store", retry=AT_ONCE)) as cache:
+    with ModelCache(config=Config.load(environ={}, root=tmp_path / "store", retry=AT_ONCE, limits=NO_LIMITS)) as cache:
         assert (cache.ensure(uri).path / "f").read_bytes() == DATA
     assert faults.books.bytes == {"f": len(DATA)}
     return faults

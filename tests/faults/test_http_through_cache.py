@@ -16,6 +16,7 @@ from modelcache.sources.http import HttpOptions
 from modelcache.sources.retrying import RetryLimits
 from modelcache.testing import faults
 from modelcache.testing.fault_server import Call, Fault, FaultServer
+from modelcache.testing.store_fixtures import NO_LIMITS
 from modelcache.transport import Timeouts
 from modelcache.units import MIB
 from tests.faults.reader import HEADER_TOKEN, PATH, SECRETS, fails, url_of
@@ -29,7 +30,7 @@ LIMITS = RetryLimits(deadline_s=30.0, attempts=6, base_s=0.01, cap_s=0.02)
 @pytest.fixture
 def cache(server: FaultServer, tmp_path: Path) -> Iterator[ModelCache]:
     http = HttpOptions(headers={"127.0.0.1": {"X-Api-Key": HEADER_TOKEN}})
-    config = Config.load(environ={}, root=tmp_path / "store", http=http, retry=LIMITS, timeouts=Timeouts(10, 10))
+    config = Config.load(environ={}, root=tmp_path / "store", http=http, retry=LIMITS, timeouts=Timeouts(10, 10), limits=NO_LIMITS)
     with ModelCache(config=config) as made:
         yield made
     assert _secrets_in(tmp_path / "store") == []

@@ -18,6 +18,7 @@ from modelcache.sources.retrying import RetryLimits
 from modelcache.testing import faults
 from modelcache.testing.fault_server import Call, Fault
 from modelcache.testing.servers.hub import HubServer
+from modelcache.testing.store_fixtures import NO_LIMITS
 from modelcache.transport import Timeouts
 
 LARGE = Random(1).randbytes(5_000_000)
@@ -105,6 +106,7 @@ def test_a_pull_under_faults_is_right_or_an_error(hub: HubServer, script: dict[s
         config = Config.load(
             environ={},
             root=Path(directory) / "store",
+            limits=NO_LIMITS,
             hf=HubOptions(endpoint=hub.endpoint),
             retry=RetryLimits(base_s=0.0001, attempts=3, first_contact_attempts=3),
             timeouts=Timeouts(20, 20),

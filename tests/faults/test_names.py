@@ -102,7 +102,7 @@ class Yard:
         self.store = LocalStore(self.root, NO_LIMITS)
 
     def config(self, **environ: str) -> Config:
-        return Config.load({"HOME": str(self._directory / "home"), **environ}, root=self.root)
+        return Config.load({"HOME": str(self._directory / "home"), **environ}, root=self.root, limits=NO_LIMITS)
 
     def is_clean(self) -> None:
         """Nothing outside of the store, nothing half-done in it."""

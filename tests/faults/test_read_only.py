@@ -19,6 +19,7 @@ from modelcache.config import Config
 from modelcache.errors import StoreReadOnly
 from modelcache.testing.small_filesystem import Kind
 from modelcache.testing.store_filling import content
+from modelcache.testing.store_fixtures import NO_LIMITS
 from modelcache.units import MIB
 from tests.conftest import SmallDisk
 from tests.faults.chance import quick_directory
@@ -39,7 +40,7 @@ def origin(tmp_path: Path) -> Path:
 
 
 def cache_at(root: Path) -> ModelCache:
-    return ModelCache(root, config=Config.load({"HOME": str(root)}, root=root))
+    return ModelCache(root, config=Config.load({"HOME": str(root)}, root=root, limits=NO_LIMITS))
 
 
 @contextmanager

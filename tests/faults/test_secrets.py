@@ -31,6 +31,7 @@ from modelcache.testing.fault_server import Call, Fault, FaultServer
 from modelcache.testing.servers import SeaweedFS
 from modelcache.testing.servers.ports import free_ports
 from modelcache.testing.store_filling import content, digest_of
+from modelcache.testing.store_fixtures import NO_LIMITS
 from modelcache.transport import Proxies, Timeouts
 
 DATA = content(CHUNK_BYTES + 1000, seed=7)  # an S3 object of one chunk is not asked for by ranges
@@ -136,7 +137,7 @@ class Way:
         if "@" in self.uri:
             http = HttpOptions()
         timeouts = Timeouts(connect_s=5.0, stall_s=0.2)
-        return Config.load({"HOME": str(root), **self.environ}, root=root, http=http, retry=LIMITS, timeouts=timeouts)
+        return Config.load({"HOME": str(root), **self.environ}, root=root, http=http, retry=LIMITS, timeouts=timeouts, limits=NO_LIMITS)
 
 
 def by_userinfo(port: int, digest: str) -> Way:

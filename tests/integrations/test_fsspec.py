@@ -25,6 +25,7 @@ from modelcache.integrations.fsspec import ModelCacheFileSystem
 from modelcache.sources.s3 import S3Options, S3Source
 from modelcache.testing.servers import SeaweedFS
 from modelcache.testing.store_filling import content, digest_of
+from modelcache.testing.store_fixtures import NO_LIMITS
 
 FILES = {
     "config.json": b'{"model_type": "llama"}',
@@ -260,7 +261,7 @@ def test_the_same_settings_in_python_lead_to_the_same_model(
 ) -> None:
     """A pull of the library or the command line, and files through fsspec, are of one store."""
     s3 = S3Options(endpoint=seaweedfs.endpoint, access_key=seaweedfs.reader.access_key, secret_key=seaweedfs.reader.secret_key)
-    with ModelCache(config=Config.load(environ={}, root=tmp_path / "root", s3=s3)) as cache:
+    with ModelCache(config=Config.load(environ={}, root=tmp_path / "root", s3=s3, limits=NO_LIMITS)) as cache:
         snapshot = cache.ensure(f"s3://{model}")
     with fs.open(f"{model}/config.json") as file:
         assert Path(file.name).parent == snapshot.path

@@ -20,6 +20,7 @@ from modelcache.sources.s3 import S3Options
 from modelcache.testing.archives import Written, contents, tar_of, write_tree, zip_of
 from modelcache.testing.audit import Moment, audit
 from modelcache.testing.servers import Nginx, SeaweedFS
+from modelcache.testing.store_fixtures import NO_LIMITS
 from modelcache.units import KIB, MIB
 
 FILES = {
@@ -52,7 +53,7 @@ def pack(directory: Path, name: str) -> bytes:
 def cache(seaweedfs: SeaweedFS, tmp_path: Path) -> Iterator[ModelCache]:
     key = seaweedfs.reader
     s3 = S3Options(endpoint=seaweedfs.endpoint, access_key=key.access_key, secret_key=key.secret_key)
-    with ModelCache(config=Config.load(environ={}, root=tmp_path / "store", s3=s3)) as cache:
+    with ModelCache(config=Config.load(environ={}, root=tmp_path / "store", s3=s3, limits=NO_LIMITS)) as cache:
         yield cache
 
 

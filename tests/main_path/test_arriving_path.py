@@ -21,6 +21,7 @@ from modelcache.loader.report import LoadReport
 from modelcache.testing.s3_sources import options_of
 from modelcache.testing.servers import Nginx, NginxOptions, SeaweedFS
 from modelcache.testing.small_filesystem import Kind
+from modelcache.testing.store_fixtures import NO_LIMITS
 from modelcache.units import MIB
 from tests.conftest import SmallDisk
 
@@ -53,7 +54,7 @@ def served(seaweedfs: SeaweedFS, bucket: str, model: Path, root: Path) -> Iterat
     seaweedfs.put_tree(bucket, prefix, model)
     with Nginx(model, NginxOptions(upstream=seaweedfs.endpoint)) as front:
         s3 = replace(options_of(seaweedfs), endpoint=front.endpoint)
-        with modelcache.ModelCache(config=Config(root=root, s3=s3)) as cache:
+        with modelcache.ModelCache(config=Config(root=root, limits=NO_LIMITS, s3=s3)) as cache:
             yield f"s3://{bucket}/{prefix}", cache, front
 
 

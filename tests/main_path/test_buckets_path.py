@@ -21,6 +21,7 @@ from modelcache.errors import NotFound
 from modelcache.sources.gcs import GcsOptions
 from modelcache.testing.s3_sources import options_of
 from modelcache.testing.servers import FakeGcs, FtpServer, SeaweedFS
+from modelcache.testing.store_fixtures import NO_LIMITS
 from modelcache.units import MIB
 from tests.cli.executable import Executable
 
@@ -29,7 +30,7 @@ WEIGHTS = os.urandom(9 * MIB + 3)
 
 @pytest.fixture
 def config(tmp_path: Path, fake_gcs: FakeGcs, seaweedfs: SeaweedFS) -> Config:
-    return Config(root=tmp_path / "root", gs=GcsOptions(endpoint=fake_gcs.endpoint), s3=options_of(seaweedfs))
+    return Config(root=tmp_path / "root", limits=NO_LIMITS, gs=GcsOptions(endpoint=fake_gcs.endpoint), s3=options_of(seaweedfs))
 
 
 @pytest.fixture

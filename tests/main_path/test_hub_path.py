@@ -23,6 +23,7 @@ from modelcache.testing.fault_server import Call
 from modelcache.testing.servers import SeaweedFS
 from modelcache.testing.servers.hub import HubServer
 from modelcache.testing.servers.hub_repository import HubRepository
+from modelcache.testing.store_fixtures import NO_LIMITS
 
 URI = "hf://org/model"
 FILES = {
@@ -54,7 +55,7 @@ def content(snapshot: Snapshot) -> dict[str, bytes]:
 
 def config_of(hub: HubServer, root: Path, s3: S3Options | None = None) -> Config:
     retry = RetryLimits(base_s=0.001, attempts=4)
-    return Config.load(environ={}, root=root, hf=HubOptions(endpoint=hub.endpoint), retry=retry, s3=s3 or S3Options())
+    return Config.load(environ={}, root=root, hf=HubOptions(endpoint=hub.endpoint), retry=retry, s3=s3 or S3Options(), limits=NO_LIMITS)
 
 
 @pytest.fixture
@@ -214,10 +215,10 @@ def test_the_environment_of_the_hubs_own_tools_is_enough(hub: HubServer, reposit
     (tmp_path / "hf").mkdir()
     (tmp_path / "hf" / "token").write_text(token)
     environ = {"HF_ENDPOINT": hub.endpoint, "HF_HOME": str(tmp_path / "hf")}
-    with ModelCache(config=Config.load(environ, root=tmp_path / "store")) as cache:
+    with ModelCache(config=Config.load(environ, root=tmp_path / "store", limits=NO_LIMITS)) as cache:
         assert content(cache.ensure(URI)) == FILES
     environ["HF_HUB_DISABLE_IMPLICIT_TOKEN"] = "1"
-    with ModelCache(config=Config.load(environ, root=tmp_path / "store")) as cache, pytest.raises(AccessDenied):
+    with ModelCache(config=Config.load(environ, root=tmp_path / "store", limits=NO_LIMITS)) as cache, pytest.raises(AccessDenied):
         cache.ensure(URI, refresh=Refresh.ALWAYS)
 
 

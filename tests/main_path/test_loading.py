@@ -16,6 +16,7 @@ from modelcache.config import Config
 from modelcache.errors import BadCheckpoint, NotCached, NotFound
 from modelcache.inspecting import FIRST_BYTES, inspect
 from modelcache.testing.servers import Nginx
+from modelcache.testing.store_fixtures import NO_LIMITS
 from modelcache.units import MIB
 
 
@@ -34,7 +35,7 @@ def served(tmp_path: Path, tensors: dict[str, torch.Tensor]) -> Path:
 
 
 def test_a_uri_is_fetched_once_and_loaded(tmp_path: Path, served: Path, tensors: dict[str, torch.Tensor]) -> None:
-    with Nginx(served) as server, modelcache.ModelCache(config=Config.load({}, root=tmp_path / "root")) as cache:
+    with Nginx(served) as server, modelcache.ModelCache(config=Config.load({}, root=tmp_path / "root", limits=NO_LIMITS)) as cache:
         uri = f"{server.endpoint}/model.safetensors"
         loaded = modelcache.load(uri, cache=cache)
         assert list(loaded) == [entry.name for _, entry in modelcache.open_checkpoint(uri, cache=cache).place.values()]
@@ -49,7 +50,7 @@ def test_a_uri_is_fetched_once_and_loaded(tmp_path: Path, served: Path, tensors:
 
 
 def test_a_model_is_looked_into_without_being_fetched(tmp_path: Path, served: Path, tensors: dict[str, torch.Tensor]) -> None:
-    with Nginx(served) as server, modelcache.ModelCache(config=Config.load({}, root=tmp_path / "root")) as cache:
+    with Nginx(served) as server, modelcache.ModelCache(config=Config.load({}, root=tmp_path / "root", limits=NO_LIMITS)) as cache:
         uri = f"{server.endpoint}/model.safetensors"
         found = inspect(cache, uri)
         [(path, header)] = found.headers
@@ -70,7 +71,7 @@ def test_what_is_no_checkpoint(tmp_path: Path) -> None:
     (tmp_path / "readme.txt").write_text("no tensors")
     (tmp_path / "bad").mkdir()
     (tmp_path / "bad" / "model.safetensors").write_bytes(b"12345")
-    with modelcache.ModelCache(config=Config.load({}, root=tmp_path / "root")) as cache:
+    with modelcache.ModelCache(config=Config.load({}, root=tmp_path / "root", limits=NO_LIMITS)) as cache:
         with pytest.raises(NotFound, match="no safetensors files"):
             inspect(cache, f"file://{tmp_path}/readme.txt")
         with pytest.raises(BadCheckpoint, match="too short"):

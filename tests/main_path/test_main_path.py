@@ -21,6 +21,7 @@ from modelcache.fetch.progress import Phase
 from modelcache.fetch.request import FetchRequest
 from modelcache.sources.s3 import S3Options
 from modelcache.testing.servers import Nginx, SeaweedFS
+from modelcache.testing.store_fixtures import NO_LIMITS
 from modelcache.units import MIB
 
 
@@ -65,7 +66,10 @@ class Seen(list[Progress]):
 def config(seaweedfs: SeaweedFS, tmp_path: Path) -> Config:
     key = seaweedfs.admin
     return Config.load(
-        environ={}, root=tmp_path / "store", s3=S3Options(endpoint=seaweedfs.endpoint, access_key=key.access_key, secret_key=key.secret_key)
+        environ={},
+        root=tmp_path / "store",
+        limits=NO_LIMITS,
+        s3=S3Options(endpoint=seaweedfs.endpoint, access_key=key.access_key, secret_key=key.secret_key),
     )
 
 
@@ -80,7 +84,7 @@ def test_first_pull_brings_every_byte_and_second_none(seaweedfs: SeaweedFS, buck
     files = model(1)
     put(seaweedfs, bucket, "llama", files)
     seen = Seen()
-    with ModelCache(config=Config.load(environ={}, root=config.root, s3=config.s3, write_route=route)) as cache:
+    with ModelCache(config=Config.load(environ={}, root=config.root, s3=config.s3, write_route=route, limits=NO_LIMITS)) as cache:
         snapshot = cache.ensure(f"s3://{bucket}/llama", progress=seen.append)
         assert content(snapshot.path) == files
         assert (seen.last.phase, seen.last.hit, seen.last.bytes_fetched) == (Phase.DONE, False, size_bytes(files))
@@ -156,7 +160,7 @@ def test_refusals_name_the_thing(seaweedfs: SeaweedFS, bucket: str, cache: Model
         cache.ensure(f"s3://{bucket}/nothing")
     with pytest.raises(NotCached):
         cache.ensure(f"s3://{bucket}/m", refresh=Refresh.NEVER)
-    nobody = Config.load(environ={}, root=tmp_path / "other", s3=S3Options(endpoint=seaweedfs.endpoint, anonymous=True))
+    nobody = Config.load(environ={}, root=tmp_path / "other", s3=S3Options(endpoint=seaweedfs.endpoint, anonymous=True), limits=NO_LIMITS)
     with ModelCache(config=nobody) as anonymous:
         with pytest.raises(AccessDenied):
             anonymous.ensure(f"s3://{bucket}/m")

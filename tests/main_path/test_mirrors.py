@@ -26,6 +26,7 @@ from modelcache.testing.servers import Identity, Nginx, NginxOptions, SeaweedFS
 from modelcache.testing.servers.certificates import Certificate
 from modelcache.testing.servers.hub import HubServer
 from modelcache.testing.servers.ports import LOOPBACK
+from modelcache.testing.store_fixtures import NO_LIMITS
 from modelcache.units import MIB
 from modelcache.uri import parse_uri
 
@@ -60,7 +61,9 @@ def open_cache(tmp_path: Path, hub: HubServer) -> Iterator[Open]:
 
     def make(*mirrors: Mirror, **more: Any) -> ModelCache:
         hf = HubOptions(endpoint=hub.endpoint)
-        cache = ModelCache(config=Config.load(environ={}, root=tmp_path / "store", mirrors=mirrors, hf=hf, retry=RETRY, **more))
+        cache = ModelCache(
+            config=Config.load(environ={}, root=tmp_path / "store", mirrors=mirrors, hf=hf, retry=RETRY, **more, limits=NO_LIMITS)
+        )
         opened.append(cache)
         return cache
 
@@ -190,6 +193,7 @@ def test_a_token_goes_to_no_mirror_that_it_was_not_given_for(hub: HubServer, tmp
             config = Config.load(
                 environ={},
                 root=tmp_path / f"store-{credentials_file is None}",
+                limits=NO_LIMITS,
                 hf=HubOptions(endpoint=hub.endpoint, token=token),
                 mirrors=(Mirror("hf://", "hf://", endpoint=mirror.endpoint, credentials_file=credentials_file),),
             )

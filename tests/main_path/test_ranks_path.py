@@ -14,6 +14,7 @@ from modelcache.config import Config
 from modelcache.loader.files import Way
 from modelcache.loader.report import LoadReport
 from modelcache.testing.servers import Nginx
+from modelcache.testing.store_fixtures import NO_LIMITS
 
 PLAN: dict[str, int | None] = {"*.columns": 1, "*.rows": 0}
 
@@ -37,7 +38,7 @@ def test_a_uri_that_is_not_here(tmp_path: Path, tensors: dict[str, torch.Tensor]
     served.mkdir()
     save_file(tensors, served / "model.safetensors")
     name = f"ranks-{tmp_path.name}-{id(tensors)}" if group else None
-    with Nginx(served) as server, modelcache.ModelCache(config=Config.load({}, root=tmp_path / "root")) as cache:
+    with Nginx(served) as server, modelcache.ModelCache(config=Config.load({}, root=tmp_path / "root", limits=NO_LIMITS)) as cache:
         uri = f"{server.endpoint}/model.safetensors"
         reports = [LoadReport(), LoadReport()]
 

@@ -17,6 +17,7 @@ from modelcache.testing.audit import Moment, audit
 from modelcache.testing.crash import flip_bit
 from modelcache.testing.servers import Nginx, SeaweedFS
 from modelcache.testing.store_filling import digest_of
+from modelcache.testing.store_fixtures import NO_LIMITS
 from modelcache.units import MIB
 
 WEIGHTS = Random(7).randbytes(13 * MIB + 5)
@@ -46,7 +47,7 @@ class Pulled:
 
 @pytest.fixture(params=["s3", "nginx"])
 def pulled(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Pulled]:
-    config = Config.load(environ={}, root=tmp_path / "store")
+    config = Config.load(environ={}, root=tmp_path / "store", limits=NO_LIMITS)
     if request.param == "s3":
         server: SeaweedFS = request.getfixturevalue("seaweedfs")
         bucket: str = request.getfixturevalue("bucket")
@@ -54,7 +55,7 @@ def pulled(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Pulled]:
         server.put(bucket, "llama/model.safetensors", WEIGHTS)
         key = server.admin
         options = S3Options(endpoint=server.endpoint, access_key=key.access_key, secret_key=key.secret_key)
-        config = Config.load(environ={}, root=config.root, s3=options)
+        config = Config.load(environ={}, root=config.root, s3=options, limits=NO_LIMITS)
         uri, name = f"s3://{bucket}/llama", "model.safetensors"
 
         def remove() -> None:
@@ -129,14 +130,14 @@ def test_a_server_that_refuses_is_named(seaweedfs: SeaweedFS, bucket: str, tmp_p
     seaweedfs.put(bucket, "llama/model.safetensors", WEIGHTS)
     key = seaweedfs.admin
     options = S3Options(endpoint=seaweedfs.endpoint, access_key=key.access_key, secret_key=key.secret_key)
-    with ModelCache(config=Config.load(environ={}, root=tmp_path / "store", s3=options)) as cache:
+    with ModelCache(config=Config.load(environ={}, root=tmp_path / "store", s3=options, limits=NO_LIMITS)) as cache:
         cache.ensure(f"s3://{bucket}/llama")
     flip_bit(*of_blob(tmp_path / "store"))
     anonymous = S3Options(endpoint=seaweedfs.endpoint, anonymous=True)
-    with ModelCache(config=Config.load(environ={}, root=tmp_path / "store", s3=anonymous)) as cache:
+    with ModelCache(config=Config.load(environ={}, root=tmp_path / "store", s3=anonymous, limits=NO_LIMITS)) as cache:
         (left,) = cache.repair().unrepaired
         assert bucket in left.why
         with pytest.raises(AccessDenied):
             cache.ensure(f"s3://{bucket}/llama")
-    with ModelCache(config=Config.load(environ={}, root=tmp_path / "store", s3=options)) as cache:
+    with ModelCache(config=Config.load(environ={}, root=tmp_path / "store", s3=options, limits=NO_LIMITS)) as cache:
         assert len(cache.repair(f"s3://{bucket}/llama").restored) == 1

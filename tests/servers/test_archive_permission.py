@@ -16,13 +16,14 @@ from modelcache.sources.s3 import S3Options
 from modelcache.testing.archives import Written, contents, tar_of
 from modelcache.testing.audit import Moment, audit
 from modelcache.testing.servers import Identity, SeaweedFS
+from modelcache.testing.store_fixtures import NO_LIMITS
 
 FILES = {"config.json": b"{}", "w.bin": b"w" * 100_000}
 
 
 @pytest.fixture
 def cache(tmp_path: Path) -> Iterator[ModelCache]:
-    with ModelCache(config=Config.load(environ={}, root=tmp_path / "store")) as cache:
+    with ModelCache(config=Config.load(environ={}, root=tmp_path / "store", limits=NO_LIMITS)) as cache:
         yield cache
     assert audit(tmp_path / "store", Moment.CRASHED) == []
 
@@ -65,7 +66,7 @@ def test_a_mirror_gives_a_caller_no_identity_of_the_node(
         Mirror("gs://", f"s3://{bucket}", endpoint=seaweedfs.endpoint, region="us-east-1", anonymous=False),
         Mirror("hf://local", f"file://{tmp_path}"),
     )
-    with ModelCache(config=Config.load(environ={}, root=tmp_path / "store", mirrors=mirrors)) as cache:
+    with ModelCache(config=Config.load(environ={}, root=tmp_path / "store", mirrors=mirrors, limits=NO_LIMITS)) as cache:
         allowed, stranger = (caller(cache, seaweedfs, who) for who in (seaweedfs.reader, seaweedfs.lister))
         nobody = Caller("team-n", "default", b"", replace(cache.config, mirrors=(replace(mirrors[1], prefix="https://"),)))
         for uri in ("hf://o/m", "gs://o/m"):

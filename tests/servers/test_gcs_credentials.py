@@ -26,6 +26,7 @@ from modelcache.testing.fault_server import Call, FaultServer, Reply
 from modelcache.testing.gcs_stand_in import ANYONE, BUCKET, TOKEN_PATH, GcsStandIn
 from modelcache.testing.servers import Certificate
 from modelcache.testing.source_contract import read
+from modelcache.testing.store_fixtures import NO_LIMITS
 from modelcache.transport import Timeouts
 from modelcache.uri import parse_uri
 from tests.cli.executable import Executable
@@ -214,7 +215,7 @@ def test_a_file_that_is_no_credential_is_refused(store: GcsStandIn, tmp_path: Pa
 def test_the_token_of_a_uri_is_the_callers_own(store: GcsStandIn, tmp_path: Path) -> None:
     """As a second tenant would come: the configured credential is not used for it, and the reverse."""
     store.rights = {"of-this-call": BOTH, "may-only-list": {"list"}}
-    config = Config(root=tmp_path / "root", gs=GcsOptions(endpoint=store.server.endpoint, access_token="unknown-here"))
+    config = Config(root=tmp_path / "root", limits=NO_LIMITS, gs=GcsOptions(endpoint=store.server.endpoint, access_token="unknown-here"))
     with ModelCache(config=config) as cache:
         for uri in (f"gs://{BUCKET}/m", f"gs://unknown@{BUCKET}/m", f"gs://may-only-list@{BUCKET}/m"):
             with pytest.raises(AccessDenied):

@@ -24,6 +24,7 @@ from modelcache.testing.audit import Moment, audit
 from modelcache.testing.fault_server import FaultServer
 from modelcache.testing.servers import Identity, SeaweedFS
 from modelcache.testing.servers.hub import HubServer
+from modelcache.testing.store_fixtures import NO_LIMITS
 from modelcache.transport import Proxies
 
 FILES = {"config.json": b"{}", "empty.txt": b"", "model.safetensors": os.urandom(5_000_000)}
@@ -37,7 +38,7 @@ class Node:
     def __init__(self, root: Path, **sources: object) -> None:
         """`sources`: settings of the owner's own."""
         self.root = root
-        self.config = replace(Config.load(environ={}, root=root, retry=QUICK), **sources)  # type: ignore[arg-type]
+        self.config = replace(Config.load(environ={}, root=root, retry=QUICK, limits=NO_LIMITS), **sources)  # type: ignore[arg-type]
         self._stack = ExitStack()
         self.cache = self._stack.enter_context(ModelCache(config=self.config))
 

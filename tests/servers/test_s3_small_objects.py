@@ -25,6 +25,7 @@ from modelcache.testing.listings import listing_of
 from modelcache.testing.s3_sources import options_of, proxied, source_of
 from modelcache.testing.servers import Nginx, SeaweedFS
 from modelcache.testing.source_contract import read
+from modelcache.testing.store_fixtures import NO_LIMITS
 from modelcache.uri import StorageUri
 
 NAMES = [f"part-{number}.json" for number in range(5)]
@@ -39,7 +40,7 @@ def model(seaweedfs: SeaweedFS, bucket: str) -> str:
 
 @pytest.fixture
 def cache(tmp_path: Path, seaweedfs: SeaweedFS) -> Iterator[ModelCache]:
-    with ModelCache(config=Config(root=tmp_path / "root", s3=options_of(seaweedfs))) as made:
+    with ModelCache(config=Config(root=tmp_path / "root", limits=NO_LIMITS, s3=options_of(seaweedfs))) as made:
         yield made
 
 
@@ -126,7 +127,7 @@ def test_bytes_that_are_not_what_their_answer_states_are_dropped(tmp_path: Path,
     other = base64.b64encode(hashlib.sha256(b"others").digest()[: 32 if header.endswith("sha256") else 4]).decode()
     more = f"location ~ /m/b$ {{ proxy_pass {seaweedfs.endpoint}; proxy_set_header Host $http_host; add_header {header} {other}; }}"
     with proxied(seaweedfs, more) as proxy:
-        config = Config(root=tmp_path / "root", s3=options_of(seaweedfs, endpoint=proxy.endpoint))
+        config = Config(root=tmp_path / "root", limits=NO_LIMITS, s3=options_of(seaweedfs, endpoint=proxy.endpoint))
         with ModelCache(config=config) as cache, pytest.raises(DigestMismatch) as caught:
             cache.ensure(f"s3://{bucket}/m")
         gets = [request for request in proxy.requests() if request.method == "GET" and request.target.endswith("/m/b")]
@@ -149,7 +150,7 @@ def test_a_listing_that_names_other_etags_than_the_objects_have_costs_a_second_o
     tmp_path.chmod(0o755)
     more = f'location = /{bucket} {{ default_type application/xml; alias "{tmp_path}/page.xml"; }}'
     with proxied(seaweedfs, more) as proxy:
-        config = Config(root=tmp_path / "root", s3=options_of(seaweedfs, endpoint=proxy.endpoint))
+        config = Config(root=tmp_path / "root", limits=NO_LIMITS, s3=options_of(seaweedfs, endpoint=proxy.endpoint))
         with ModelCache(config=config) as cache:
             snapshot = cache.ensure(model)
             assert [path.read_bytes() for path in sorted(snapshot.path.iterdir())] == [name.encode() * 100 for name in NAMES]

@@ -15,6 +15,7 @@ from modelcache.cache import ModelCache
 from modelcache.config import Config
 from modelcache.registry import Registry
 from modelcache.testing.memory_store import MemoryStore
+from modelcache.testing.store_fixtures import NO_LIMITS
 from modelcache.uri import StorageUri, UriSecrets
 
 Lend = Callable[[Registry, StorageUri, UriSecrets], AbstractContextManager[Sequence[Source]]]
@@ -30,5 +31,5 @@ def cache_over(store: MemoryStore, lend: Lend, root: Path) -> Iterator[ModelCach
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(modelcache.cache, "LocalStore", open_store)
         patch.setattr(Registry, "sources", lambda registry, uri, secrets: lend(registry, uri, secrets))
-        with ModelCache(config=Config(root=root)) as opened:
+        with ModelCache(config=Config(root=root, limits=NO_LIMITS)) as opened:
             yield opened

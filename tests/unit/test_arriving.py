@@ -28,6 +28,7 @@ from modelcache.patience import Cancellation
 from modelcache.store.incoming import LocalIncoming
 from modelcache.testing.fetching import small_chunks
 from modelcache.testing.memory_source import DEADLINE_S, MemorySource, state_sha256
+from modelcache.testing.store_fixtures import NO_LIMITS
 
 URI = "s3://models/llama"
 CHUNK = 4096
@@ -50,7 +51,10 @@ def cache_of(root: Path, source: MemorySource) -> Iterator[modelcache.ModelCache
     def sources(*asked: object) -> Iterator[list[Source]]:
         yield [source]
 
-    with modelcache.ModelCache(config=Config.load({}, root=root)) as cache, patch.object(cache._registry, "sources", sources):
+    with (
+        modelcache.ModelCache(config=Config.load({}, root=root, limits=NO_LIMITS)) as cache,
+        patch.object(cache._registry, "sources", sources),
+    ):
         yield cache
         assert [thread.name for thread in threading.enumerate() if thread.name.startswith(THREADS)] == []
         assert all(info.leases == () for info in cache.list())

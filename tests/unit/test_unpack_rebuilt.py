@@ -16,6 +16,7 @@ from modelcache.sources.archive import DEFAULT_LIMITS, MEMBER, ArchiveSource
 from modelcache.testing.archives import Written, bring_from, contents, tar_of
 from modelcache.testing.memory_source import MemorySource
 from modelcache.testing.source_contract import read
+from modelcache.testing.store_fixtures import NO_LIMITS
 from modelcache.uri import StorageUri
 
 MEMBERS = {"bucket/secret": b"a member", "config.json": b"{}"}
@@ -46,7 +47,7 @@ def nothing_remembered(revision: str, listing: Listing, cancel: Cancellation) ->
 def test_a_ref_that_verify_rebuilt_does_not_say_where_members_are(tmp_path: Path) -> None:
     (tmp_path / "model.tar").write_bytes(TAR)
     uri, root = f"file://{tmp_path}/model.tar", tmp_path / "store"
-    with ModelCache(config=Config.load(environ={}, root=root)) as cache:
+    with ModelCache(config=Config.load(environ={}, root=root, limits=NO_LIMITS)) as cache:
         cache.ensure(uri)
         [place] = (root / "refs").iterdir()
         head, _, files = place.read_bytes().partition(b"\n")

@@ -31,6 +31,7 @@ def config(tmp_path: Path) -> Config:
     """Settings of a machine that has identities of its own."""
     return Config(
         root=tmp_path / "root",
+        limits=NO_LIMITS,
         s3=S3Options(profile="node"),
         gs=GcsOptions(credentials_file=tmp_path / "gs.json"),
         hf=HubOptions(token_file=tmp_path / "token"),
@@ -136,7 +137,7 @@ def test_a_mirror_that_is_not_for_callers_is_no_way_around_it(tmp_path: Path, fa
     with FaultServer() as server:
         server.put("/m/weights", b"original")
         mirrors = (Mirror(f"{server.endpoint}/m", f"file://{tmp_path}/house", fallback=fallback),)
-        config = Config.load(environ={}, root=tmp_path / "root", mirrors=mirrors)
+        config = Config.load(environ={}, root=tmp_path / "root", mirrors=mirrors, limits=NO_LIMITS)
         with ModelCache(config=config) as cache:
             uri, caller = f"{server.endpoint}/m/weights", Caller("a", "x", b"", config)
             assert (cache.ensure(uri).path / "weights").read_bytes() == b"house"
@@ -156,7 +157,9 @@ def test_a_mirror_that_is_down_is_fallen_back_from_by_callers_too(tmp_path: Path
         if serves:
             server.put("/m/weights", b"original")
         mirrors = (Mirror(f"{server.endpoint}/m", f"http://127.0.0.1:{closed}/m", fallback=True),)
-        config = Config.load(environ={}, root=tmp_path / "root", mirrors=mirrors, retry=RetryLimits(base_s=0.001, attempts=2))
+        config = Config.load(
+            environ={}, root=tmp_path / "root", mirrors=mirrors, retry=RetryLimits(base_s=0.001, attempts=2), limits=NO_LIMITS
+        )
         with ModelCache(config=config) as cache:
             uri, caller = f"{server.endpoint}/m/weights", Caller("a", "x", b"", config)
             if serves:

@@ -14,12 +14,17 @@ from modelcache.permission import Caller
 from modelcache.sources.retrying import RetryLimits
 from modelcache.testing import faults
 from modelcache.testing.fault_server import FaultServer
+from modelcache.testing.store_fixtures import NO_LIMITS
 from modelcache.transport import Proxies
 
 
 def config_of(root: Path, *networks: str) -> Config:
     return Config.load(
-        environ={}, root=root, retry=RetryLimits(base_s=0.001, attempts=2), trust=replace(DEFAULT_TRUST, refused_networks=networks)
+        environ={},
+        root=root,
+        limits=NO_LIMITS,
+        retry=RetryLimits(base_s=0.001, attempts=2),
+        trust=replace(DEFAULT_TRUST, refused_networks=networks),
     )
 
 
