@@ -7,9 +7,9 @@ from collections.abc import Mapping
 
 from modelcache.cli.exit_codes import ExitCode, exit_code_of
 from modelcache.cli.output import Output, ReaderGone
-from modelcache.cli.redaction import redact
 from modelcache.cli.session import Session
 from modelcache.errors import Cancelled, ModelCacheError
+from modelcache.redaction import redact
 
 RETRY_HINT = "the same command may work later"
 TRACEBACK_HINT = "this is a defect or a broken machine; the same command with -v shows the traceback"

@@ -214,7 +214,7 @@ class FetchEngine:
         run = Run(fetch, span, buffer, self)
         error: BaseException | None = None
         try:
-            run.perform()
+            fetch.context.copy().run(run.perform)
         except BaseException as caught:  # whatever it was, the fetch must end with it
             error = caught
         with self._changed:

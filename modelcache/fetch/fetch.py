@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextvars
 import threading
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -57,12 +58,14 @@ class Fetch:
         awaited: its files that other processes bring.
         served: the engine's count of spans when it last got one.
         compared: by file number, what its origin stated and its bytes were compared with.
+        context: of who began it; work on it runs in a copy.
         told: by file number, what the answer that brought its bytes stated beside its listing.
     """
 
     def __init__(self, request: FetchRequest, around: Surroundings) -> None:
         self._request = request
         self.uri = request.uri
+        self.context = contextvars.copy_context()
         self.origin = str(request.source.origin)
         self._around = around
         self._changed = around.changed

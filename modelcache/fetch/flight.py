@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextvars
 import threading
 from collections.abc import Callable, Hashable
 from typing import Generic, TypeVar, cast
@@ -90,7 +91,8 @@ class SingleFlight(Generic[K, V]):
 
     def _start(self, key: K, do: Callable[[Cancellation], V]) -> Flight[V]:
         flight: Flight[V] = Flight()
-        threading.Thread(target=self._fly, args=(key, flight, do), name=self._name, daemon=True).start()
+        work = contextvars.copy_context().run  # what the first caller works on, for the log
+        threading.Thread(target=work, args=(self._fly, key, flight, do), name=self._name, daemon=True).start()
         self._flights[key] = flight  # under the lock, which the thread needs to take it out again
         return flight
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from modelcache.cli import lazy
 from modelcache.cli.main import main
-from modelcache.cli.redaction import HIDDEN, redact
+from modelcache.redaction import HIDDEN, redact
 from modelcache.testing.fault_server import FaultServer
 from modelcache.testing.faults import gzipped, status
 from tests.cli.conftest import WEIGHTS
