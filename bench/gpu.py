@@ -11,20 +11,18 @@ out, and said to be; --packages names a directory that has them.
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
 import os
 import random
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from statistics import median
 from typing import Any
 
-from bench import machine
+from bench import lines, machine
 from bench.drivers.gpu_loads import ABSENT, LOADERS
-from bench.load import SHARDS, STATES, mark_published
+from bench.load import SHARDS, STATES, Rows, mark_published, said, shares
 from bench.model import make_llama
 from modelcache.units import GIB, parse_bytes
 
@@ -33,28 +31,18 @@ TIMEOUT_S = 900
 HEADINGS = ("state", "contender", "GiB/s", "CPU s/GiB", "host peak ÷ model", "device peak ÷ model", "runs")
 KEYS = ("rate_gib_per_s", "cpu_s_per_gib", "peak_rss_share", "peak_device_share")
 BUS, DISK = "ceiling-bus-reused", "ceiling-disk-reused"
-Rows = Mapping[tuple[str, str], Mapping[str, float]]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     options = _parser().parse_args(arguments)
-    chosen = options.contenders.split(",") if options.contenders else list(LOADERS)
-    if unknown := [name for name in chosen if name not in LOADERS]:
-        raise SystemExit(f"error: no contender `{unknown[0]}`; there are {', '.join(LOADERS)}")
-    if unknown := [state for state in options.states.split(",") if state not in STATES]:
-        raise SystemExit(f"error: no state `{unknown[0]}`; there are {', '.join(STATES)}")
-    out: Path = options.out or Path(__file__).parent / "results" / f"gpu-{datetime.datetime.now(datetime.UTC):%Y-%m-%d-%H%M}.jsonl"
-    out.parent.mkdir(parents=True, exist_ok=True)
+    chosen = lines.chosen_of(options.contenders, LOADERS)
+    lines.chosen_of(options.states, STATES, what="state")
+    out = lines.file_for("gpu", options.out)
     model = options.cache / f"llama-{options.size}"
     make_llama(model, options.size, SHARDS, pickled=any(name.startswith("torch") for name in chosen))
     mark_published(model)
     to_tensorizer(model, chosen, options)
-    lines = []
-    for line in measure(chosen, model, options):
-        lines.append(line)
-        with out.open("a") as file:
-            file.write(json.dumps(line) + "\n")
-    rows = medians(lines)
+    rows = lines.medians(lines.recorded(measure(chosen, model, options), out), ("state", "contender"), KEYS)
     print(markdown(rows))
     print("\n".join(verdicts(rows)))
     print(out)
@@ -86,23 +74,10 @@ def measure(chosen: Sequence[str], model: Path, options: argparse.Namespace) -> 
             digests |= {took.pop("digest")} - {None}
             if len(digests) > 1:
                 raise SystemExit(f"error: {name} loaded other tensors")
-            gib = size_bytes / GIB
-            line = {
-                "bench": "gpu",
-                "at": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-                "state": state,
-                "contender": name,
-                "round": number,
-                "size_bytes": size_bytes,
-                **took,
-                "rate_gib_per_s": gib / took["wall_s"],
-                "cpu_s_per_gib": took["cpu_s"] / gib,
-                "peak_rss_share": took["peak_rss_bytes"] / size_bytes,
-                "peak_device_share": took["peak_device_bytes"] / size_bytes,
-                "load_1min": machine.load(),
-                "machine": where,
-            }
-            sys.stderr.write(f"{number} {state:5} {name:24} {line['rate_gib_per_s']:7.2f} GiB/s {line['cpu_s_per_gib']:.2f} CPU s/GiB\n")
+            run_of = {"state": state, "contender": name, "round": number, "size_bytes": size_bytes}
+            peak = {"peak_device_share": took["peak_device_bytes"] / size_bytes}
+            line = lines.facts("gpu", where) | run_of | took | shares(took, size_bytes) | peak
+            sys.stderr.write(said(line))
             yield line
 
 
@@ -110,12 +85,12 @@ def run(name: str, state: str, model: Path, options: argparse.Namespace) -> dict
     """One contender in a process of its own; None: it can't be had here."""
     argv = [sys.executable, str(DRIVERS / "gpu_loads.py"), name, state, str(model), options.device]
     done = subprocess.run(argv, env=environ_of(options), capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
-    said = done.stderr.strip().splitlines()
+    complained = done.stderr.strip().splitlines()
     if done.returncode == ABSENT:
-        sys.stderr.write(f"left out: {name} ({said[-1] if said else 'not installed'})\n")
+        sys.stderr.write(f"left out: {name} ({complained[-1] if complained else 'not installed'})\n")
         return None
     if done.returncode != 0 and not name.startswith(("ours", "ceiling")):
-        sys.stderr.write(f"left out: {name} failed ({said[-1] if said else done.returncode})\n")
+        sys.stderr.write(f"left out: {name} failed ({complained[-1] if complained else done.returncode})\n")
         return None
     if done.returncode != 0:
         raise SystemExit(f"error: {name} ended with {done.returncode}: {done.stderr[-2000:]}")
@@ -131,19 +106,9 @@ def environ_of(options: argparse.Namespace) -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": path}
 
 
-def medians(lines: Sequence[Mapping[str, Any]]) -> Rows:
-    """By state and contender."""
-    runs: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
-    for line in lines:
-        runs.setdefault((line["state"], line["contender"]), []).append(line)
-    return {key: {name: median(line[name] for line in found) for name in KEYS} | {"runs": len(found)} for key, found in runs.items()}
-
-
 def markdown(rows: Rows) -> str:
-    lines = [f"| {' | '.join(HEADINGS)} |", "|---" * len(HEADINGS) + "|"]
-    for (state, name), row in sorted(rows.items(), key=lambda item: (STATES.index(item[0][0]), -item[1]["rate_gib_per_s"])):
-        lines.append(f"| {state} | {name} | {' | '.join(f'{row[key]:.2f}' for key in KEYS)} | {row['runs']} |")
-    return "\n".join(lines)
+    ordered = sorted(rows.items(), key=lambda item: (STATES.index(item[0][0]), -item[1]["rate_gib_per_s"]))
+    return lines.table(HEADINGS, [(state, name, *(f"{row[key]:.2f}" for key in KEYS), row["runs"]) for (state, name), row in ordered])
 
 
 def verdicts(rows: Rows) -> list[str]:
@@ -171,12 +136,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--contenders", help=f"separated by commas, of: {', '.join(LOADERS)}")
     parser.add_argument("--size", type=parse_bytes, default=8 * GIB, help=f"of the model, in {SHARDS} shards; default: 8GiB")
     parser.add_argument("--states", default=",".join(STATES), help="of the page cache; default: %(default)s")
-    parser.add_argument("--rounds", type=int, default=3, help="default: %(default)s")
     parser.add_argument("--device", default="cuda:0", help="default: %(default)s")
-    parser.add_argument("--seed", type=int, help="of the order of contenders; default: random")
-    parser.add_argument("--cache", type=Path, default=Path(".cache/bench"), help="for models, on the disk that is measured: %(default)s")
     parser.add_argument("--packages", type=Path, help="site-packages of the contenders; default: bench.load's, where it was run")
-    parser.add_argument("--out", type=Path, help="file that the lines are added to; default: bench/results/gpu-DATE.jsonl")
+    lines.add_options(parser, "gpu", cache="models, on the disk that is measured", rounds=3)
     return parser
 
 

@@ -7,20 +7,17 @@ python -m bench.load --size 256MiB --rounds 1 --contenders ours,safetensors,ceil
 from __future__ import annotations
 
 import argparse
-import datetime
 import itertools
 import json
 import os
 import random
 import subprocess
 import sys
-from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from statistics import median
 from typing import Any
 
-from bench import machine
+from bench import lines, machine
 from bench.contenders import DRIVERS, install
 from bench.drivers.loads import LOADERS
 from bench.model import make_llama
@@ -46,30 +43,24 @@ ONLY = {
     "ceiling-buffered-reused": ("half", "warm"),
 }
 """Where a setting is worth a run: the others were measured to be better elsewhere, or are the same as another."""
+KEYS = ("rate_gib_per_s", "cpu_s_per_gib", "peak_rss_share", "import_s")
 HEADINGS = ("state", "contender", "GiB/s", "CPU s/GiB", "peak ÷ model", "import s", "runs")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     options = _parser().parse_args(arguments)
-    chosen = options.contenders.split(",") if options.contenders else list(LOADERS)
-    if unknown := [name for name in chosen if name not in LOADERS]:
-        raise SystemExit(f"no contender `{unknown[0]}`; there are {', '.join(LOADERS)}")
+    chosen = lines.chosen_of(options.contenders, LOADERS)
+    lines.chosen_of(options.states, STATES, what="state")
     options.cache.mkdir(parents=True, exist_ok=True)
     if any(name.startswith(("runai", "fast", "tensorizer")) for name in chosen):
         install(options.cache, ["load"])
-    out: Path = options.out or Path(__file__).parent / "results" / f"load-{datetime.datetime.now(datetime.UTC):%Y-%m-%d-%H%M}.jsonl"
-    out.parent.mkdir(parents=True, exist_ok=True)
+    out = lines.file_for("load", options.out)
     model = options.cache / f"llama-{options.size}"
     make_llama(model, options.size, SHARDS, pickled=any(name.startswith("torch") for name in chosen))
     mark_published(model)
     if any(name.startswith("tensorizer") for name in chosen) and len(list(model.glob("*.tensors"))) < SHARDS:
         subprocess.run([sys.executable, str(DRIVERS / "to_tensorizer.py"), str(model)], env=environ_of(options.cache), check=True)
-    lines = []
-    for line in measure(chosen, model, options):
-        lines.append(line)
-        with out.open("a") as file:
-            file.write(json.dumps(line) + "\n")
-    rows = medians(lines)
+    rows = lines.medians(lines.recorded(measure(chosen, model, options), out), ("state", "contender"), KEYS)
     print(markdown(rows))
     print("\n".join(verdicts(rows)))
     print(out)
@@ -95,23 +86,26 @@ def measure(chosen: Sequence[str], model: Path, options: argparse.Namespace) -> 
             digests |= {took.pop("digest")} - {None}
             if len(digests) > 1:
                 raise SystemExit(f"error: {name} loaded other tensors")
-            gib = size_bytes / GIB
-            line = {
-                "bench": "load",
-                "at": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-                "state": state,
-                "contender": name,
-                "round": number,
-                "size_bytes": size_bytes,
-                **took,
-                "rate_gib_per_s": gib / took["wall_s"],
-                "cpu_s_per_gib": took["cpu_s"] / gib,
-                "peak_rss_share": took["peak_rss_bytes"] / size_bytes,
-                "load_1min": machine.load(),
-                "machine": where,
-            }
-            sys.stderr.write(f"{number} {state:5} {name:24} {line['rate_gib_per_s']:7.2f} GiB/s {line['cpu_s_per_gib']:.2f} CPU s/GiB\n")
+            run_of = {"state": state, "contender": name, "round": number, "size_bytes": size_bytes}
+            line = lines.facts("load", where) | run_of | took | shares(took, size_bytes)
+            sys.stderr.write(said(line))
             yield line
+
+
+def shares(took: Mapping[str, Any], size_bytes: int) -> lines.Line:
+    """What a run took, by the size of what it loaded."""
+    gib = size_bytes / GIB
+    return {
+        "rate_gib_per_s": gib / took["wall_s"],
+        "cpu_s_per_gib": took["cpu_s"] / gib,
+        "peak_rss_share": took["peak_rss_bytes"] / size_bytes,
+    }
+
+
+def said(line: lines.Line) -> str:
+    """One run, as it is told while others are still to come."""
+    speed = f"{line['rate_gib_per_s']:7.2f} GiB/s {line['cpu_s_per_gib']:.2f} CPU s/GiB"
+    return f"{line['round']} {line['state']:5} {line['contender']:24} {speed}\n"
 
 
 def run(name: str, state: str, model: Path, cache: Path) -> dict[str, Any]:
@@ -131,24 +125,13 @@ def environ_of(cache: Path) -> dict[str, str]:
     return {"PATH": os.environ.get("PATH", os.defpath), "HOME": str(cache), "PYTHONPATH": f"{packages.resolve()}:{Path.cwd()}"}
 
 
-Rows = Mapping[tuple[str, str], Mapping[str, float]]
-
-
-def medians(lines: Sequence[Mapping[str, Any]]) -> Rows:
-    """By state and contender."""
-    runs: defaultdict[tuple[str, str], list[Mapping[str, Any]]] = defaultdict(list)
-    for line in lines:
-        runs[line["state"], line["contender"]].append(line)
-    keys = ("rate_gib_per_s", "cpu_s_per_gib", "peak_rss_share", "import_s")
-    return {key: {name: median(line[name] for line in found) for name in keys} | {"runs": len(found)} for key, found in runs.items()}
+Rows = Mapping[tuple[Any, ...], Mapping[str, float]]
+"""Medians, by state and contender."""
 
 
 def markdown(rows: Rows) -> str:
-    lines = [f"| {' | '.join(HEADINGS)} |", "|---" * len(HEADINGS) + "|"]
-    for (state, name), row in sorted(rows.items(), key=lambda item: (STATES.index(item[0][0]), -item[1]["rate_gib_per_s"])):
-        shown = (row["rate_gib_per_s"], row["cpu_s_per_gib"], row["peak_rss_share"], row["import_s"])
-        lines.append(f"| {state} | {name} | {' | '.join(f'{value:.2f}' for value in shown)} | {row['runs']} |")
-    return "\n".join(lines)
+    ordered = sorted(rows.items(), key=lambda item: (STATES.index(item[0][0]), -item[1]["rate_gib_per_s"]))
+    return lines.table(HEADINGS, [(state, name, *(f"{row[key]:.2f}" for key in KEYS), row["runs"]) for (state, name), row in ordered])
 
 
 def verdicts(rows: Rows) -> list[str]:
@@ -196,10 +179,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--contenders", help=f"separated by commas, of: {', '.join(LOADERS)}")
     parser.add_argument("--size", type=parse_bytes, default=4 * GIB, help=f"of the model, in {SHARDS} shards; default: 4GiB")
     parser.add_argument("--states", default=",".join(STATES), help="of the page cache; default: %(default)s")
-    parser.add_argument("--rounds", type=int, default=3, help="default: %(default)s")
-    parser.add_argument("--seed", type=int, help="of the order of contenders; default: random")
-    parser.add_argument("--cache", type=Path, default=Path(".cache/bench"), help="for models and environments: %(default)s")
-    parser.add_argument("--out", type=Path, help="file that the lines are added to; default: bench/results/load-DATE.jsonl")
+    lines.add_options(parser, "load", cache="models and environments", rounds=3)
     return parser
 
 

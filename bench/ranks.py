@@ -7,7 +7,6 @@ python -m bench.ranks --size 256MiB --rounds 1 --worlds 2
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
 import os
 import random
@@ -17,10 +16,9 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from statistics import median
 from typing import Any
 
-from bench import machine
+from bench import lines, machine
 from bench.drivers.loads import back_free_memory, set_state
 from bench.drivers.ranks import LOADERS
 from bench.model import make_llama
@@ -35,20 +33,12 @@ KEYS = ("read_share", "wall_s", "cpu_s_per_gib", "peak_share")
 
 def main(arguments: Sequence[str] | None = None) -> None:
     options = _parser().parse_args(arguments)
-    chosen = options.contenders.split(",")
-    if unknown := [name for name in chosen if name not in LOADERS]:
-        raise SystemExit(f"no contender `{unknown[0]}`; there are {', '.join(LOADERS)}")
+    chosen = lines.chosen_of(options.contenders, LOADERS)
     options.cache.mkdir(parents=True, exist_ok=True)
-    out: Path = options.out or Path(__file__).parent / "results" / f"ranks-{datetime.datetime.now(datetime.UTC):%Y-%m-%d-%H%M}.jsonl"
-    out.parent.mkdir(parents=True, exist_ok=True)
+    out = lines.file_for("ranks", options.out)
     model = options.cache / f"llama-{options.size}"
     make_llama(model, options.size, SHARDS, pickled=False)
-    lines = []
-    for line in measure(chosen, model, options):
-        lines.append(line)
-        with out.open("a") as file:
-            file.write(json.dumps(line) + "\n")
-    rows = medians(lines)
+    rows = lines.medians(lines.recorded(measure(chosen, model, options), out), ("world", "contender"), KEYS)
     print(markdown(rows))
     print("\n".join(verdicts(rows)))
     print(out)
@@ -70,9 +60,7 @@ def measure(chosen: Sequence[str], model: Path, options: argparse.Namespace) -> 
                 raise SystemExit(f"error: {name} loaded other tensors")
             wall_s = max(answer["ended_s"] for answer in answers) - min(answer["started_s"] for answer in answers)
             cpu_s = sum(answer["cpu_s"] for answer in answers)
-            line = {
-                "bench": "ranks",
-                "at": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            line = lines.facts("ranks", where) | {
                 "contender": name,
                 "world": world,
                 "round": number,
@@ -84,8 +72,6 @@ def measure(chosen: Sequence[str], model: Path, options: argparse.Namespace) -> 
                 "peak_share": sum(answer["peak_bytes"] for answer in answers) / size_bytes,
                 "part_bytes": [answer["part_bytes"] for answer in answers],
                 "ways": [answer["ways"] for answer in answers],
-                "load_1min": machine.load(),
-                "machine": where,
             }
             sys.stderr.write(f"{number} {world} ranks {name:12} {line['read_share']:.3f} × read, {wall_s:.2f} s\n")
             yield line
@@ -117,22 +103,12 @@ def run(name: str, world: int, model: Path, files: Sequence[Path]) -> list[dict[
         return [json.loads(each) for each in said]
 
 
-Rows = Mapping[tuple[int, str], Mapping[str, float]]
-
-
-def medians(lines: Sequence[Mapping[str, Any]]) -> Rows:
-    """By number of ranks and contender."""
-    runs: defaultdict[tuple[int, str], list[Mapping[str, Any]]] = defaultdict(list)
-    for line in lines:
-        runs[line["world"], line["contender"]].append(line)
-    return {key: {name: median(line[name] for line in found) for name in KEYS} | {"runs": len(found)} for key, found in runs.items()}
+Rows = Mapping[tuple[Any, ...], Mapping[str, float]]
+"""Medians, by number of ranks and contender."""
 
 
 def markdown(rows: Rows) -> str:
-    lines = [f"| {' | '.join(HEADINGS)} |", "|---" * len(HEADINGS) + "|"]
-    for (world, name), row in sorted(rows.items()):
-        lines.append(f"| {world} | {name} | {' | '.join(f'{row[key]:.2f}' for key in KEYS)} | {row['runs']} |")
-    return "\n".join(lines)
+    return lines.table(HEADINGS, [(*key, *(f"{row[name]:.2f}" for name in KEYS), row["runs"]) for key, row in sorted(rows.items())])
 
 
 def verdicts(rows: Rows) -> list[str]:
@@ -152,10 +128,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--contenders", default=",".join(LOADERS), help="separated by commas; default: %(default)s")
     parser.add_argument("--worlds", default="1,2,4", help="numbers of ranks; default: %(default)s")
     parser.add_argument("--size", type=parse_bytes, default=2 * GIB, help=f"of the model, in {SHARDS} shards; default: 2GiB")
-    parser.add_argument("--rounds", type=int, default=3, help="default: %(default)s")
-    parser.add_argument("--seed", type=int, help="of the order of contenders; default: random")
-    parser.add_argument("--cache", type=Path, default=Path(".cache/bench"), help="for models: %(default)s")
-    parser.add_argument("--out", type=Path, help="file that the lines are added to; default: bench/results/ranks-DATE.jsonl")
+    lines.add_options(parser, "ranks", cache="models", rounds=3)
     return parser
 
 

@@ -7,7 +7,6 @@ python -m bench.stream --size 256MiB --rounds 1 --contenders ours-stream,ours-th
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
 import os
 import random
@@ -18,7 +17,6 @@ import sys
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -26,7 +24,8 @@ from typing import Any
 from bench import machine
 from bench.contenders import DRIVERS, contenders, install
 from bench.drivers.streams import CONTENDERS
-from bench.measure import sha256
+from bench.lines import add_options, chosen_of, facts, file_for, recorded
+from bench.measure import Place, sha256
 from bench.memory import warm_free_pages
 from bench.model import make_llama
 from bench.origins import PREFIX, Served, seaweedfs_with
@@ -46,29 +45,14 @@ NEAR = 1.15
 """The total may be so many times the longer half."""
 
 
-@dataclass(frozen=True, slots=True)
-class Place:
-    """Where contenders run: the cache (models, environments), and a directory on the disk that is measured."""
-
-    cache: Path
-    scratch: Path
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
     options = _parser().parse_args(arguments)
-    chosen = options.contenders.split(",") if options.contenders else list(CONTENDERS)
-    if unknown := [name for name in chosen if name not in CONTENDERS]:
-        raise SystemExit(f"no contender `{unknown[0]}`; there are {', '.join(CONTENDERS)}")
+    chosen = chosen_of(options.contenders, CONTENDERS)
     options.cache.mkdir(parents=True, exist_ok=True)
     install(options.cache, {VENVS[name] for name in chosen if name in VENVS})
-    out: Path = options.out or Path(__file__).parent / "results" / f"stream-{datetime.datetime.now(datetime.UTC):%Y-%m-%d-%H%M}.jsonl"
-    out.parent.mkdir(parents=True, exist_ok=True)
-    lines = []
-    for line in measure(chosen, options, Place(options.cache, (options.scratch or options.cache) / "bench-scratch-stream")):
-        lines.append(line)
-        with out.open("a") as file:
-            file.write(json.dumps(line) + "\n")
-    rows = medians(lines)
+    out = file_for("stream", options.out)
+    place = Place(options.cache, (options.scratch or options.cache) / "bench-scratch-stream")
+    rows = medians(recorded(measure(chosen, options, place), out))
     print(markdown(rows))
     print("\n".join(verdicts(rows)))
     print(out)
@@ -97,9 +81,7 @@ def measure(chosen: Sequence[str], options: argparse.Namespace, place: Place) ->
                 if len(digests) > 1:
                     raise SystemExit(f"error: {name} loaded other tensors")
                 gib = served.size_bytes / GIB
-                line = {
-                    "bench": "stream",
-                    "at": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+                line = facts("stream", where) | {
                     "server": served.server,
                     "contender": name,
                     "round": number,
@@ -107,8 +89,6 @@ def measure(chosen: Sequence[str], options: argparse.Namespace, place: Place) ->
                     **took,
                     "rate_gib_per_s": gib / took["total_s"],
                     "cpu_s_per_gib": took["cpu_s"] / gib,
-                    "load_1min": machine.load(),
-                    "machine": where,
                 }
                 sys.stderr.write(f"{number} {name:18} {took['total_s']:6.2f} s, first {took['first_tensor_s'] or 0:5.2f} s\n")
                 yield line
@@ -226,11 +206,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--contenders", help=f"separated by commas, of: {', '.join(CONTENDERS)}")
     parser.add_argument("--size", type=parse_bytes, default=2 * GIB, help=f"of the model, in {SHARDS} shards; default: 2GiB")
-    parser.add_argument("--rounds", type=int, default=2, help="default: %(default)s")
-    parser.add_argument("--seed", type=int, help="of the order of contenders; default: random")
-    parser.add_argument("--cache", type=Path, default=Path(".cache/bench"), help="for models, servers' data and environments: %(default)s")
     parser.add_argument("--scratch", type=Path, help="on the disk that is measured; default: the cache")
-    parser.add_argument("--out", type=Path, help="file that the lines are added to; default: bench/results/stream-DATE.jsonl")
+    add_options(parser, "stream", cache="models, servers' data and environments", rounds=2)
     return parser
 
 
