@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 INDENT = "  "
@@ -30,22 +30,40 @@ def table_lines(table: Table, width: int | None = None) -> list[str]:
     """The table in aligned columns, two spaces apart, header first, nothing cut off, no space at the end of a line.
 
     Args:
-        width: of the terminal, in cells; None: no terminal. Where a row doesn't fit, the last column stands below it, indented,
-            and the terminal breaks what is longer still, so that a URI can be copied whole.
+        width: of the terminal, in cells; None: no terminal. Where a row doesn't fit, the last column stands below it, indented, and so
+            do further columns of text before it, with their titles, as far as that is needed. The terminal breaks what is longer
+            still, so that a URI can be copied whole.
     """
-    header = tuple(column.title.upper() for column in table.columns)
-    lines = _aligned([header, *_flat(table.rows)], table.columns)
-    if width is None or max(map(cells_of, lines)) <= width:
-        return lines
-    short = [header[:-1], *(row[:-1] for row in table.rows)]
-    below = [(), *(tuple(row[-1].split("\n")) for row in table.rows)]
-    columns = table.columns[:-1]
-    widths = _widths([line for row in short for line in _flat([row])], columns)
-    stacked = []
-    for row, texts in zip(short, below, strict=True):
-        stacked += [_joined(line, columns, widths) for line in _flat([row])]
-        stacked += [INDENT + text for text in texts if text]
-    return stacked
+    lines = _aligned([_header(table.columns), *_flat(table.rows)], table.columns)
+    beside = len(table.columns)
+    while width is not None and max(map(cells_of, lines)) > width and _may_move(table.columns, beside - 1):
+        beside -= 1
+        lines = [line for row in _stacked(table, beside) for line in row]
+    return lines
+
+
+def _may_move(columns: Sequence[Column], at: int) -> bool:
+    """Whether a column can stand below its row: the last one, and text; numbers are read down their column."""
+    return at > 0 and (at == len(columns) - 1 or not columns[at].right)
+
+
+def _stacked(table: Table, beside: int) -> Iterator[list[str]]:
+    """Header and rows with only so many columns beside each other, and the others below."""
+    columns, below = table.columns[:beside], table.columns[beside:]
+    rows = [_flat([row[:beside]]) for row in table.rows]
+    widths = _widths([_header(columns), *(line for row in rows for line in row)], columns)
+    yield [_joined(_header(columns), columns, widths)]
+    for row, cells in zip(rows, (row[beside:] for row in table.rows), strict=True):
+        yield [_joined(line, columns, widths) for line in row] + [
+            INDENT + ("" if column is below[-1] else f"{column.title}: ") + text
+            for column, cell in zip(below, cells, strict=True)
+            for text in cell.split("\n")
+            if text
+        ]
+
+
+def _header(columns: Sequence[Column]) -> tuple[str, ...]:
+    return tuple(column.title.upper() for column in columns)
 
 
 def _flat(rows: Iterable[Sequence[str]]) -> list[tuple[str, ...]]:
