@@ -18,13 +18,13 @@ ENVIRONMENT = "$(PYTHON)" tools/environment.py --venv $(VENV)
 TORCH ?=
 export TORCH
 # tests that mount a small file system need root; whoever isn't is told that they were left out
-CHOSEN := not soak$(if $(filter 0,$(shell id -u)),, and not root)
+CHOSEN := not soak and not cluster$(if $(filter 0,$(shell id -u)),, and not root)
 SEED := $(or $(SEED),$(shell od -An -N4 -tu4 /dev/urandom | tr -d ' '))
 
 FUZZ_S ?= 60
 VLLM := .cache/vllm
 
-.PHONY: help demo demo-store demo-model test test-vllm lint fuzz soak bench clean
+.PHONY: help demo demo-store demo-model test test-cluster test-vllm lint fuzz soak bench clean
 
 help:  ## this list
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -48,6 +48,13 @@ test: lint  ## lint, then every test; SEED=N repeats a run's random choices, PYT
 	echo "random seed: $(SEED) (make test SEED=$(SEED) repeats it)"
 	$(if $(findstring root,$(CHOSEN)),echo "not root: the tests that mount a small file system are left out")
 	$(RUN) -m pytest -m "$(CHOSEN)" --hypothesis-seed=$(SEED) $(PYTEST_ARGS)
+
+test-cluster: $(MADE)/dev  ## the tests against a real API server and etcd: 2 minutes; says what it leaves out where there is no kube-apiserver
+	@if $(ENVIRONMENT) cluster; then
+		$(RUN) -m pytest -m "cluster and not soak" $(PYTEST_ARGS) tests/cluster
+	else
+		(( $$? == 3 ))  # it has said what is left out
+	fi
 
 test-vllm: $(MADE)/dev $(MADE)/demo-model $(MADE)/vllm  ## the load format in vLLM's own engine, on the CPU: 3 GB installed once, then some minutes
 	$(RUN) -m pytest -m vllm -o faulthandler_timeout=0 $(PYTEST_ARGS)

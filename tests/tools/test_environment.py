@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
+import lzma
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -209,3 +211,32 @@ def test_vllm_on_another_processor_is_refused(
     with pytest.raises(SystemExit):
         environment.vllm(clone.parent / ".cache" / "vllm")
     assert "aarch64" in capsys.readouterr().err
+
+
+def test_a_packed_api_server_is_compared_and_unpacked_and_its_absence_told(
+    environment: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("KUBEBUILDER_ASSETS", "bin")
+    monkeypatch.setattr(environment.platform, "machine", lambda: "x86_64")
+    monkeypatch.setattr(environment.shutil, "which", lambda name, path=None: "/usr/bin/etcd" if name == "etcd" else None)
+
+    with pytest.raises(SystemExit) as ended:
+        environment.cluster()
+    assert ended.value.code == 3
+    assert "no kube-apiserver on PATH, and none for this machine in bin, shared/kube, ../shared/kube" in capsys.readouterr().err
+
+    packed = tmp_path / "bin" / "kube-apiserver.xz"
+    packed.parent.mkdir()
+    packed.write_bytes(lzma.compress(b"#!/bin/true"))
+    packed.with_name("SHA256SUMS").write_text(f"{'0' * 64}  kube-apiserver.xz\n")
+    with pytest.raises(SystemExit) as ended:
+        environment.cluster()
+    assert ended.value.code == 1
+    assert not (tmp_path / ".cache").exists()
+
+    packed.with_name("SHA256SUMS").write_text(f"{hashlib.sha256(packed.read_bytes()).hexdigest()}  kube-apiserver.xz\n")
+    environment.cluster()
+    unpacked = tmp_path / ".cache/kube/kube-apiserver"
+    assert unpacked.read_bytes() == b"#!/bin/true"
+    assert unpacked.stat().st_mode & 0o777 == 0o755
