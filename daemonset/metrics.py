@@ -69,7 +69,7 @@ class Metrics:
 
     def ensuring(self, uri: str, priority: Priority) -> Ensuring:
         """One question for a model, from its beginning. A context manager."""
-        return Ensuring(self, _scheme(uri), priority.name.lower())
+        return Ensuring(self, uri, priority.name.lower())
 
     def _received(self, uri: str, priority: Priority, count: int) -> None:
         scheme = uri.partition(":")[0]  # canonical: there is one
@@ -90,15 +90,20 @@ class Metrics:
 class Ensuring:
     """Counts one question for a model when it ends."""
 
-    def __init__(self, metrics: Metrics, scheme: str, priority: str) -> None:
+    def __init__(self, metrics: Metrics, uri: str, priority: str) -> None:
         self._metrics = metrics
-        self._scheme = scheme
+        self._uri = uri
         self._priority = priority
         self._started_s = time.monotonic()
         self._last: Progress | None = None
+        self._counts = True
 
     def look(self, progress: Progress) -> None:
         self._last = progress
+
+    def leave_out(self) -> None:
+        """It came to nothing, and is asked again in another way."""
+        self._counts = False
 
     def __enter__(self) -> Ensuring:
         self._metrics._waiting.labels(self._priority).inc()
@@ -107,6 +112,8 @@ class Ensuring:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
         metrics = self._metrics
         metrics._waiting.labels(self._priority).dec()
+        if not self._counts:
+            return
         if error is not None:
             outcome = str(error.code) if isinstance(error, ModelCacheError) else "internal"
         else:
@@ -114,7 +121,7 @@ class Ensuring:
         metrics._ensures.labels(outcome, self._priority).inc()
         metrics._seconds.labels(outcome).observe(time.monotonic() - self._started_s)
         if self._last is not None and not self._last.hit:
-            metrics._reused.labels(self._scheme).inc(self._last.bytes_reused)
+            metrics._reused.labels(_scheme(self._uri)).inc(self._last.bytes_reused)
 
 
 class _Room(Collector):

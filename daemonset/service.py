@@ -18,6 +18,7 @@ from daemonset.metrics import Metrics
 from daemonset.refusals import with_holders
 from daemonset.tenants import config_of_secret
 from modelcache import __version__
+from modelcache.abc.snapshot import Snapshot
 from modelcache.abc.store import Lease
 from modelcache.agent import wire
 from modelcache.agent.v1 import agent_pb2 as pb
@@ -73,6 +74,7 @@ class AgentService(AgentServicer):
             _expect_ttl(request.lease_ttl_s, wanted=bool(request.lease_holder))
 
             held: list[str] = []
+            here = self._here(request, caller)
 
             def run(tell: Callable[[Progress], None], cancel: Cancellation) -> pb.Ensured:
                 with self._metrics.ensuring(request.uri, wire.priority_of(request.priority)) as counted:
@@ -86,8 +88,10 @@ class AgentService(AgentServicer):
                     held.append(found.lease.id)
                 return found
 
+            if here is not None and here[1].HasField("lease"):
+                held.append(here[1].lease.id)
             try:
-                with closing(_told(run, context)) as said:
+                with closing(_told(run, context) if here is None else _said_at_once(here)) as said:
                     for what in said:
                         if isinstance(what, Progress):
                             yield pb.EnsureReply(progress=wire.progress_message(what))
@@ -98,6 +102,17 @@ class AgentService(AgentServicer):
             finally:
                 for lease_id in held:  # nobody was told of it
                     self._cache.release(lease_id)
+
+    def _here(self, request: pb.EnsureRequest, caller: Caller | None) -> tuple[Progress, pb.Ensured] | None:
+        """A hit, from the call's own thread: it waits for nothing that a heartbeat would have to bridge."""
+        with self._metrics.ensuring(request.uri, wire.priority_of(request.priority)) as counted:
+            had = self._cache.cached(request.uri, refresh=wire.refresh_of(request.refresh), caller=caller)
+            found = None if had is None else self._leased(request, had.snapshot)
+            if had is None or found is None:
+                counted.leave_out()
+                return None
+            counted.look(had.progress)
+        return had.progress, found
 
     def _ensured(
         self, request: pb.EnsureRequest, caller: Caller | None, tell: Callable[[Progress], None], cancel: Cancellation
@@ -112,16 +127,22 @@ class AgentService(AgentServicer):
                 cancel=cancel,
                 caller=caller,
             )
-            found = pb.Ensured(digest=str(snapshot.digest), path=str(snapshot.path), stale=snapshot.stale)
-            if not request.lease_holder:
+            found = self._leased(request, snapshot)
+            if found is not None:
                 return found
-            try:
-                lease = self._cache.lease(str(snapshot.digest), holder=request.lease_holder, ttl_s=request.lease_ttl_s)
-            except NotCached:
-                continue
-            found.lease.CopyFrom(wire.lease_message(lease))
-            return found
         raise NotCached(f"`{request.uri}` was evicted each time before it could be held", hint="make room: `modelcache df`")
+
+    def _leased(self, request: pb.EnsureRequest, snapshot: Snapshot) -> pb.Ensured | None:
+        """With the lease that was asked for; None: the snapshot is gone already."""
+        found = pb.Ensured(digest=str(snapshot.digest), path=str(snapshot.path), stale=snapshot.stale)
+        if not request.lease_holder:
+            return found
+        try:
+            lease = self._cache.lease(str(snapshot.digest), holder=request.lease_holder, ttl_s=request.lease_ttl_s)
+        except NotCached:
+            return None
+        found.lease.CopyFrom(wire.lease_message(lease))
+        return found
 
     def _caller(self, request: pb.EnsureRequest) -> Caller | None:
         """Raises AccessDenied: this socket doesn't speak for callers, or has to; BadConfig: a credential that can't be used."""
@@ -328,6 +349,10 @@ def _told(run: Callable[[Callable[[T], None], Cancellation], R], context: grpc.S
     finally:
         cancel.cancel()
         thread.join()
+
+
+def _said_at_once(told: tuple[T, R]) -> Generator[T | R, None, None]:
+    yield from told
 
 
 def _both(first: Callable[[T], None], then: Callable[[T], None]) -> Callable[[T], None]:

@@ -150,9 +150,7 @@ class ModelCache(Upkeeping, Prewarming, Carrying, SingleFiles, Leasing):
         """
         parsed, secrets = parse_uri(uri)
         with self._places((parsed, secrets), caller, again=refresh is Refresh.ALWAYS) as places:
-            ensured = first_hit(places, lambda place: self._hit(place, refresh))
-            if refresh is Refresh.NEVER:
-                ensured = expect_cached(ensured, parsed)
+            ensured = self._found(places, parsed, refresh)
             if ensured is None:
 
                 def ask(place: Admission) -> Ensured:
@@ -166,6 +164,18 @@ class ModelCache(Upkeeping, Prewarming, Carrying, SingleFiles, Leasing):
         if progress is not None:
             progress(ensured.progress)
         return ensured.snapshot
+
+    def cached(self, uri: str, *, refresh: Refresh = Refresh.AUTO, caller: Caller | None = None) -> Ensured | None:
+        """What `ensure` answers from what is here; None: it would ask an origin, or wait. Asks none, and waits for nobody.
+
+        Raises:
+            BadInput, AccessDenied, StoreError; NotCached: nothing is here, and `refresh` is `never`.
+        """
+        parsed, secrets = parse_uri(uri)
+        if refresh is Refresh.ALWAYS:
+            return None
+        with self._places((parsed, secrets), caller, again=False) as places:
+            return self._found(places, parsed, refresh)
 
     @contextmanager
     def open(
@@ -255,6 +265,10 @@ class ModelCache(Upkeeping, Prewarming, Carrying, SingleFiles, Leasing):
         except AccessDenied as error:
             self._permission.denials.count(error)
             raise
+
+    def _found(self, places: Sequence[Admission], uri: StorageUri, refresh: Refresh) -> Ensured | None:
+        found = first_hit(places, lambda place: self._hit(place, refresh))
+        return expect_cached(found, uri) if refresh is Refresh.NEVER else found
 
     def _hit(self, admission: Admission, refresh: Refresh) -> Ensured | None:
         started_s = time.monotonic()

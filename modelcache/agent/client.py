@@ -10,6 +10,7 @@ from types import TracebackType
 from typing import Self, TypeVar
 
 import grpc
+import grpc.experimental
 
 from modelcache.abc.snapshot import Ref, Snapshot
 from modelcache.abc.store import Evicted, Lease, SnapshotInfo, Usage, VerifyReport
@@ -32,6 +33,9 @@ CALL_TIMEOUT_S = 60.0
 """Of a call that answers once. The slowest, `Status` and `List` of 100,000 blobs, take 2 s."""
 SILENCE_S = 30.0
 """Of a call that tells its progress, which an agent does every second, and be it the same."""
+
+OPTIONS = (("grpc.max_receive_message_length", -1), (grpc.experimental.ChannelOptions.SingleThreadedUnaryStream, 1))
+"""Who waits for a call reads its replies itself, without a thread between: a quarter less CPU for a hit (`bench.agent`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +104,7 @@ class AgentClient:
 
     def __init__(self, socket: Path) -> None:
         self._socket = socket
-        self._channel = grpc.insecure_channel(f"unix:{socket}", options=(("grpc.max_receive_message_length", -1),))
+        self._channel = grpc.insecure_channel(f"unix:{socket}", options=OPTIONS)
         self._stub = AgentStub(self._channel)
         self._silence = Silence(SILENCE_S)
 

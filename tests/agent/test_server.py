@@ -108,12 +108,18 @@ def test_what_a_newer_client_says_is_bad_input(socket: Path, request_of: dict[st
 
 @pytest.mark.usefixtures("served")
 def test_a_lease_that_nobody_was_told_of_is_released(socket: Path, server: FaultServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    cancel, lease, release = Cancellation(), ModelCache.lease, ModelCache.release
-    left, released = threading.Event(), threading.Event()
+    cancel, lease, release, ensure = Cancellation(), ModelCache.lease, ModelCache.release, ModelCache.ensure
+    left, released, heard = threading.Event(), threading.Event(), threading.Event()
+
+    def ensure_and_hear(cache: ModelCache, asked: str, **given: Any) -> Snapshot:
+        found = ensure(cache, asked, **given)
+        heard_by.enter_context(given["cancel"].on_cancel(heard.set))
+        return found
 
     def lease_and_lose_the_client(cache: ModelCache, name: str, *, holder: str, ttl_s: float) -> Lease:
         made = lease(cache, name, holder=holder, ttl_s=ttl_s)
         cancel.cancel()
+        assert heard.wait(10)  # else the agent may have sent all of it before it knew
         left.wait(10)
         return made
 
@@ -123,9 +129,10 @@ def test_a_lease_that_nobody_was_told_of_is_released(socket: Path, server: Fault
         return found
 
     uri = f"{server.endpoint}/m/weights"
+    monkeypatch.setattr(ModelCache, "ensure", ensure_and_hear)
     monkeypatch.setattr(ModelCache, "lease", lease_and_lose_the_client)
     monkeypatch.setattr(ModelCache, "release", release_seen)
-    with AgentClient(socket) as client:
+    with ExitStack() as heard_by, AgentClient(socket) as client:
         with pytest.raises(Cancelled):
             client.ensure(uri, lease=("pod", 600.0), cancel=cancel)
         left.set()
