@@ -12,9 +12,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from daemonset import kubelet
+from daemonset import kubelet, logs
 from daemonset.scrubbing import DAY_S, ScrubBudget
-from daemonset.server import Agent, Sockets, Volumes
+from daemonset.server import Agent, Sockets, Volumes, Watching
+from daemonset.spans import NO_SPANS, OtelSpans
 from daemonset.volumes import GRACE_S as VOLUME_GRACE_S
 from modelcache.config import AGENT_SOCKET, Config
 from modelcache.errors import BadConfig, ModelCacheError
@@ -27,7 +28,11 @@ GRACE_S = 25.0
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit status: 0 after an orderly end, 1 with a sentence on stderr if the agent can't run."""
     options = _parser().parse_args(arguments)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    with logs.logging_to(form=options.log, level=options.log_level) as recent:
+        return _run(options, recent)
+
+
+def _run(options: argparse.Namespace, recent: logs.Recent) -> int:
     ending = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: ending.set())
@@ -40,8 +45,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             )
         sockets, volumes = Sockets(options.socket, options.driver_socket), Volumes(options.pods_dir, options.volume_grace)
         scrub = ScrubBudget(options.scrub_per_day, options.scrub_rate, options.scrub_every)
-        with Agent(config, sockets, grace_s=options.grace, http=options.http, volumes=volumes, scrub=scrub):
-            logging.getLogger("daemonset").info("serving %s at %s", config.root, options.socket)
+        watching = Watching(recent.entries, lambda: NO_SPANS if options.otlp is None else OtelSpans.to(options.otlp))
+        with Agent(config, sockets, grace_s=options.grace, http=options.http, volumes=volumes, scrub=scrub, watching=watching):
+            logging.getLogger("daemonset").info("serving %s at %s", config.root, options.socket, extra={"event": "started"})
             ending.wait()
     except ModelCacheError as error:
         sys.stderr.write(f"error: {error}\n" + (f"hint: {error.hint}\n" if error.hint else ""))
@@ -82,7 +88,16 @@ def _parser() -> argparse.ArgumentParser:
         metavar="SECONDS",
         help="from one part of it to the next; default: %(default)s",
     )
+    _add_watching(parser)
     return parser
+
+
+def _add_watching(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--log", choices=logs.FORMATS, default=logs.JSON, help="a JSON object a line, or text; default: %(default)s")
+    parser.add_argument("--log-level", choices=logs.LEVELS, default="info", help="default: %(default)s")
+    parser.add_argument(
+        "--otlp", metavar="URL", help="OpenTelemetry collector for spans, as http://localhost:4318/v1/traces; default: none"
+    )
 
 
 def _total_bytes(root: Path) -> int:

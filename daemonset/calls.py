@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import logging
+import os
+import re
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import NoReturn
 
 import grpc
 
 from modelcache.agent.failures import KEY, details_of, encoded, status_of
-from modelcache.errors import AgentBusy, AgentDraining, ModelCacheError
+from modelcache.errors import AgentBusy, AgentDraining, ErrorCode, ModelCacheError
 from modelcache.patience import Cancellation
+from modelcache.telemetry import Subject, begin
 
 logger = logging.getLogger(__name__)
+REQUEST_ID, TRACE = "x-request-id", "traceparent"
+"""Metadata that a caller may send: how it names this call, and W3C Trace Context."""
+_PROPER_ID = re.compile(r"[A-Za-z0-9._:-]{1,64}")
+MAX_TRACE_CHARACTERS = 128
 RETRY_AFTER_S = 2.0
 """Told to who finds too many waiting."""
 
@@ -47,6 +54,7 @@ class Calls:
         self._changed = threading.Condition()
         self._count = 0
         self._draining = False
+        self.refused: Callable[[ErrorCode], None] | None = None  # told of each call that ends with an error
         self.ending = Cancellation()
         """Asked for when a drain begins: what nobody waits for ends at once."""
 
@@ -62,16 +70,17 @@ class Calls:
             begins_work: refused while draining.
             awaited: a drain waits for its end; a drain itself is not.
         """
+        begin(_subject_of(context))
         with self._changed:
             refused = begins_work and self._draining
             if not refused:
                 self._count += awaited
         if refused:
-            _abort(context, AgentDraining("the agent of this node is ending and takes no new work"))
+            self._abort(context, AgentDraining("the agent of this node is ending and takes no new work"))
         try:
             yield
         except ModelCacheError as error:
-            _abort(context, error)
+            self._abort(context, error)
         finally:
             with self._changed:
                 self._count -= awaited
@@ -88,8 +97,18 @@ class Calls:
                 self._changed.wait(left_s)
             return self._count
 
+    def _abort(self, context: grpc.ServicerContext, error: ModelCacheError) -> NoReturn:
+        logger.info("refused: %s", error, extra={"event": "refused", "error": error})
+        if self.refused is not None:
+            self.refused(error.code)
+        context.set_trailing_metadata(((KEY, encoded(error)),))
+        context.abort(status_of(error), details_of(error))
+        raise AssertionError("unreachable")  # abort raises; its stub doesn't say so
 
-def _abort(context: grpc.ServicerContext, error: ModelCacheError) -> NoReturn:
-    context.set_trailing_metadata(((KEY, encoded(error)),))
-    context.abort(status_of(error), details_of(error))
-    raise AssertionError("unreachable")  # abort raises; its stub doesn't say so
+
+def _subject_of(context: grpc.ServicerContext) -> Subject:
+    """The id that the caller gave this call, or a new one."""
+    sent = {key: value for key, value in context.invocation_metadata() or () if isinstance(value, str)}
+    named = sent.get(REQUEST_ID, "")
+    request = named if _PROPER_ID.fullmatch(named) else os.urandom(8).hex()
+    return Subject(request, trace=sent.get(TRACE, "")[:MAX_TRACE_CHARACTERS] or None)

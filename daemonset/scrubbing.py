@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
+from daemonset.events import tell_damaged, tell_mended, tell_repaired, tell_unrepaired
 from daemonset.metrics import Metrics
 from modelcache.abc.store import VerifyReport
 from modelcache.cache import ModelCache
@@ -91,19 +92,23 @@ class Scrubber:
             report = self._cache.scrub(budget_bytes=allowed_bytes, bytes_per_s=self._budget.bytes_per_s, cancel=self._ending)
             self._credit.spend(report.bytes_read)
             self._metrics.verified(report.bytes_read, len(report.damages))
+            self._metrics.scrubbed("damaged" if report.damages else "ok")
             if report.damages:
                 self._repair(report)
         except Cancelled:
             raise
         except ModelCacheError as error:
-            logger.warning("a scrub failed: %s", error)
+            self._metrics.scrubbed(str(error.code))
+            logger.warning("a scrub failed: %s", error, extra={"error": error})
 
     def _repair(self, found: VerifyReport) -> None:
         for damage in found.damages:
-            logger.warning("damaged: `%s`: %s", damage.path, damage.reason)
+            tell_damaged(damage)
         report = self._cache.repair(verified=found, cancel=self._ending)
         self._metrics.repaired(len(report.blobs), len(report.unrepaired))
         for blob in report.blobs:
-            logger.warning("repaired: %s", blob.digest)
+            tell_repaired(blob)
+        for mended in report.mended:
+            tell_mended(mended)
         for left in report.unrepaired:
-            logger.error("not repaired: %s: %s", left.digest, left.why)
+            tell_unrepaired(left)

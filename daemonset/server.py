@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -21,9 +22,11 @@ from daemonset.metrics import Metrics
 from daemonset.mounts import Mounts
 from daemonset.ownership import owned
 from daemonset.scrubbing import Scrubber, ScrubBudget
-from daemonset.service import Access, AgentService
+from daemonset.service import Access, AgentService, Seen
+from daemonset.spans import NO_SPANS, Spans
 from daemonset.volumes import GRACE_S, VolumeKeeper
 from daemonset.web import Web
+from modelcache.agent.log import LogEntry
 from modelcache.agent.v1 import agent_pb2
 from modelcache.agent.v1.agent_pb2_grpc import add_AgentServicer_to_server
 from modelcache.cache import ModelCache
@@ -59,6 +62,19 @@ class Volumes:
     grace_s: float = GRACE_S
 
 
+@dataclass(frozen=True, slots=True)
+class Watching:
+    """Who looks at the agent.
+
+    Attributes:
+        recent: the last lines of its log.
+        spans: makes the place that spans go to; closed with the agent.
+    """
+
+    recent: Callable[[], Sequence[LogEntry]] = tuple
+    spans: Callable[[], Spans] = lambda: NO_SPANS
+
+
 class Agent:
     """A running agent. A context manager: it serves from its beginning to its end."""
 
@@ -71,6 +87,7 @@ class Agent:
         http: tuple[str, int] | None = None,
         volumes: Volumes = Volumes(),
         scrub: ScrubBudget = ScrubBudget(),  # noqa: B008 - it is frozen
+        watching: Watching = Watching(),
     ) -> None:
         """
         Args:
@@ -83,11 +100,13 @@ class Agent:
         self._http = http
         self._volumes = volumes
         self._scrub = scrub
+        self._watching = watching
         self._calls = Calls()
         self._stack = ExitStack()
         self._health = health.HealthServicer()
         self._servers: list[grpc.Server] = []
         self._ended = threading.Event()
+        self._serving = False
 
     def __enter__(self) -> Self:
         """Raises StoreError: the store can't be used, or has an agent; BadConfig."""
@@ -96,15 +115,18 @@ class Agent:
             cache = stack.enter_context(ModelCache(config=self._config, elsewhere=mounts.held))
             stack.enter_context(owned(self._config.root))
             stack.enter_context(VolumeKeeper(cache, mounts, grace_s=self._volumes.grace_s))
-            metrics = Metrics(cache)
-            stack.callback(self._end_servers)
-            self._health.set(SERVICE, health_pb2.HealthCheckResponse.SERVING)  # before a socket answers
-            for path, access in self._accesses():
-                self._servers.append(self._serve(path, AgentService(cache, self._calls, Waiters(WAITERS), access, metrics)))
-                stack.callback(sockets.remove, path)
-            stack.enter_context(Scrubber(cache, metrics, self._scrub, self._calls.ending))
+            metrics = Metrics(cache, stack.enter_context(closing(self._watching.spans())))
+            self._calls.refused = metrics.refused
+            seen = Seen(metrics, self._watching.recent)
             if self._http is not None:
                 stack.enter_context(Web(self._http, metrics.registry, self._why_not_ready))
+            stack.callback(self._end_servers)
+            self._health.set(SERVICE, health_pb2.HealthCheckResponse.SERVING)  # before a socket answers
+            self._serving = True
+            for path, access in self._accesses():
+                self._servers.append(self._serve(path, AgentService(cache, self._calls, Waiters(WAITERS), access, seen)))
+                stack.callback(sockets.remove, path)
+            stack.enter_context(Scrubber(cache, metrics, self._scrub, self._calls.ending))
             self._stack = stack.pop_all()
         return self
 
@@ -121,8 +143,11 @@ class Agent:
             logger.warning("%d calls are cancelled: they did not end within %g s", left, self._grace_s)
         self._stack.close()
         self._ended.set()
+        logger.info("the agent has ended", extra={"event": "ended"})
 
     def _why_not_ready(self) -> str | None:
+        if not self._serving:
+            return "starting"
         return "draining" if self._calls.draining else None
 
     def _accesses(self) -> list[tuple[Path, Access]]:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextvars
 import os
 import queue
 import threading
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from typing import Generic, TypeVar
@@ -14,6 +15,7 @@ from typing import Generic, TypeVar
 import grpc
 
 from daemonset.calls import Calls, Waiters
+from daemonset.events import tell_evicted
 from daemonset.metrics import Metrics
 from daemonset.refusals import with_holders
 from daemonset.tenants import config_of_secret
@@ -21,6 +23,7 @@ from modelcache import __version__
 from modelcache.abc.snapshot import Snapshot
 from modelcache.abc.store import Lease
 from modelcache.agent import wire
+from modelcache.agent.log import LogEntry
 from modelcache.agent.v1 import agent_pb2 as pb
 from modelcache.agent.v1.agent_pb2_grpc import AgentServicer
 from modelcache.cache import ModelCache
@@ -55,12 +58,21 @@ class Access:
     speaks_for_callers: bool
 
 
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What is seen of the agent. `recent`: the last lines of its log."""
+
+    metrics: Metrics
+    recent: Callable[[], Sequence[LogEntry]] = tuple
+
+
 class AgentService(AgentServicer):
     """Answers on one socket."""
 
-    def __init__(self, cache: ModelCache, calls: Calls, waiters: Waiters, access: Access, metrics: Metrics) -> None:
+    def __init__(self, cache: ModelCache, calls: Calls, waiters: Waiters, access: Access, seen: Seen) -> None:
         self._cache = cache
-        self._metrics = metrics
+        self._metrics = seen.metrics
+        self._recent = seen.recent
         self._calls = calls
         self._waiters = waiters
         self._access = access
@@ -176,6 +188,7 @@ class AgentService(AgentServicer):
                     progress=lambda number, look: tell((number, look)),
                     cancel=cancel,
                 )
+                self._metrics.prewarmed(report)
                 return wire.prewarm_message(report)
 
             for what in _told(run, context):
@@ -209,7 +222,9 @@ class AgentService(AgentServicer):
     def Evict(self, request: pb.EvictRequest, context: grpc.ServicerContext) -> pb.EvictReply:
         with self._calls.under_way(context, begins_work=True):
             evicted = self._cache.evict(request.name, dry_run=request.dry_run)
-            self._metrics.evicted(0 if request.dry_run else evicted.freed_bytes)
+            if not request.dry_run:
+                self._metrics.evicted(evicted.freed_bytes)
+                tell_evicted(evicted)
             return pb.EvictReply(digest=str(evicted.digest), uris=evicted.uris, freed_bytes=evicted.freed_bytes)
         raise AssertionError("unreachable")
 
@@ -299,6 +314,12 @@ class AgentService(AgentServicer):
             return pb.SetRatesReply(before=wire.rates_message(before))
         raise AssertionError("unreachable")
 
+    def Recent(self, request: pb.RecentRequest, context: grpc.ServicerContext) -> Iterator[pb.LogEntry]:
+        with self._calls.under_way(context, begins_work=False):
+            if self._access.speaks_for_callers:
+                raise AccessDenied("the log is shown on the administrator's socket alone")
+            yield from map(wire.entry_message, self._recent())
+
     def Drain(self, request: pb.DrainRequest, context: grpc.ServicerContext) -> pb.DrainReply:
         with self._calls.under_way(context, begins_work=False, awaited=False):
             return pb.DrainReply(left=self._calls.drain(request.timeout_s))
@@ -327,7 +348,7 @@ def _told(run: Callable[[Callable[[T], None], Cancellation], R], context: grpc.S
 
     if not context.add_callback(cancel.cancel):
         return  # its client has gone already
-    thread = threading.Thread(target=work, name="agent call")
+    thread = threading.Thread(target=contextvars.copy_context().run, args=(work,), name="agent call")
     thread.start()
     last: tuple[T] | None = None
     try:

@@ -23,7 +23,7 @@ from modelcache.digest import HEX_LENGTHS, Algorithm, Digest, digits_of, sha256
 from modelcache.ensure import Ensured, ProgressCallback, expect_cached, hit, last
 from modelcache.errors import AccessDenied, AmbiguousName, NotCached
 from modelcache.fetch.begun import Tell
-from modelcache.fetch.engine import FetchEngine
+from modelcache.fetch.engine import FetchEngine, Queued
 from modelcache.fetch.flight import SingleFlight
 from modelcache.fetch.plan import Priority
 from modelcache.fetch.progress import Progress
@@ -38,6 +38,7 @@ from modelcache.registry import Registry, own_refs
 from modelcache.single_files import SingleFiles
 from modelcache.sources.throttled import Allowances
 from modelcache.store.leases import HeldElsewhere
+from modelcache.store.making_room import Made
 from modelcache.store.store import LocalStore
 from modelcache.unpack import Unpacking, files_at
 from modelcache.upkeep.repair import OpenSource
@@ -93,6 +94,7 @@ class ModelCache(Upkeeping, Prewarming, Carrying, SingleFiles, Leasing):
         create = self.config.create if create is None else create
         store = LocalStore(self.root, self.config.limits, create=create, allow_fuse=self.config.allow_fuse, elsewhere=elsewhere)
         self._store: Upkeep = store
+        self._made_room: Callable[[], Made] = lambda: store.made_room
         self._permission = Permission(store.grants, self.config)
         self._engine = FetchEngine(self.config.engine)
         self.incoming = self._engine.incoming  # tells of bytes that come from origins
@@ -374,6 +376,10 @@ class ModelCache(Upkeeping, Prewarming, Carrying, SingleFiles, Leasing):
             under_way = [*self._ensures.values()]
         return [ensure.look() for ensure in under_way]
 
+    def queue(self) -> Sequence[Queued]:
+        """Each fetch of this process: how urgent it is, and whether it has requests in flight or waits for others."""
+        return self._engine.queue()
+
     # -- keeping and removing ---------------------------------------------------------------------------------------
 
     def evict(self, name: str, *, dry_run: bool = False) -> Evicted:
@@ -402,6 +408,11 @@ class ModelCache(Upkeeping, Prewarming, Carrying, SingleFiles, Leasing):
             for ref in refs:
                 self._store.forget(ref.key)
         return Evicted(refs[0].manifest, tuple(ref.key.uri for ref in refs), 0)
+
+    @property
+    def made_room(self) -> Made:
+        """What this process has evicted for what came."""
+        return self._made_room()
 
     def collect(self, *, need_bytes: int = 0, dry_run: bool = False) -> CollectReport:
         """Remove what nobody needs, and make room for `need_bytes` by evicting the least recently used."""

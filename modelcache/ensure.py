@@ -106,7 +106,7 @@ class Ensure:
         self._route = route
         self._key = RefKey(str(uri), str(source.origin))
         self._started_s = time.monotonic()
-        self._phase = Phase.RESOLVING
+        self._phase, self._phase_began_s = Phase.RESOLVING, self._started_s
         self._fetch: Fetch | None = None
         self._tell = tell
         self.begun: Begun | None = None
@@ -141,7 +141,7 @@ class Ensure:
         """
         self._cancel = cancel
         for tries_left in reversed(range(CHANGE_TRIES)):
-            self._phase, self._fetch = Phase.RESOLVING, None
+            self._phase, self._phase_began_s, self._fetch = Phase.RESOLVING, time.monotonic(), None
             try:
                 return self._try(cancel)
             except (SourceChanged, DamagedBlob):
@@ -150,7 +150,15 @@ class Ensure:
             except AccessDenied:
                 self._admission.refused()
                 raise
+            finally:
+                self._enter(self._phase)
         raise AssertionError("unreachable")
+
+    def _enter(self, phase: Phase) -> None:
+        """The phase before it has ended."""
+        began_s, self._phase_began_s = self._phase_began_s, time.monotonic()
+        self._engine.incoming.tell_phase(self._key.uri, self._phase, self._phase_began_s - began_s)
+        self._phase = phase
 
     def _try(self, cancel: Cancellation) -> Ensured:
         try:
@@ -240,9 +248,11 @@ class Ensure:
 
     def _gather(self, resolved: _Resolved, cancel: Cancellation) -> tuple[Ingest, Fetch]:
         listing, known = resolved.listing, resolved.known
-        self._admission.prove([item for item in listing.files if item.path in known and self._store.has_blob(known[item.path])], cancel)
-        wanted = [IngestFile(item.path, item.size_bytes, _version(listing, item), known.get(item.path)) for item in listing.files]
-        self._phase = Phase.RESERVING
+        home = self._key.compartment
+        here = [item for item in listing.files if item.path in known and self._store.has_blob(known[item.path], home)]
+        self._admission.prove(here, cancel)
+        wanted = [IngestFile(item.path, item.size_bytes, _version(listing, item), known.get(item.path), home) for item in listing.files]
+        self._enter(Phase.RESERVING)
         with ExitStack() as planning, ExitStack() as failing:
             planning.enter_context(self._engine.planning())
             ingest = self._store.ingest(self._key, wanted)
@@ -291,7 +301,8 @@ class Ensure:
             known=lambda: self._known_by_now(resolved),
         )
         fetch = self._engine.start(request)
-        self._fetch, self._phase = fetch, Phase.FETCHING
+        self._fetch = fetch
+        self._enter(Phase.FETCHING)
         self._engine.hurry(fetch, self._priority)  # somebody may have come while it was not to be seen
         self.begun = Begun(listing, ingest, fetch)
         if self._tell is not None:
@@ -300,7 +311,7 @@ class Ensure:
 
     def _publish(self, resolved: _Resolved, ingest: Ingest, fetch: Fetch) -> Ensured:
         listing = resolved.listing
-        self._phase = Phase.PUBLISHING
+        self._enter(Phase.PUBLISHING)
         digests = [item.sha256 for item in ingest.files]
         manifest = _manifest(listing, [item for item in digests if item is not None])
         compared = {

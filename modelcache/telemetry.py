@@ -15,10 +15,12 @@ class Subject:
     Attributes:
         request: the id of the question that caused it; of what several wait for, the first one's.
         model: the canonical URI, which holds no secret.
+        trace: the caller's `traceparent` (W3C Trace Context), as it was sent.
     """
 
     request: str | None = None
     model: str | None = None
+    trace: str | None = None
 
 
 NOTHING = Subject()
@@ -30,11 +32,16 @@ def subject() -> Subject:
     return _subject.get()
 
 
+def begin(work: Subject) -> None:
+    """From now on this thread works on this."""
+    _subject.set(work)
+
+
 @contextmanager
 def about(*, request: str | None = None, model: str | None = None) -> Iterator[None]:
     """Work on this for the block; what is left out stays as it was. Not around a generator's `yield`: that may end in another thread."""
     before = _subject.get()
-    token = _subject.set(Subject(request or before.request, model or before.model))
+    token = _subject.set(Subject(request or before.request, model or before.model, before.trace))
     try:
         yield
     finally:

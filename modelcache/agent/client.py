@@ -16,6 +16,7 @@ from modelcache.abc.snapshot import Ref, Snapshot
 from modelcache.abc.store import Evicted, Lease, SnapshotInfo, Usage, VerifyReport
 from modelcache.agent import wire
 from modelcache.agent.failures import raised
+from modelcache.agent.log import LogEntry
 from modelcache.agent.silence import Silence
 from modelcache.agent.v1 import agent_pb2 as pb
 from modelcache.agent.v1.agent_pb2_grpc import AgentStub
@@ -256,6 +257,10 @@ class AgentClient:
         return wire.rates_of(self._call(lambda: self._stub.SetRates(wire.rates_message(rates), timeout=CALL_TIMEOUT_S)).before)
 
     def drain(self, timeout_s: float) -> int:
+    def recent(self) -> Sequence[LogEntry]:
+        """The last lines of its log, the oldest first. Raises AccessDenied: not on the administrator's socket."""
+        return [wire.entry_of(each) for each in self._told(self._stub.Recent(pb.RecentRequest()), None)]
+
         """Have it take no new work and wait for what is under way; how many calls the time was not enough for."""
         return self._call(lambda: self._stub.Drain(pb.DrainRequest(timeout_s=timeout_s), timeout=timeout_s + CALL_TIMEOUT_S)).left
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any, TypeVar
 from modelcache.abc.snapshot import Ref, RefFile, RefHead, RefKey, Snapshot
 from modelcache.abc.store import Damage, Evicted, Lease, LeaseKind, Limits, SnapshotInfo, Usage, VerifyReport
 from modelcache.agent.failures import error_message, error_of
+from modelcache.agent.log import LogEntry
 from modelcache.agent.v1 import agent_pb2 as pb
 from modelcache.digest import Digest, sha256
 from modelcache.errors import BadConfig
@@ -264,4 +266,34 @@ def _damage_of(message: pb.Damage) -> Damage:
         chunks=tuple(message.chunks),
         withdrawn=tuple(map(digest_of, message.withdrawn)),
         still_held=tuple(map(digest_of, message.still_held)),
+    )
+
+
+def entry_message(entry: LogEntry) -> pb.LogEntry:
+    return pb.LogEntry(
+        time_s=entry.time_s,
+        level=entry.level,
+        logger=entry.logger,
+        message=entry.message,
+        event=entry.event,
+        model=entry.model,
+        request=entry.request,
+        error=entry.error,
+        fields_json=json.dumps(dict(entry.fields)),
+        traceback=entry.traceback,
+    )
+
+
+def entry_of(message: pb.LogEntry) -> LogEntry:
+    return LogEntry(
+        message.time_s,
+        message.level,
+        message.logger,
+        message.message,
+        event=message.event or None,
+        model=message.model or None,
+        request=message.request or None,
+        error=message.error or None,
+        fields=json.loads(message.fields_json or "{}"),
+        traceback=message.traceback or None,
     )

@@ -36,6 +36,14 @@ class EngineLimits:
     spare_buffers: int
 
 
+@dataclass(frozen=True, slots=True)
+class Queued:
+    """A fetch that has something left. `moving`: it has requests in flight just now."""
+
+    priority: Priority
+    moving: bool
+
+
 class FetchEngine:
     """Runs fetches. Thread-safe; one per process is meant.
 
@@ -66,6 +74,7 @@ class FetchEngine:
             if self._closed:
                 raise RuntimeError("the fetch engine is closed")
             if fetch.ended:
+                self.incoming.tell_reused(fetch.uri, fetch.meter.reused_bytes)
                 return fetch
             self._fetches.append(fetch)
             published = self._share(fetch, known)
@@ -124,6 +133,8 @@ class FetchEngine:
         """A fetch is over: what others waited for and did not get from it, they bring themselves."""
         if fetch in self._fetches:
             self._fetches.remove(fetch)
+        if fetch.succeeded:
+            self.incoming.tell_reused(fetch.uri, fetch.meter.reused_bytes)
         for leader, number in self._shared.left(fetch):
             leader.lead(number)
         if all(other.origin != fetch.origin for other in self._fetches):
@@ -139,6 +150,11 @@ class FetchEngine:
         """Requests in flight to this origin that are allowed just now."""
         with self._changed:
             return self._concurrency.limit(str(origin))
+
+    def queue(self) -> list[Queued]:
+        """Every fetch that has something left to fetch."""
+        with self._changed:
+            return [Queued(fetch.priority, fetch.active > 0) for fetch in self._fetches]
 
     def close(self) -> None:
         """Cancel every fetch and end the workers; waits for both. Idempotent."""

@@ -250,6 +250,10 @@ class Fetch:
         return self._error is not None or not self._left
 
     @property
+    def succeeded(self) -> bool:
+        return self._error is None and not self._left
+
+    @property
     def left(self) -> bool:
         """Whether spans wait to be taken."""
         return not self.ended and self._schedule.left

@@ -124,6 +124,10 @@ class Meter:
     def fetched_bytes(self) -> int:
         return self._fetched
 
+    @property
+    def reused_bytes(self) -> int:
+        return self._reused
+
     def look(self, uri: str, phase: Phase) -> Progress:
         """The state now."""
         with self._lock:

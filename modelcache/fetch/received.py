@@ -1,17 +1,28 @@
-"""Bytes as they come from origins, for who counts them."""
+"""What fetches of one process do, for who counts it: bytes as they come from origins, those that need not come, seconds by phase."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from typing import Protocol
 
 from modelcache.fetch.plan import Priority
+from modelcache.fetch.progress import Phase
 
-Listener = Callable[[str, Priority, int], None]
-"""Is told the canonical URI that bytes are fetched for, how urgent that is just now, and how many came; from any thread, and quick."""
+
+class Listener(Protocol):
+    """Is told from any thread, and is quick. `uri`: canonical, that it is done for."""
+
+    def came(self, uri: str, priority: Priority, count: int) -> None:
+        """Bytes from an origin: each once, however many wait for it, and again if it has to come again."""
+
+    def was_here(self, uri: str, count: int) -> None:
+        """Bytes that a fetch which has succeeded did not have to bring: once a fetch, however many wait for it."""
+
+    def spent(self, uri: str, phase: Phase, elapsed_s: float) -> None:
+        """A phase has ended of what asks an origin, for however many."""
 
 
 class Received:
-    """Tells of every byte once, however many wait for it, and again if it has to come again. Thread-safe."""
+    """Tells who listens. Thread-safe."""
 
     def __init__(self) -> None:
         self._listeners: list[Listener] = []
@@ -22,4 +33,12 @@ class Received:
 
     def tell(self, uri: str, priority: Priority, count: int) -> None:
         for listener in self._listeners:
-            listener(uri, priority, count)
+            listener.came(uri, priority, count)
+
+    def tell_reused(self, uri: str, count: int) -> None:
+        for listener in self._listeners:
+            listener.was_here(uri, count)
+
+    def tell_phase(self, uri: str, phase: Phase, elapsed_s: float) -> None:
+        for listener in self._listeners:
+            listener.spent(uri, phase, elapsed_s)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -19,9 +20,18 @@ from modelcache.store.removal import GRACE_S, Removal
 from modelcache.store.trash import inode_names
 from modelcache.units import format_bytes
 
+_log = logging.getLogger(__name__)
 DIGEST_BYTES = 32
 ROUNDS = 5
 """A round is spoilt by a lease taken between choice and removal, or by blocks that reflinks keep; then it is all looked at again."""
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """What this process has evicted to make room for what came, since it opened the store."""
+
+    snapshots: int = 0
+    freed_bytes: int = 0
 
 
 @dataclass(frozen=True)
@@ -54,6 +64,7 @@ class MakingRoom:
     def collect(self, need_bytes: int, *, dry_run: bool) -> CollectReport:
         """`Store.collect`. A dry run computes the same and changes nothing."""
         if not dry_run:
+        self.made = Made()
             self._removal.sweep()
         garbage = self.garbage(GRACE_S)
         if dry_run:
@@ -123,7 +134,17 @@ class MakingRoom:
         if ended is not None:
             self._remove_garbage(ended)
         victims = queue.victims(_goal(need_bytes, room, queue.evictable_bytes))
-        self._removal.evict_all([victim.digest for victim in victims])
+        named = self._named(victims)
+        if self._removal.evict_all([victim.digest for victim in victims]):
+            self._tell(named)
+
+    def _tell(self, evicted: Sequence[Evicted]) -> None:
+        """Under the room lock."""
+        self.made = Made(self.made.snapshots + len(evicted), self.made.freed_bytes + sum(each.freed_bytes for each in evicted))
+        for each in evicted:
+            fields = {"freed_bytes": each.freed_bytes, "digest": str(each.digest)}
+            model = each.uris[0] if each.uris else None
+            _log.info("evicted to make room: %s", each.digest, extra={"event": "evicted", "model": model, "fields": fields})
 
     def _held(self, inventory: Inventory) -> set[Digest]:
         """Snapshots that must stay: all of them if the leases can't be read."""

@@ -25,7 +25,7 @@ from modelcache.store.ingest import LocalIngest
 from modelcache.store.intake import Intake
 from modelcache.store.inventory import Inventory, pinned
 from modelcache.store.leases import HeldElsewhere, clean
-from modelcache.store.making_room import MakingRoom
+from modelcache.store.making_room import Made, MakingRoom
 from modelcache.store.mending import Mending
 from modelcache.store.parts import Parts
 from modelcache.store.removal import Removal
@@ -249,6 +249,11 @@ class LocalStore:
     @guarded
     def evict(self, manifest: Digest, *, dry_run: bool = False) -> Evicted:
         return self._removal.evict(manifest, dry_run=dry_run)
+
+    @property
+    def made_room(self) -> Made:
+        """What was evicted for what came."""
+        return self._making_room.made
 
     @guarded
     def collect(self, *, need_bytes: int = 0, dry_run: bool = False) -> CollectReport:

@@ -9,7 +9,7 @@ from pathlib import Path
 from packaging.requirements import Requirement
 
 ROOT = Path(__file__).resolve().parents[2]
-INSTALLED = ("s3", "gcs", "fsspec", "torch", "serve", "agent", "demo", "demo-model", "dev", "fuzz")
+INSTALLED = ("s3", "gcs", "fsspec", "torch", "serve", "agent", "otel", "demo", "demo-model", "dev", "fuzz")
 """Extras that the Makefile's targets install."""
 
 

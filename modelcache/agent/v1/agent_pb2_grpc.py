@@ -104,6 +104,11 @@ class AgentStub:
                 request_serializer=modelcache_dot_agent_dot_v1_dot_agent__pb2.Rates.SerializeToString,
                 response_deserializer=modelcache_dot_agent_dot_v1_dot_agent__pb2.SetRatesReply.FromString,
                 _registered_method=True)
+        self.Recent = channel.unary_stream(
+                '/modelcache.agent.v1.Agent/Recent',
+                request_serializer=modelcache_dot_agent_dot_v1_dot_agent__pb2.RecentRequest.SerializeToString,
+                response_deserializer=modelcache_dot_agent_dot_v1_dot_agent__pb2.LogEntry.FromString,
+                _registered_method=True)
         self.Drain = channel.unary_unary(
                 '/modelcache.agent.v1.Agent/Drain',
                 request_serializer=modelcache_dot_agent_dot_v1_dot_agent__pb2.DrainRequest.SerializeToString,
@@ -206,6 +211,13 @@ class AgentServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Recent(self, request, context):
+        """The last lines of the log, the oldest first. The administrator's socket only.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Drain(self, request, context):
         """Take no new work, and end when what is under way has ended or the time is up.
         """
@@ -285,6 +297,11 @@ def add_AgentServicer_to_server(servicer, server):
                     servicer.SetRates,
                     request_deserializer=modelcache_dot_agent_dot_v1_dot_agent__pb2.Rates.FromString,
                     response_serializer=modelcache_dot_agent_dot_v1_dot_agent__pb2.SetRatesReply.SerializeToString,
+            ),
+            'Recent': grpc.unary_stream_rpc_method_handler(
+                    servicer.Recent,
+                    request_deserializer=modelcache_dot_agent_dot_v1_dot_agent__pb2.RecentRequest.FromString,
+                    response_serializer=modelcache_dot_agent_dot_v1_dot_agent__pb2.LogEntry.SerializeToString,
             ),
             'Drain': grpc.unary_unary_rpc_method_handler(
                     servicer.Drain,
@@ -670,6 +687,33 @@ class Agent:
             '/modelcache.agent.v1.Agent/SetRates',
             modelcache_dot_agent_dot_v1_dot_agent__pb2.Rates.SerializeToString,
             modelcache_dot_agent_dot_v1_dot_agent__pb2.SetRatesReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Recent(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/modelcache.agent.v1.Agent/Recent',
+            modelcache_dot_agent_dot_v1_dot_agent__pb2.RecentRequest.SerializeToString,
+            modelcache_dot_agent_dot_v1_dot_agent__pb2.LogEntry.FromString,
             options,
             channel_credentials,
             insecure,

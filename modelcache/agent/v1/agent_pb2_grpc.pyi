@@ -58,6 +58,8 @@ class AgentStub:
     Status: _grpc.UnaryUnaryMultiCallable[_agent_pb2.StatusRequest, _agent_pb2.StatusReply]
     SetRates: _grpc.UnaryUnaryMultiCallable[_agent_pb2.Rates, _agent_pb2.SetRatesReply]
     """Bytes a second from origins, of all fetches, those under way among them, until the agent ends. The administrator's socket only."""
+    Recent: _grpc.UnaryStreamMultiCallable[_agent_pb2.RecentRequest, _agent_pb2.LogEntry]
+    """The last lines of the log, the oldest first. The administrator's socket only."""
     Drain: _grpc.UnaryUnaryMultiCallable[_agent_pb2.DrainRequest, _agent_pb2.DrainReply]
     """Take no new work, and end when what is under way has ended or the time is up."""
 
@@ -86,6 +88,8 @@ class AgentAsyncStub(AgentStub):
     Status: _aio.UnaryUnaryMultiCallable[_agent_pb2.StatusRequest, _agent_pb2.StatusReply]  # type: ignore[assignment]
     SetRates: _aio.UnaryUnaryMultiCallable[_agent_pb2.Rates, _agent_pb2.SetRatesReply]  # type: ignore[assignment]
     """Bytes a second from origins, of all fetches, those under way among them, until the agent ends. The administrator's socket only."""
+    Recent: _aio.UnaryStreamMultiCallable[_agent_pb2.RecentRequest, _agent_pb2.LogEntry]  # type: ignore[assignment]
+    """The last lines of the log, the oldest first. The administrator's socket only."""
     Drain: _aio.UnaryUnaryMultiCallable[_agent_pb2.DrainRequest, _agent_pb2.DrainReply]  # type: ignore[assignment]
     """Take no new work, and end when what is under way has ended or the time is up."""
 
@@ -195,6 +199,14 @@ class AgentServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_agent_pb2.SetRatesReply, _abc.Awaitable[_agent_pb2.SetRatesReply]]:
         """Bytes a second from origins, of all fetches, those under way among them, until the agent ends. The administrator's socket only."""
+
+    @_abc_1.abstractmethod
+    def Recent(
+        self,
+        request: _agent_pb2.RecentRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_agent_pb2.LogEntry], _abc.AsyncIterator[_agent_pb2.LogEntry]]:
+        """The last lines of the log, the oldest first. The administrator's socket only."""
 
     @_abc_1.abstractmethod
     def Drain(
