@@ -256,11 +256,11 @@ class AgentClient:
         force. Raises BadConfig, AccessDenied: not on the administrator's socket."""
         return wire.rates_of(self._call(lambda: self._stub.SetRates(wire.rates_message(rates), timeout=CALL_TIMEOUT_S)).before)
 
-    def drain(self, timeout_s: float) -> int:
     def recent(self) -> Sequence[LogEntry]:
         """The last lines of its log, the oldest first. Raises AccessDenied: not on the administrator's socket."""
         return [wire.entry_of(each) for each in self._told(self._stub.Recent(pb.RecentRequest()), None)]
 
+    def drain(self, timeout_s: float) -> int:
         """Have it take no new work and wait for what is under way; how many calls the time was not enough for."""
         return self._call(lambda: self._stub.Drain(pb.DrainRequest(timeout_s=timeout_s), timeout=timeout_s + CALL_TIMEOUT_S)).left
 

@@ -60,11 +60,11 @@ class MakingRoom:
         self._parts = parts
         self._budget = budget
         self._removal = removal
+        self.made = Made()
 
     def collect(self, need_bytes: int, *, dry_run: bool) -> CollectReport:
         """`Store.collect`. A dry run computes the same and changes nothing."""
         if not dry_run:
-        self.made = Made()
             self._removal.sweep()
         garbage = self.garbage(GRACE_S)
         if dry_run:
