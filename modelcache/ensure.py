@@ -248,10 +248,8 @@ class Ensure:
 
     def _gather(self, resolved: _Resolved, cancel: Cancellation) -> tuple[Ingest, Fetch]:
         listing, known = resolved.listing, resolved.known
-        home = self._key.compartment
-        here = [item for item in listing.files if item.path in known and self._store.has_blob(known[item.path], home)]
-        self._admission.prove(here, cancel)
-        wanted = [IngestFile(item.path, item.size_bytes, _version(listing, item), known.get(item.path), home) for item in listing.files]
+        self._admission.prove([item for item in listing.files if item.path in known and self._store.has_blob(known[item.path])], cancel)
+        wanted = [IngestFile(item.path, item.size_bytes, _version(listing, item), known.get(item.path)) for item in listing.files]
         self._enter(Phase.RESERVING)
         with ExitStack() as planning, ExitStack() as failing:
             planning.enter_context(self._engine.planning())
