@@ -104,7 +104,7 @@ class Ensure:
         self._uri = uri
         self._priority = priority
         self._route = route
-        self._key = RefKey(str(uri), str(source.origin))
+        self._key = RefKey(str(uri), str(source.origin), self._admission.key.compartment)
         self._started_s = time.monotonic()
         self._phase, self._phase_began_s = Phase.RESOLVING, self._started_s
         self._fetch: Fetch | None = None
@@ -212,7 +212,7 @@ class Ensure:
         digests = [resolved.known.get(item.path) for item in listing.files]
         if any(item is None for item in digests):
             return None
-        manifest = _manifest(listing, [item for item in digests if item is not None])
+        manifest = self._manifest(listing, [item for item in digests if item is not None])
         if not self._admission.sees(listing.revision, manifest.digest):
             if self._store.snapshot(manifest.digest) is None:
                 return None
@@ -248,8 +248,10 @@ class Ensure:
 
     def _gather(self, resolved: _Resolved, cancel: Cancellation) -> tuple[Ingest, Fetch]:
         listing, known = resolved.listing, resolved.known
-        self._admission.prove([item for item in listing.files if item.path in known and self._store.has_blob(known[item.path])], cancel)
-        wanted = [IngestFile(item.path, item.size_bytes, _version(listing, item), known.get(item.path)) for item in listing.files]
+        home = self._key.compartment
+        here = [item for item in listing.files if item.path in known and self._store.has_blob(known[item.path], home)]
+        self._admission.prove(here, cancel)
+        wanted = [IngestFile(item.path, item.size_bytes, _version(listing, item), known.get(item.path), home) for item in listing.files]
         self._enter(Phase.RESERVING)
         with ExitStack() as planning, ExitStack() as failing:
             planning.enter_context(self._engine.planning())
@@ -311,7 +313,7 @@ class Ensure:
         listing = resolved.listing
         self._enter(Phase.PUBLISHING)
         digests = [item.sha256 for item in ingest.files]
-        manifest = _manifest(listing, [item for item in digests if item is not None])
+        manifest = self._manifest(listing, [item for item in digests if item is not None])
         compared = {
             item.path: tuple(digest for digest in fetch.compared[number] if digest in (*item.digests, *fetch.told.get(number, ())))
             for number, item in enumerate(listing.files)
@@ -322,6 +324,10 @@ class Ensure:
         self._admission.proved(listing.revision, manifest)
         done = replace(fetch.look(Phase.DONE), elapsed_s=time.monotonic() - self._started_s, eta_s=0.0)
         return Ensured(snapshot, done)
+
+    def _manifest(self, listing: Listing, digests: list[Digest]) -> Manifest:
+        files = (ManifestFile(item.path, item.size_bytes, digest) for item, digest in zip(listing.files, digests, strict=True))
+        return Manifest.of(files, self._key.compartment)
 
     def _ref(self, resolved: _Resolved, manifest: Manifest, compared: dict[str, tuple[Digest, ...]]) -> Ref:
         listing, before = resolved.listing, resolved.ref
@@ -381,10 +387,6 @@ def _hit_progress(uri: str, size_bytes: int, files: int, started_s: float) -> Pr
 def _compared(item: RemoteFile, known: Digest | None) -> RemoteFile:
     """With the digest that an earlier fetch of this very version defined among those it is compared with (semantics, Integrity)."""
     return item if known is None or known in item.digests else replace(item, digests=(*item.digests, known))
-
-
-def _manifest(listing: Listing, digests: list[Digest]) -> Manifest:
-    return Manifest.of(ManifestFile(item.path, item.size_bytes, digest) for item, digest in zip(listing.files, digests, strict=True))
 
 
 def _version(listing: Listing, item: RemoteFile) -> str:

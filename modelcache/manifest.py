@@ -10,7 +10,7 @@ from functools import cached_property
 
 from modelcache.digest import Algorithm, Digest, sha256
 from modelcache.errors import DamagedRecord, ModelCacheError
-from modelcache.paths import check_tree
+from modelcache.paths import check_tree, checked_compartment
 
 VERSION = 1
 
@@ -30,12 +30,18 @@ class ManifestFile:
 
 @dataclass(frozen=True)
 class Manifest:
-    """The files of a snapshot, sorted by the bytes of their path; equal content gives equal bytes and so an equal digest."""
+    """The files of a snapshot, sorted by the bytes of their path; equal content gives equal bytes and so an equal digest.
+
+    Attributes:
+        compartment: the namespace whose own inodes the snapshot shows; its name is another one for that. Empty: it shows those that
+            all share.
+    """
 
     files: tuple[ManifestFile, ...]
+    compartment: str = ""
 
     @classmethod
-    def of(cls, files: Iterable[ManifestFile]) -> Manifest:
+    def of(cls, files: Iterable[ManifestFile], compartment: str = "") -> Manifest:
         """A manifest of these files in canonical order.
 
         Raises:
@@ -43,7 +49,7 @@ class Manifest:
         """
         unordered = list(files)
         check_tree(item.path for item in unordered)
-        return cls(tuple(sorted(unordered, key=lambda item: item.path.encode("utf-8"))))
+        return cls(tuple(sorted(unordered, key=lambda item: item.path.encode("utf-8"))), compartment)
 
     @property
     def size_bytes(self) -> int:
@@ -51,10 +57,12 @@ class Manifest:
 
     def encode(self) -> bytes:
         """Canonical JSON (`docs/format.md`): UTF-8, sorted keys, no spaces, one newline at the end."""
-        record = {
+        record: dict[str, object] = {
             "files": [{"path": item.path, "sha256": item.sha256.hex, "size_bytes": item.size_bytes} for item in self.files],
             "version": VERSION,
         }
+        if self.compartment:
+            record["compartment"] = checked_compartment(self.compartment)
         return json.dumps(record, ensure_ascii=False, sort_keys=True, separators=(",", ":")).encode("utf-8") + b"\n"
 
     @cached_property
@@ -73,7 +81,8 @@ class Manifest:
             record = json.loads(data)
             if record["version"] != VERSION:
                 raise DamagedRecord(f"manifest of version {record['version']!r}, known is {VERSION}", address=address)
-            manifest = cls.of(ManifestFile(str(item["path"]), int(item["size_bytes"]), sha256(item["sha256"])) for item in record["files"])
+            files = [ManifestFile(str(item["path"]), int(item["size_bytes"]), sha256(item["sha256"])) for item in record["files"]]
+            manifest = cls.of(files, checked_compartment(record["compartment"]) if "compartment" in record else "")
         except DamagedRecord:
             raise
         except (ValueError, KeyError, TypeError, OverflowError, RecursionError, ModelCacheError) as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 
 from modelcache.errors import UnsafePath
@@ -10,6 +11,17 @@ MAX_COMPONENT_BYTES = 255
 """NAME_MAX of ext4, XFS, btrfs and tmpfs."""
 MAX_PATH_BYTES = 1024
 """S3's limit for a whole key; leaves room for ROOT under Linux' PATH_MAX of 4096."""
+
+
+_NAMESPACE = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
+"""A DNS label (RFC 1123), as Kubernetes names namespaces: safe as the name of a directory."""
+
+
+def checked_compartment(name: object) -> str:
+    """`name`, if a namespace can be called so that has a part of a store for itself. Raises ValueError."""
+    if not isinstance(name, str) or not _NAMESPACE.fullmatch(name):
+        raise ValueError(f"{str(name)[:80]!a} is no name of a namespace")
+    return name
 
 
 def checked_path(text: str, *, address: str | None = None) -> str:

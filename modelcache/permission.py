@@ -10,15 +10,16 @@ from contextlib import closing
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
-from modelcache.abc.grants import Grant, Grants, Holder, Trust
+from modelcache.abc.grants import Grant, Grants, Holder, Isolation, Trust
 from modelcache.abc.snapshot import Ref, RefKey
 from modelcache.abc.source import Listing, RemoteFile, Source
 from modelcache.abc.store import Store
 from modelcache.config import Config
 from modelcache.digest import Algorithm, Digest
-from modelcache.errors import AccessDenied, AccessUnproved, Cancelled
+from modelcache.errors import AccessDenied, AccessUnproved, BadConfig, Cancelled
 from modelcache.manifest import Manifest
 from modelcache.mirrors import Mirror
+from modelcache.paths import checked_compartment
 from modelcache.patience import Cancellation
 from modelcache.ranges import ByteRange
 from modelcache.sources.witnessed import WitnessedSource
@@ -170,7 +171,8 @@ class CallersAdmission:
     def __init__(self, grants: Grants, trust: Trust, holder: Holder, source: WitnessedSource, uri: StorageUri, *, again: bool) -> None:
         """`again`: a proof of before doesn't do."""
         self.source = source
-        self.key = RefKey(str(uri), str(source.origin))
+        compartment = holder.namespace if trust.isolation is Isolation.NAMESPACE else ""
+        self.key = RefKey(str(uri), str(source.origin), compartment)
         self.identity = "\0".join((holder.namespace, holder.service_account, holder.credential, str(again)))
         self._grants = grants
         self._trust = trust
@@ -255,8 +257,13 @@ class Permission:
         Args:
             source: made of `config_of(caller)` and nothing else.
             again: proofs of before don't count.
+
+        Raises:
+            BadConfig: the store keeps namespaces apart, and this is no name of one.
         """
         uri, secrets = asked
+        if self._trust.isolation is Isolation.NAMESPACE:
+            _expect_namespace(caller.namespace)
         witnessed = WitnessedSource(source, source.origin)
         return CallersAdmission(self._grants, self._trust, self._holder(caller, secrets), witnessed, uri, again=again)
 
@@ -264,6 +271,14 @@ class Permission:
         parts = (caller.credential, (secrets.userinfo or "").encode(), secrets.query.encode())
         credential = b"".join(len(part).to_bytes(8, "big") + part for part in parts)
         return Holder(caller.namespace, caller.service_account, self._grants.mac(credential))
+
+
+def _expect_namespace(name: str) -> None:
+    try:
+        checked_compartment(name)
+    except ValueError as error:
+        hint = "a namespace that has a part of the store for itself is named by a DNS label, as in Kubernetes"
+        raise BadConfig(str(error), got=ascii(name[:80]), hint=hint) from None
 
 
 def expect_own(config: Config) -> None:

@@ -129,7 +129,9 @@ class Registry:
 
 def own_refs(refs: Sequence[Ref], config: Config, asked: tuple[StorageUri, UriSecrets]) -> Sequence[Ref]:
     """Those of a URI's refs whose origin it has by these settings. All of them: where none is, or all have one origin (S3's SDK
-    takes a third of a second to name its endpoint), or the origins can't be told. Nobody is asked."""
+    takes a third of a second to name its endpoint), or the origins can't be told. Nobody is asked. Those of compartments count only
+    where there is nothing else."""
+    refs = [ref for ref in refs if not ref.key.compartment] or refs
     if len({ref.key.origin for ref in refs}) < 2:
         return refs
     own = _origins(config, asked)

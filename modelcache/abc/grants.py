@@ -4,10 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import Protocol
 
 from modelcache.abc.snapshot import RefKey
 from modelcache.digest import Digest
+
+
+class Isolation(StrEnum):
+    """What callers of different namespaces share."""
+
+    NONE = "none"
+    """Bytes: each content is on the disk once."""
+    NAMESPACE = "namespace"
+    """Nothing: each namespace has inodes of its own, which its own fetches brought."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,12 +30,14 @@ class Trust:
             Each as `scheme://host:port[/path]`; one with a CA of its own is never meant.
         proof_requests: one-byte reads in flight for one proof.
         refused_networks: CIDR blocks that no caller's URI, name or redirect may lead to.
+        isolation: what callers of different namespaces share.
     """
 
     grant_ttl_s: float
     origins: tuple[str, ...]
     proof_requests: int
     refused_networks: tuple[str, ...] = ()
+    isolation: Isolation = Isolation.NONE
 
 
 @dataclass(frozen=True, slots=True)

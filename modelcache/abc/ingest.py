@@ -31,17 +31,20 @@ class IngestFile:
         version: names these exact bytes at their origin (origin, locator and validator in one text); a journal of an
             earlier ingest counts only for the same version. Empty: never resumed.
         sha256: known before the fetch and allowed to be used; the blob is linked if it is here. None: not known.
+        compartment: that of the ref: bytes are shared with files of the same one alone.
     """
 
     path: str
     size_bytes: int
     version: str
     sha256: Digest | None
+    compartment: str = ""
 
     @property
     def identity(self) -> str:
-        """What says, before they are fetched, that two files have the same bytes; empty if nothing does."""
-        return self.version if self.sha256 is None else str(self.sha256)
+        """What says, before they are fetched, that two files have the same bytes and may share them; empty if nothing does."""
+        same = self.version if self.sha256 is None else str(self.sha256)
+        return f"{self.compartment}\0{same}" if same and self.compartment else same
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,10 +10,15 @@ from modelcache.digest import Digest
 
 @dataclass(frozen=True, slots=True)
 class RefKey:
-    """What a ref is filed under: canonical URI and origin, as text."""
+    """What a ref is filed under: canonical URI and origin, as text.
+
+    Attributes:
+        compartment: the namespace whose own part of the store this is in (`isolation: namespace`); empty: the part that all share.
+    """
 
     uri: str
     origin: str
+    compartment: str = ""
 
 
 @dataclass(frozen=True, slots=True)

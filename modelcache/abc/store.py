@@ -196,13 +196,13 @@ class Store(Protocol):
         """Raises NotCached, or DamagedRecord."""
         ...
 
-    def has_blob(self, digest: Digest) -> bool:
-        """A look, not a hold."""
+    def has_blob(self, digest: Digest, compartment: str = "") -> bool:
+        """Whether these bytes are in this part of the store. A look, not a hold."""
         ...
 
     def ingest(self, key: RefKey, files: Sequence[IngestFile]) -> Ingest:
         """Hold every blob that is here, take over an interrupted ingest of the same ref, claim the rest, and book room for what
-        could be claimed.
+        could be claimed. All of it within the compartment of `key`, which is that of each of `files`, too.
 
         Evicts by LRU when that is what it takes.
 

@@ -73,11 +73,11 @@ class Upkeep(Store, Protocol):
         """The heads of all refs, those whose list of files is damaged among them."""
         ...
 
-    def quarantined(self) -> frozenset[Digest]:
-        """Contents of which a damaged inode is kept aside."""
+    def quarantined(self, compartment: str = "") -> frozenset[Digest]:
+        """Contents of which a damaged inode is kept aside, of one part of the store."""
         ...
 
-    def salvage(self, digest: Digest, cancel: Cancellation) -> Iterator[tuple[int, memoryview]]:
+    def salvage(self, digest: Digest, cancel: Cancellation, compartment: str = "") -> Iterator[tuple[int, memoryview]]:
         """The chunks that the damaged inodes of a content still hold as its chunk table says: index and bytes, each once.
 
         A view is good until the next. Nothing where the table is missing or damaged, too.

@@ -187,9 +187,10 @@ class AgentClient:
     def show(self, name: str) -> Shown:
         """As `ModelCache.find`, `manifest`, `refs` and `verified_at_s`."""
         reply = self._call(lambda: self._stub.Show(pb.ShowRequest(name=name), timeout=CALL_TIMEOUT_S))
-        files = (ManifestFile(each.path, each.size_bytes, wire.digest_of(each.digest)) for each in reply.files)
+        files = tuple(ManifestFile(each.path, each.size_bytes, wire.digest_of(each.digest)) for each in reply.files)
+        refs = [wire.ref_of(each) for each in reply.refs]
         at_s = reply.verified_at_s if reply.HasField("verified_at_s") else None
-        return Shown(wire.info_of(reply.snapshot), Manifest(tuple(files)), [wire.ref_of(each) for each in reply.refs], at_s)
+        return Shown(wire.info_of(reply.snapshot), Manifest(files, refs[0].key.compartment if refs else ""), refs, at_s)
 
     def evict(self, name: str, *, dry_run: bool = False) -> Evicted:
         """As `ModelCache.evict`."""

@@ -118,12 +118,13 @@ def _ref_message(ref: RefHead) -> pb.RefInfo:
         file_count=ref.file_count,
         created_at_s=ref.created_at_s,
         checked_at_s=ref.checked_at_s,
+        compartment=ref.key.compartment,
     )
 
 
 def _ref_of(message: pb.RefInfo) -> RefHead:
     return RefHead(
-        key=RefKey(message.uri, message.origin),
+        key=RefKey(message.uri, message.origin, message.compartment),
         revision=message.revision,
         immutable=message.immutable,
         manifest=digest_of(message.digest),

@@ -10,7 +10,7 @@ from modelcache.carry.exporting import BytesProgress, Chosen, ExportReport, expo
 from modelcache.carry.file import Place
 from modelcache.carry.importing import ImportReport, import_file
 from modelcache.digest import digits_of
-from modelcache.errors import NotCached
+from modelcache.errors import BadConfig, NotCached
 from modelcache.patience import Cancellation
 from modelcache.uri import parse_uri
 
@@ -33,15 +33,22 @@ class Carrying(ABC):
         URI that leads to it.
 
         Args:
-            names: as `find` takes them; None: everything that is here.
+            names: as `find` takes them; None: everything that all share.
             place: a path, which appears whole, durable, and in place of what was there; or an open stream.
 
         Raises:
             NotCached, AmbiguousName: as `find`.
+            BadConfig: one is a namespace's own (`isolation: namespace`); of everything, those are left out.
             DamagedBlob, NoSpace, FileFault, Cancelled: and there is no half file.
         """
         everything = [self._with_refs(info, None) for info in self._store.list()] if names is None else []
-        chosen = everything if names is None else [self._chosen(name) for name in names]
+        chosen = [item for item in everything if not self._home(item)] if names is None else [self._chosen(name) for name in names]
+        for item in chosen:
+            if home := self._home(item):
+                raise BadConfig(
+                    f"snapshot `{item.manifest}` is in the part of the store that namespace `{home}` has for itself, and stays there",
+                    hint="pull its URI as the store's owner, and export that",
+                )
         if not chosen:
             raise NotCached("there is nothing to export")
         return export(self._store, chosen, place, progress=progress, cancel=cancel or Cancellation())
@@ -54,6 +61,9 @@ class Carrying(ABC):
             DamagedExport, NoSpace, FileFault, StoreError, Cancelled: nothing of it is kept.
         """
         return import_file(self._store, place, progress=progress, cancel=cancel or Cancellation())
+
+    def _home(self, item: Chosen) -> str:
+        return self._store.manifest(item.manifest).compartment
 
     def _chosen(self, name: str) -> Chosen:
         info = self.find(name)

@@ -160,13 +160,15 @@ class ExportReader:
         for digest, manifest in contents.manifests.items():
             if not manifest.files:
                 raise self._damaged(f"`{manifest_name(digest)}` names no file")
+            if manifest.compartment:
+                raise self._damaged(f"`{manifest_name(digest)}` is in a namespace's own part of a store, which no export has")
             for item in manifest.files:
                 if sizes.setdefault(item.sha256, item.size_bytes) != item.size_bytes:
                     raise self._damaged(f"`{manifest_name(digest)}` gives one content two sizes")
         for ref in contents.refs:
             named = contents.manifests.get(ref.manifest)
             shown = sorted((file.path, file.size_bytes, file.sha256) for file in ref.files)
-            if named is None or shown != sorted((item.path, item.size_bytes, item.sha256) for item in named.files):
+            if named is None or ref.key.compartment or shown != sorted((item.path, item.size_bytes, item.sha256) for item in named.files):
                 raise self._damaged(f"`{ref_name(ref)}` doesn't fit a manifest of the export")
 
     # -- members ----------------------------------------------------------------------------------------------------

@@ -114,7 +114,7 @@ def of_ref(ref: RefHead) -> dict[str, object]:
         "immutable": ref.immutable,
         "created_at_s": ref.created_at_s,
         "checked_at_s": ref.checked_at_s,
-    }
+    } | ({"namespace": ref.key.compartment} if ref.key.compartment else {})
 
 
 def of_lease(lease: Lease) -> dict[str, object]:

@@ -73,6 +73,7 @@ def _ref_lines(ref: RefHead) -> list[str]:
     return [
         f"uri       {ref.key.uri}",
         f"origin    {ref.key.origin}",
+        *([f"namespace {ref.key.compartment} (isolated)"] if ref.key.compartment else []),
         f"revision  {ref.revision}{' (never changes)' if ref.immutable else ''}",
         f"resolved  {format_time(ref.created_at_s)}, confirmed {format_age(ref.checked_at_s)} ago",
     ]

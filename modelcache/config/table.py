@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from modelcache.abc.grants import Isolation
 from modelcache.abc.ingest import Route
 from modelcache.config.fsspec_arguments import STORAGE, storage_of_variables
 from modelcache.config.headers import HEADERS, expect_host, kserves_headers
@@ -262,6 +263,10 @@ SETTINGS: tuple[Setting, ...] = (
     setting(
         "permission.refused_networks", "trust.refused_networks", NETWORKS, "MODELCACHE_REFUSED_NETWORKS",
         "where no caller's URI may lead, by name, address or redirect; none: anywhere",
+    ),
+    setting(
+        "permission.isolation", "trust.isolation", choice({str(isolation): isolation for isolation in Isolation}), "MODELCACHE_ISOLATION",
+        "`namespace`: callers of different namespaces share no file, no block and no fetch ([semantics.md](semantics.md#isolation))",
     ),
     setting(
         "proxy.http", "proxies.http", PROXY, ("http_proxy", Variable("HTTP_PROXY", _http_proxy, ("REQUEST_METHOD",))),

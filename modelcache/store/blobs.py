@@ -45,11 +45,12 @@ class BlobFact:
 
 
 class Blobs:
-    """The blobs and chunk tables of a store."""
+    """The blobs and chunk tables of a store, or of one of its compartments."""
 
-    def __init__(self, root: Root, trash: Trash) -> None:
+    def __init__(self, root: Root, trash: Trash, layout: Layout | None = None) -> None:
+        """Args: layout: that of a compartment; None: of what all share."""
         self._root = root
-        self._layout = root.layout
+        self._layout = layout or root.layout
         self._trash = trash
 
     # -- looking --------------------------------------------------------------------------------------------------

@@ -61,10 +61,12 @@ class Budget:
         """
         elsewhere = {found.st_ino: found.st_blocks for found in regular_files(self._layout.ingests)}
         seen, blocks = array("Q"), 0
-        for directory in self._parts.blobs.blocks():
-            seen.extend(directory)
-            blocks += sum(directory.values())
-        for place in (self._layout.quarantine, self._layout.trash):
+        compartments = list(self._parts.compartments())
+        for compartment in compartments:
+            for directory in compartment.blobs.blocks():
+                seen.extend(directory)
+                blocks += sum(directory.values())
+        for place in (*(compartment.home / "quarantine" for compartment in compartments), self._layout.trash):
             elsewhere |= {found.st_ino: found.st_blocks for found in regular_files(place)}
         for inode in seen:
             elsewhere.pop(inode, None)

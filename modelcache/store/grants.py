@@ -15,6 +15,7 @@ from modelcache.digest import sha256
 from modelcache.errors import DamagedRecord, ModelCacheError
 from modelcache.store import durable, records
 from modelcache.store.faults import guarded, unless_read_only
+from modelcache.store.keys import decode_key, encode_key
 from modelcache.store.layout import half_digest, is_hex
 from modelcache.store.parsed import Parsed, damaged_of
 from modelcache.store.records import field
@@ -158,8 +159,7 @@ def encode_grant(grant: Grant) -> bytes:
             "namespace": grant.holder.namespace,
             "service_account": grant.holder.service_account,
             "credential": grant.holder.credential,
-            "uri": grant.key.uri,
-            "origin": grant.key.origin,
+            **encode_key(grant.key),
             "revision": grant.revision,
             "manifest": grant.manifest.hex,
             "blobs": [digest.hex for digest in grant.blobs],
@@ -175,7 +175,7 @@ def decode_grant(data: bytes, address: str) -> Grant:
     try:
         grant = Grant(
             holder=Holder(field(record, "namespace", str), field(record, "service_account", str), field(record, "credential", str)),
-            key=RefKey(field(record, "uri", str), field(record, "origin", str)),
+            key=decode_key(record),
             revision=field(record, "revision", str),
             manifest=sha256(field(record, "manifest", str)),
             blobs=tuple(sha256(digits) for digits in field(record, "blobs", list)),

@@ -22,7 +22,7 @@ from modelcache.store.filling import Filling
 from modelcache.store.incoming import OPEN_FILES, LocalIncoming, status
 from modelcache.store.journal import Remembered, file_key
 from modelcache.store.neighbours import Neighbours
-from modelcache.store.parts import Parts
+from modelcache.store.parts import Compartment, Parts
 from modelcache.store.snapshots import DIRECTORY_MODE
 from modelcache.store.trash import Trash, remove_tree
 from modelcache.store.workspace import Workspace
@@ -48,14 +48,15 @@ class Surroundings:
 class LocalIngest:
     """`Ingest` of a `LocalStore`."""
 
-    def __init__(self, surroundings: Surroundings, workspace: Workspace, files: Sequence[IngestFile]) -> None:
+    def __init__(self, surroundings: Surroundings, workspace: Workspace, files: Sequence[IngestFile], compartment: Compartment) -> None:
         parts = surroundings.parts
         self._root = root = parts.root
         self._claims = surroundings.claims
         self._reserve = surroundings.reserve
         self._neighbours = Neighbours(root, workspace.id)
         self._workspace = workspace
-        self._blobs, self._snapshots, self._refs, self._trash = parts.blobs, parts.snapshots, parts.refs, parts.trash
+        self._compartment, self._blobs = compartment.name, compartment.blobs
+        self._snapshots, self._refs, self._trash = parts.snapshots, parts.refs, parts.trash
         self._filling = Filling(
             workspace=workspace,
             blobs=self._blobs,
@@ -237,6 +238,8 @@ class LocalIngest:
         ours = {(file.path, file.size_bytes, file.sha256) for file in self._files}
         if ours != {(item.path, item.size_bytes, item.sha256) for item in manifest.files} or ref.manifest != manifest.digest:
             raise ValueError("manifest and ref do not name exactly the completed files of this ingest")
+        if {manifest.compartment, ref.key.compartment} != {self._compartment}:
+            raise ValueError("manifest and ref are not of the compartment of this ingest")
         for directory in self._workspace.directories():
             if directory != self._workspace.tree:
                 durable.chmod(directory, DIRECTORY_MODE)

@@ -33,10 +33,13 @@ class Intake:
     def begin(self, key: RefKey, files: Sequence[IngestFile]) -> LocalIngest:
         """`Store.ingest`."""
         check_tree(file.path for file in files)
+        if any(file.compartment != key.compartment for file in files):
+            raise ValueError("a file is of another compartment than its ref")
+        compartment = self._parts.make_compartment(key.compartment)
         taken = Workspace.take_over(self._parts.root, key, files)
         workspace = taken or Workspace.create(self._parts.root)
         try:
-            ingest = LocalIngest(self._surroundings, workspace, files)
+            ingest = LocalIngest(self._surroundings, workspace, files, compartment)
         except BaseException:
             workspace.unlock()
             raise

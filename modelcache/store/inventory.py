@@ -66,18 +66,19 @@ class Inventory:
     @classmethod
     def read(cls, parts: Parts, doomed: Mapping[int, int] | None = None) -> Inventory:
         """Args: doomed: names (inode → count) that count as gone already."""
-        links = Links()
+        links: defaultdict[str, Links] = defaultdict(Links)
         listed = []
         for number, digest in enumerate(parts.snapshots.every()):
             summary = parts.snapshots.summary(digest)
-            links.add(number, summary.links)
+            links[summary.compartment].add(number, summary.links)
             listed.append(_listed(summary, parts))
 
         def contents() -> Iterator[Content]:
-            for directory, facts in parts.blobs.facts(doomed):
-                shown = links.take(directory)
-                for digits, fact in facts.items():
-                    yield fact, shown.get(Links.key(digits), ())
+            for compartment in parts.compartments():
+                for directory, facts in compartment.blobs.facts(doomed):
+                    shown = links[compartment.name].take(directory)
+                    for digits, fact in facts.items():
+                        yield fact, shown.get(Links.key(digits), ())
 
         return cls(listed, contents())
 
@@ -85,10 +86,11 @@ class Inventory:
     def of(cls, parts: Parts, digest: Digest) -> Inventory:
         """Of one snapshot and its blobs alone."""
         summary = parts.snapshots.summary(digest)
+        blobs = parts.compartment(summary.compartment).blobs
 
         def contents() -> Iterator[Content]:
             for digits, count in summary.links.items():
-                if is_hex(digits, 64) and (fact := parts.blobs.fact(sha256(digits))) is not None:
+                if is_hex(digits, 64) and (fact := blobs.fact(sha256(digits))) is not None:
                     yield fact, ((0, count),)
 
         return cls([_listed(summary, parts)], contents())

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from modelcache.abc.snapshot import RefKey
 from modelcache.digest import Digest
+from modelcache.paths import checked_compartment
 
 FORMAT_VERSION = 1
 TEMP_PREFIX = ".tmp-"
@@ -30,17 +31,20 @@ def half_digest(text: str) -> str:
 
 
 class Layout:
-    """The paths of the store at `root`."""
+    """The paths of the store at `root`; blobs and what is known of them are those of one compartment."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, compartment: str = "") -> None:
+        """Args: compartment: a checked name; empty: the part that all share."""
         self.root = root
+        self.apart = root / "apart"
+        contents = self.apart / checked_compartment(compartment) if compartment else root
         self.format = root / "format"
         self.lock = root / "lock"
         self.turnstile = root / "lock.turn"
         self.room_lock = root / "lock.room"
-        self.verified = root / "verified"
-        self.blobs = root / "blobs" / "sha256"
-        self.tables = root / "chunks" / "sha256"
+        self.verified = contents / "verified"
+        self.blobs = contents / "blobs" / "sha256"
+        self.tables = contents / "chunks" / "sha256"
         self.manifests = root / "manifests"
         self.refs = root / "refs"
         self.snapshots = root / "snapshots"
@@ -49,7 +53,7 @@ class Layout:
         self.node_key = root / "node.key"
         self.ingests = root / "ingest"
         self.trash = root / "trash"
-        self.quarantine = root / "quarantine"
+        self.quarantine = contents / "quarantine"
         self.claims = root / "claims"
 
     @property
@@ -70,6 +74,15 @@ class Layout:
             self.quarantine,
             self.claims,
         )
+
+    @property
+    def compartment_directories(self) -> tuple[Path, ...]:
+        """Every directory of an empty compartment, parents first; the last one is what makes it whole."""
+        return (self.apart, self.quarantine.parent, self.blobs.parent, self.blobs, self.tables.parent, self.tables, self.quarantine)
+
+    def within(self, compartment: str) -> Layout:
+        """That of a compartment of this store."""
+        return Layout(self.root, compartment)
 
     @property
     def locks(self) -> tuple[Path, ...]:
@@ -100,7 +113,8 @@ class Layout:
         return self.snapshots / digest.hex
 
     def ref(self, key: RefKey) -> Path:
-        return self.refs / f"{half_digest(key.uri)}{half_digest(key.origin)}.json"
+        where = f"{key.origin}\0{key.compartment}" if key.compartment else key.origin
+        return self.refs / f"{half_digest(key.uri)}{half_digest(where)}.json"
 
     def lease(self, lease_id: str) -> Path:
         return self.leases / f"{lease_id}.json"

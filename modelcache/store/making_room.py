@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,18 +39,22 @@ class Garbage:
     """What is nobody's: trash, ended ingests, and the blobs that only these name.
 
     Attributes:
-        blobs: their digests, 32 bytes each: a crash may leave very many.
+        blobs: by compartment, their digests, 32 bytes each: a crash may leave very many.
         doomed: names (inode → count) that go with it.
     """
 
     ingests: Sequence[Path]
-    blobs: bytearray
+    blobs: Mapping[str, bytearray]
     doomed: Counter[int]
     freed_bytes: int
 
     @property
-    def digests(self) -> Iterator[Digest]:
-        return (sha256(self.blobs[at : at + DIGEST_BYTES].hex()) for at in range(0, len(self.blobs), DIGEST_BYTES))
+    def blob_count(self) -> int:
+        return sum(map(len, self.blobs.values())) // DIGEST_BYTES
+
+    def digests(self, compartment: str) -> Iterator[Digest]:
+        packed = self.blobs.get(compartment, b"")
+        return (sha256(packed[at : at + DIGEST_BYTES].hex()) for at in range(0, len(packed), DIGEST_BYTES))
 
 
 class MakingRoom:
@@ -76,7 +80,7 @@ class MakingRoom:
         return CollectReport(
             evicted=evicted,
             ingests_removed=len(garbage.ingests),
-            blobs_removed=len(garbage.blobs) // DIGEST_BYTES,
+            blobs_removed=garbage.blob_count,
             freed_bytes=garbage.freed_bytes + sum(item.freed_bytes for item in evicted),
             dry_run=dry_run,
         )
@@ -105,10 +109,12 @@ class MakingRoom:
         """What `collect` would remove before it thinks of snapshots."""
         ingests = self._removal.ended(grace_s=grace_s)
         doomed = total_names([self._parts.trash.links(), *(inode_names(path) for path in ingests)])
-        blobs, freed_bytes = bytearray(), 0
-        for digest, allocated_bytes in self._parts.blobs.unnamed(doomed):
-            blobs += bytes.fromhex(digest.hex)
-            freed_bytes += allocated_bytes
+        blobs: defaultdict[str, bytearray] = defaultdict(bytearray)
+        freed_bytes = 0
+        for compartment in self._parts.compartments():
+            for digest, allocated_bytes in compartment.blobs.unnamed(doomed):
+                blobs[compartment.name] += bytes.fromhex(digest.hex)
+                freed_bytes += allocated_bytes
         places = [self._parts.root.layout.trash, *ingests]
         own = sum(found.st_blocks * BLOCK_BYTES for place in places for found in regular_files(place) if found.st_nlink == 1)
         return Garbage(ingests, blobs, doomed, own + freed_bytes)
@@ -117,7 +123,7 @@ class MakingRoom:
         self._parts.trash.empty()
         if garbage.ingests:
             self._removal.remove_ingests(garbage.ingests)
-        if self._parts.blobs.drop_unnamed(garbage.digests):
+        if sum(self._parts.compartment(name).blobs.drop_unnamed(garbage.digests(name)) for name in garbage.blobs):
             self._parts.trash.empty()
 
     # -- for one booking ------------------------------------------------------------------------------------------

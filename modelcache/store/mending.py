@@ -13,15 +13,16 @@ from typing import Any
 
 import xxhash
 
-from modelcache.abc.snapshot import Ref, RefFile, RefKey
+from modelcache.abc.snapshot import Ref, RefFile
 from modelcache.chunks import CHUNK_BYTES, chunk_count, chunk_range
 from modelcache.digest import Digest
 from modelcache.errors import DamagedRecord, ModelCacheError, NotCached
 from modelcache.manifest import Manifest, ManifestFile
 from modelcache.patience import Cancellation
 from modelcache.store import durable, records
-from modelcache.store.blobs import EMPTY, readable_table
+from modelcache.store.blobs import EMPTY, Blobs, readable_table
 from modelcache.store.direct import disk_reader
+from modelcache.store.keys import decode_key
 from modelcache.store.layout import FIXED_MTIME_S, Layout
 from modelcache.store.parts import Parts
 from modelcache.store.refs import decode_files, decode_head
@@ -44,27 +45,30 @@ class Mending:
         """The manifest of a published tree, from a ref or from the blobs whose inodes the tree shows; None if neither is it."""
         for head in self._parts.refs.of_manifest(digest):
             ref = self._parts.refs.get(head.key)
-            if ref is not None and (found := _manifest_of(ref.files)).digest == digest:
+            if ref is not None and (found := _manifest_of(ref.files, head.key.compartment)).digest == digest:
                 return found
         return self._manifest_of_tree(digest)
 
     def _manifest_of_tree(self, digest: Digest) -> Manifest | None:
-        contents = {found.st_ino: name for _, name, found in self._parts.blobs.every()}
+        compartments = self._parts.compartments()
+        contents = {found.st_ino: (name, item.name) for item in compartments for _, name, found in item.blobs.every()}
+        shown: set[str] = set()
         top = self._layout.snapshot(digest)
         files = []
         for parent, _, names in os.walk(top):
             for name in names:
                 path = Path(parent, name)
                 found = os.lstat(path)
-                content = EMPTY if found.st_size == 0 else contents.get(found.st_ino)
+                content, compartment = (EMPTY, None) if found.st_size == 0 else contents.get(found.st_ino, (None, None))
                 if content is None or not stat.S_ISREG(found.st_mode):
                     return None
+                shown |= set() if compartment is None else {compartment}
                 files.append(ManifestFile(str(path.relative_to(top)), found.st_size, content))
         try:
-            rebuilt = Manifest.of(files)
+            tried = [Manifest.of(files, compartment) for compartment in shown or {item.name for item in self._parts.compartments()}]
         except ModelCacheError:
             return None
-        return rebuilt if rebuilt.digest == digest else None
+        return next((rebuilt for rebuilt in tried if rebuilt.digest == digest), None)
 
     def ref(self, path: Path) -> Ref | None:
         """The ref of a damaged file, as far as what is left of it proves itself; None if nothing can be said.
@@ -92,24 +96,25 @@ class Mending:
     def _ref_of_files(self, path: Path, line: bytes, second: bytes) -> Ref | None:
         try:
             record: Any = json.loads(line)
-            key = RefKey(records.field(record, "uri", str), records.field(record, "origin", str))
+            key = decode_key(record)
             if self._layout.ref(key) != path or hashlib.sha256(second).hexdigest() != record["files_sha256"]:
                 return None
             files = decode_files(second, str(path))
         except (DamagedRecord, ValueError, KeyError, TypeError, RecursionError):
             return None
-        return Ref(key, UNKNOWN_REVISION, False, _manifest_of(files).digest, files, self._parts.root.clock(), 0.0)
+        return Ref(key, UNKNOWN_REVISION, False, _manifest_of(files, key.compartment).digest, files, self._parts.root.clock(), 0.0)
 
     # -- chunks ---------------------------------------------------------------------------------------------------
 
-    def salvage(self, digest: Digest, cancel: Cancellation) -> Iterator[tuple[int, memoryview]]:
+    @staticmethod
+    def salvage(digest: Digest, cancel: Cancellation, blobs: Blobs) -> Iterator[tuple[int, memoryview]]:
         """`Upkeep.salvage`."""
-        table = readable_table(self._parts.blobs, digest)
+        table = readable_table(blobs, digest)
         if table is None:
             return
         wanted = set(range(chunk_count(table.size_bytes)))
         buffer_bytes = max(CHUNK_BYTES, chunk_range(0, table.size_bytes).size_bytes)
-        for path in self._parts.blobs.quarantined_inodes(digest):
+        for path in blobs.quarantined_inodes(digest):
             with contextlib.suppress(FileNotFoundError), disk_reader(path, buffer_bytes) as reader:
                 for index in sorted(wanted):
                     cancel.check()
@@ -127,11 +132,11 @@ class Mending:
             if self._parts.snapshots.find(digest) is None:
                 raise NotCached(f"there is no snapshot `{digest}`", address=self._parts.root.address)
             manifest = self._parts.snapshots.manifest(digest)
-            top = self._layout.snapshot(digest)
+            top, blobs = self._layout.snapshot(digest), self._parts.compartment(manifest.compartment).blobs
             loose: set[Path] = set()
             try:
                 changed = self._remove_strangers(top, manifest, loose)
-                changed += [item.path for item in manifest.files if self._put_right(top, item, loose)]
+                changed += [item.path for item in manifest.files if self._put_right(blobs, top, item, loose)]
             finally:
                 for directory in sorted(loose, reverse=True):
                     durable.chmod(directory, DIRECTORY_MODE)
@@ -162,16 +167,16 @@ class Mending:
                     removed.append(relative)
         return removed
 
-    def _put_right(self, top: Path, item: ManifestFile, loose: set[Path]) -> bool:
+    def _put_right(self, blobs: Blobs, top: Path, item: ManifestFile, loose: set[Path]) -> bool:
         """Whether a file was not what it should be, and now is."""
         path = top / item.path
-        if self._is_right(path, item):
+        if _is_right(blobs, path, item):
             return False
         temporary = Layout.temporary(self._layout.root)
         if item.sha256 == EMPTY:
             durable.write_new(temporary, b"", sync=True, mode=0o444)
             durable.utime(temporary, FIXED_MTIME_S)
-        elif not self._parts.blobs.link(item.sha256, item.size_bytes, temporary, Layout.temporary(self._layout.root)):
+        elif not blobs.link(item.sha256, item.size_bytes, temporary, Layout.temporary(self._layout.root)):
             return False
         for parent in reversed([top / parent for parent in Path(item.path).parents]):
             if not parent.is_dir():
@@ -183,18 +188,19 @@ class Mending:
         durable.rename(temporary, path)
         return True
 
-    def _is_right(self, path: Path, item: ManifestFile) -> bool:
-        try:
-            found = os.lstat(path)
-        except (FileNotFoundError, NotADirectoryError):
-            return False
-        if item.sha256 == EMPTY:
-            return stat.S_ISREG(found.st_mode) and found.st_size == 0
-        return any(blob.st_ino == found.st_ino for _, blob in self._parts.blobs.inodes(item.sha256))
+
+def _is_right(blobs: Blobs, path: Path, item: ManifestFile) -> bool:
+    try:
+        found = os.lstat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    if item.sha256 == EMPTY:
+        return stat.S_ISREG(found.st_mode) and found.st_size == 0
+    return any(blob.st_ino == found.st_ino for _, blob in blobs.inodes(item.sha256))
 
 
-def _manifest_of(files: tuple[RefFile, ...]) -> Manifest:
-    return Manifest.of(ManifestFile(item.path, item.size_bytes, item.sha256) for item in files)
+def _manifest_of(files: tuple[RefFile, ...], compartment: str) -> Manifest:
+    return Manifest.of((ManifestFile(item.path, item.size_bytes, item.sha256) for item in files), compartment)
 
 
 def _loosen(directory: Path, loose: set[Path]) -> None:

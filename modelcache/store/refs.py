@@ -15,6 +15,7 @@ from modelcache.abc.snapshot import Ref, RefFile, RefHead, RefKey
 from modelcache.digest import Digest, sha256
 from modelcache.errors import DamagedRecord, ModelCacheError
 from modelcache.store import durable, records
+from modelcache.store.keys import decode_key, encode_key
 from modelcache.store.layout import half_digest
 from modelcache.store.parsed import Parsed, damaged_of
 from modelcache.store.records import field
@@ -24,7 +25,8 @@ T = TypeVar("T", Ref, RefHead)
 
 
 class Refs:
-    """One file per (URI, origin), named by digests of both, so that the refs of a URI are found without reading the others.
+    """One file per URI, and origin (with the compartment, of one that is in one), named by digests of both, so that the refs of a URI
+    are found without reading the others.
 
     Its first line, the head, is all that a hit reads, once for as long as the file stays the same.
     """
@@ -128,7 +130,7 @@ def _unless_damaged(read: Callable[[Path], T], path: Path) -> T | None:
 
 
 def _sorted(refs: Iterable[T]) -> list[T]:
-    return sorted(refs, key=lambda ref: (ref.key.uri, ref.key.origin))
+    return sorted(refs, key=lambda ref: (ref.key.uri, ref.key.origin, ref.key.compartment))
 
 
 # -- bytes --------------------------------------------------------------------------------------------------------
@@ -154,8 +156,7 @@ def encode_ref(ref: Ref) -> bytes:
 
 def encode_head(head: RefHead, files_sha256: str) -> bytes:
     record: dict[str, object] = {
-        "uri": head.key.uri,
-        "origin": head.key.origin,
+        **encode_key(head.key),
         "revision": head.revision,
         "immutable": head.immutable,
         "manifest": head.manifest.hex,
@@ -186,7 +187,7 @@ def decode_head(line: bytes, address: str) -> tuple[RefHead, str]:
     record: Any = records.decode(line, address)
     try:
         head = RefHead(
-            key=RefKey(field(record, "uri", str), field(record, "origin", str)),
+            key=decode_key(record),
             revision=field(record, "revision", str),
             immutable=field(record, "immutable", bool),
             manifest=sha256(field(record, "manifest", str)),

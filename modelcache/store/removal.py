@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Iterable, Sequence
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from modelcache.abc.store import Evicted
@@ -40,21 +41,22 @@ class Removal:
         self._parts.refs.every()  # Parsed before the lock is taken, so that under it only what changed is.
         with self._parts.root.lock.exclusive():
             evicted = self._judged(digest)
-            links = self._parts.snapshots.summary(digest).links
+            summary = self._parts.snapshots.summary(digest)
             self._withdraw([digest])
-        self.drop(links)
+        self.drop({summary.compartment: summary.links})
         return evicted
 
     def evict_all(self, digests: Sequence[Digest]) -> bool:
         """Remove these snapshots together; False, and nothing changed, if one of them is held or gone by now."""
-        names: set[str] = set()
+        names: defaultdict[str, set[str]] = defaultdict(set)
         self._parts.refs.every()  # As in `evict`.
         with self._parts.root.lock.exclusive():
             held = {lease.manifest for lease in self._parts.leases.deciding()}
             if any(digest in held or self._parts.snapshots.find(digest) is None for digest in digests):
                 return False
             for digest in digests:
-                names.update(self._parts.snapshots.summary(digest).links)
+                summary = self._parts.snapshots.summary(digest)
+                names[summary.compartment].update(summary.links)
             self._withdraw(digests)
         self.drop(names)
         return True
@@ -68,12 +70,15 @@ class Removal:
         self._parts.snapshots.withdraw(withdrawn)
         return withdrawn, [digest for digest in shown if digest in held]
 
-    def drop(self, names: Collection[str]) -> None:
-        """Delete what is in the trash, and then those of these blobs (hex digits) that nothing names."""
+    def drop(self, names: Mapping[str, Collection[str]]) -> None:
+        """Delete what is in the trash, and then those of these blobs (hex digits, by compartment) that nothing names."""
         self._parts.trash.empty()
-        known: Sequence[Digest] = [sha256(digits) for digits in sorted(names) if len(digits) == len(EMPTY.hex)]
-        todo: Iterable[Digest] = known if len(known) == len(names) else (digest for digest, _ in self._parts.blobs.unnamed())
-        if self._parts.blobs.drop_unnamed(todo):
+        unclear = any(len(digits) != len(EMPTY.hex) for of_one in names.values() for digits in of_one)  # of a damaged manifest
+        dropped = 0
+        for compartment in self._parts.compartments() if unclear else map(self._parts.compartment, names):
+            known = (sha256(digits) for digits in sorted(names.get(compartment.name, ())))
+            dropped += compartment.blobs.drop_unnamed((digest for digest, _ in compartment.blobs.unnamed()) if unclear else known)
+        if dropped:
             self._parts.trash.empty()
 
     def _judged(self, digest: Digest) -> Evicted:
@@ -115,7 +120,7 @@ class Removal:
         """Remove temporary files, ended leases and grants, halves of snapshots, refs to nothing and tables of nothing."""
         unsealed = self._parts.snapshots.unsealed()
         with self._parts.root.lock.exclusive():  # Whoever makes such names holds it shared: those seen here are nobody's.
-            for directory in self._layout.record_directories:
+            for directory in (*self._layout.record_directories, *(item.home for item in self._parts.compartments() if item.name)):
                 for name in os.listdir(directory):
                     if name.startswith(TEMP_PREFIX):
                         records.remove(directory / name)
@@ -127,7 +132,8 @@ class Removal:
             self._parts.snapshots.seal(unsealed)
             self._sweep_refs()
             self._parts.grants.sweep()
-        self._parts.blobs.drop_tables()
+        for compartment in self._parts.compartments():
+            compartment.blobs.drop_tables()
 
     def _sweep_refs(self) -> None:
         now = self._parts.root.clock()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from modelcache.store.background import RateLimit, give_way
 from modelcache.store.blobs import EMPTY
 from modelcache.store.faults import unless_read_only
 from modelcache.store.mending import Mending
-from modelcache.store.parts import Parts
+from modelcache.store.parts import Compartment, Parts
 from modelcache.store.reading import Counting, Reading, bad_chunks, read_all, read_file, reason
 from modelcache.store.records import read
 from modelcache.store.removal import Removal
@@ -31,10 +32,15 @@ SAVE_BYTES = 4 * GIB
 """After so much the times are written down: a scrub that is killed reads no more than this again."""
 
 
+Times = defaultdict[str, dict[str, int]]
+"""By compartment and hex digits of a blob: when it was read back, Unix time."""
+
+
 @dataclass(frozen=True, slots=True)
 class Subject:
     """A file to read: a blob's inode, or a file of a snapshot that is none (then `snapshot` says whose)."""
 
+    compartment: Compartment
     path: Path
     digest: Digest
     inode: int
@@ -62,7 +68,7 @@ class Scrub:
         subjects = list(self._subjects(manifests.values(), everything=manifest is None)) + list(self._strays(manifests))
         counting = Counting(sum(subject.size_bytes for subject in subjects), progress)
         readings = read_all([subject.path for subject in subjects], cancel, counting)
-        times: dict[str, int] = {}
+        times: Times = defaultdict(dict)
         for subject, reading in zip(subjects, readings, strict=True):
             if reading is not None:
                 damages += self._judge(subject, reading)
@@ -78,7 +84,7 @@ class Scrub:
         total_bytes = sum(subject.size_bytes for subject in subjects)
         counting = Counting(total_bytes if limits.budget_bytes is None else min(total_bytes, limits.budget_bytes), progress)
         rate = RateLimit(limits.bytes_per_s, cancel)
-        times: dict[str, int] = {}
+        times: Times = defaultdict(dict)
         saved_bytes = blobs = 0
         try:
             with ThreadPoolExecutor(1, "scrub", initializer=give_way) as reader:
@@ -100,19 +106,22 @@ class Scrub:
 
     def _by_age(self) -> list[Subject]:
         """The inodes of all blobs, those never read back first, then the longest ago."""
-        times = self._parts.verified.times()
-        return sorted(self._subjects((), everything=True), key=lambda subject: (times.get(subject.digest.hex, 0), subject.path.name))
+        times = {compartment.name: compartment.verified.times() for compartment in self._parts.compartments()}
+        subjects = self._subjects((), everything=True)
+        return sorted(subjects, key=lambda item: (times.get(item.compartment.name, {}).get(item.digest.hex, 0), item.path.name))
 
-    def _note(self, times: dict[str, int], subject: Subject, reading: Reading) -> None:
+    def _note(self, times: Times, subject: Subject, reading: Reading) -> None:
         if reason(subject.digest, reading) is None:
-            times[subject.digest.hex] = int(self._parts.root.clock())
+            times[subject.compartment.name][subject.digest.hex] = int(self._parts.root.clock())
         else:
-            times.pop(subject.digest.hex, None)
+            times[subject.compartment.name].pop(subject.digest.hex, None)
 
-    def _save(self, times: dict[str, int]) -> None:
-        if times and not self._parts.root.read_only:
-            with unless_read_only():
-                self._parts.verified.add(times, {digest.hex for _, digest, _ in self._parts.blobs.every()})
+    def _save(self, times: Times) -> None:
+        for name, of_one in times.items():
+            if of_one and not self._parts.root.read_only:
+                compartment = self._parts.compartment(name)
+                with unless_read_only():
+                    compartment.verified.add(of_one, {digest.hex for _, digest, _ in compartment.blobs.every()})
 
     # -- records and trees ----------------------------------------------------------------------------------------
 
@@ -192,17 +201,20 @@ class Scrub:
     def _subjects(self, manifests: Iterable[Manifest], *, everything: bool) -> Iterator[Subject]:
         """The inodes of the blobs."""
         if everything:
-            for path, digest, found in self._parts.blobs.every():
-                yield Subject(path, digest, found.st_ino, found.st_size, None)
+            for compartment in self._parts.compartments():
+                for path, digest, found in compartment.blobs.every():
+                    yield Subject(compartment, path, digest, found.st_ino, found.st_size, None)
             return
-        for digest in sorted({item.sha256 for manifest in manifests for item in manifest.files}):
-            for path, found in self._parts.blobs.inodes(digest):
-                yield Subject(path, digest, found.st_ino, found.st_size, None)
+        for name, digest in sorted({(manifest.compartment, item.sha256) for manifest in manifests for item in manifest.files}):
+            compartment = self._parts.compartment(name)
+            for path, found in compartment.blobs.inodes(digest):
+                yield Subject(compartment, path, digest, found.st_ino, found.st_size, None)
 
     def _strays(self, manifests: dict[Digest, Manifest]) -> Iterator[Subject]:
         """Files of snapshots that are no inode of their blob: a blob whose name was lost, or a file that somebody replaced."""
         seen: set[int] = set()
         for digest, manifest in manifests.items():
+            compartment = self._parts.compartment(manifest.compartment)
             for item in manifest.files:
                 if item.sha256 == EMPTY:
                     continue
@@ -211,24 +223,24 @@ class Scrub:
                     inode = os.lstat(path).st_ino
                 except FileNotFoundError:
                     continue
-                if inode in seen or any(found.st_ino == inode for _, found in self._parts.blobs.inodes(item.sha256)):
+                if inode in seen or any(found.st_ino == inode for _, found in compartment.blobs.inodes(item.sha256)):
                     continue
                 seen.add(inode)
-                yield Subject(path, item.sha256, inode, item.size_bytes, digest)
+                yield Subject(compartment, path, item.sha256, inode, item.size_bytes, digest)
 
     def _judge(self, subject: Subject, reading: Reading) -> Iterator[Damage]:
         why = reason(subject.digest, reading)
         if why is None:
             yield from self._mend(subject, reading)
             return
-        table, _ = self._table(subject.digest)
+        table, _ = self._table(subject)
         chunks = bad_chunks(table, reading)
         if self._parts.root.read_only:
             yield Damage(subject.path, subject.digest, why, chunks, (), tuple(self._showing(subject.digest, subject.inode)))
             return
         with self._parts.root.lock.exclusive():
             if subject.snapshot is None and subject.path.exists() and os.lstat(subject.path).st_ino == subject.inode:
-                self._parts.blobs.quarantine(subject.path, subject.digest)
+                subject.compartment.blobs.quarantine(subject.path, subject.digest)
             # Only now: whoever publishes from here on finds that the inode is no blob's, whoever did before is seen.
             withdrawn, held = self._removal.withdraw_damaged(self._showing(subject.digest, subject.inode))
         self._parts.trash.empty()
@@ -238,22 +250,25 @@ class Scrub:
         """The bytes are right: put right what else is said of them."""
         if self._parts.root.read_only:
             return
-        if subject.snapshot is not None and not self._parts.blobs.has(subject.digest):
+        blobs = subject.compartment.blobs
+        if subject.snapshot is not None and not blobs.has(subject.digest):
             with self._parts.root.lock.shared():
-                self._parts.blobs.adopt(subject.digest, subject.path)
+                blobs.adopt(subject.digest, subject.path)
         if chunk_count(reading.size_bytes) < 2:
             return
-        table, why = self._table(subject.digest)
+        table, why = self._table(subject)
         right = ChunkTable(reading.size_bytes, reading.marks)
         if table != right:
             with self._parts.root.lock.shared():
-                self._parts.blobs.replace_table(subject.digest, right)
+                blobs.replace_table(subject.digest, right)
             why = why or "the chunk table does not match the blob"
-            yield Damage(self._layout.table(subject.digest), subject.digest, f"{why}; written anew", (), (), ())
+            path = self._layout.within(subject.compartment.name).table(subject.digest)
+            yield Damage(path, subject.digest, f"{why}; written anew", (), (), ())
 
-    def _table(self, digest: Digest) -> tuple[ChunkTable | None, str | None]:
+    @staticmethod
+    def _table(subject: Subject) -> tuple[ChunkTable | None, str | None]:
         try:
-            found = self._parts.blobs.table(digest)
+            found = subject.compartment.blobs.table(subject.digest)
         except DamagedRecord as error:
             return None, error.message
         return found, None if found is not None else "the chunk table is missing"

@@ -18,10 +18,10 @@ from modelcache.patience import Cancellation
 from modelcache.ranges import ByteRange
 from modelcache.store import durable
 from modelcache.store.background import give_way
-from modelcache.store.blobs import readable_table
+from modelcache.store.blobs import Blobs, readable_table
 from modelcache.store.extents import can_share, doubly_used_bytes, places
 from modelcache.store.filesystem import filesystem_magic
-from modelcache.store.parts import Parts
+from modelcache.store.parts import Compartment, Parts
 
 PASS_CHUNKS = 500_000
 """Marks kept in memory at once (about 100 MB, of 2 TB of models): more are looked at in several passes over the tables."""
@@ -33,7 +33,7 @@ INCAPABLE = (errno.EOPNOTSUPP, errno.ENOTTY, errno.EXDEV, errno.EINVAL, errno.EP
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A blob whose chunks may share blocks.
+    """A blob whose chunks may share blocks with others of its compartment.
 
     Attributes:
         arrived_s: when its chunk table was written: the later one gives its blocks up.
@@ -74,46 +74,51 @@ class Sharing:
         """Blocks that blobs share with each other, counted as often as they are used beyond the first time."""
         if filesystem_magic(self._parts.root.layout.root) not in SHARING:
             return 0
-        return doubly_used_bytes(path for path, _, found in self._parts.blobs.every() if found.st_size > CHUNK_BYTES)
+        every = (row for compartment in self._parts.compartments() for row in compartment.blobs.every())
+        return doubly_used_bytes(path for path, _, found in every if found.st_size > CHUNK_BYTES)
 
     def _share(self, cancel: Cancellation, progress: Callable[[DedupeReport], None] | None) -> DedupeReport:
-        candidates = self._candidates()
-        chunks = sum(chunk_count(item.size_bytes) for item in candidates)
-        passes = max(1, -(-chunks // PASS_CHUNKS))
-        report = DedupeReport(possible=True, looked_chunks=chunks)
-        for number in range(passes):
-            for older, newer in self._equal(candidates, number, passes):
-                cancel.check()
-                report = self._share_two(candidates, older, newer, report)
-                if progress is not None:
-                    progress(report)
+        report = DedupeReport(possible=True)
+        for compartment in self._parts.compartments():  # one by one: whose blocks are shared with whom can be seen from outside
+            candidates = self._candidates(compartment)
+            chunks = sum(chunk_count(item.size_bytes) for item in candidates)
+            passes = max(1, -(-chunks // PASS_CHUNKS))
+            report = replace(report, looked_chunks=report.looked_chunks + chunks)
+            for number in range(passes):
+                for older, newer in self._equal(compartment.blobs, candidates, number, passes):
+                    cancel.check()
+                    report = self._share_two(candidates, older, newer, report)
+                    if progress is not None:
+                        progress(report)
         return report
 
-    def _candidates(self) -> list[Candidate]:
+    def _candidates(self, compartment: Compartment) -> list[Candidate]:
         """Blobs of several chunks, in the order in which they came."""
-        held = self._held()
+        held, layout = self._held(compartment.name), self._parts.root.layout.within(compartment.name)
         found = []
-        for path, digest, status in self._parts.blobs.every():
+        for path, digest, status in compartment.blobs.every():
             if path.name != digest.hex:
                 continue
             try:
-                arrived_s = os.stat(self._parts.root.layout.table(digest)).st_mtime
+                arrived_s = os.stat(layout.table(digest)).st_mtime
             except FileNotFoundError:
                 continue
             found.append(Candidate(digest, path, status.st_size, arrived_s, digest.hex in held))
         return sorted(found, key=lambda item: (item.arrived_s, item.digest.hex))
 
-    def _held(self) -> set[str]:
-        """Blobs of snapshots that somebody holds; of all of them if the leases can't be read."""
+    def _held(self, compartment: str) -> set[str]:
+        """Blobs of snapshots of this compartment that somebody holds; of all of them if the leases can't be read."""
         leases, unclear = self._parts.leases.holding()
         names = self._parts.snapshots.every() if unclear else {lease.manifest for lease in leases}
-        return {digits for name in names for digits in self._parts.snapshots.summary(name).names}
+        summaries = (self._parts.snapshots.summary(name) for name in names)
+        return {digits for summary in summaries if summary.compartment == compartment for digits in summary.names}
 
-    def _equal(self, candidates: list[Candidate], number: int, passes: int) -> Iterator[tuple[Place, Place]]:
+    @staticmethod
+    def _equal(blobs: Blobs, candidates: list[Candidate], number: int, passes: int) -> Iterator[tuple[Place, Place]]:
         """Pairs of equal marks, the earlier one first; of marks whose first two bytes fall to this pass."""
         first: dict[bytes, Place] = {}
         for index, candidate in enumerate(candidates):
-            table = readable_table(self._parts.blobs, candidate.digest)
+            table = readable_table(blobs, candidate.digest)
             for mark, place in _marks(index, table):
                 if int.from_bytes(mark[:2], "big") * passes >> 16 != number:
                     continue

@@ -15,6 +15,7 @@ from modelcache.abc.snapshot import Snapshot
 from modelcache.digest import Digest, sha256
 from modelcache.errors import DamagedRecord, NotCached
 from modelcache.manifest import Manifest
+from modelcache.paths import checked_compartment
 from modelcache.store import durable, records
 from modelcache.store.blobs import EMPTY
 from modelcache.store.faults import unless_read_only
@@ -36,6 +37,7 @@ class Summary:
     names: dict[str, int]
     sizes: dict[str, int]
     file_count: int
+    compartment: str = ""
 
     @property
     def size_bytes(self) -> int:
@@ -193,7 +195,10 @@ def _summary(digest: Digest, data: bytes) -> Summary:
     names: dict[str, int] = {}
     sizes: dict[str, int] = {}
     try:
-        files = json.loads(data)["files"]
+        record = json.loads(data)
+        files, compartment = record["files"], record.get("compartment", "")
+        if compartment:
+            checked_compartment(compartment)
         for file in files:
             digits = file["sha256"]
             if not is_hex(digits, 64):
@@ -202,4 +207,4 @@ def _summary(digest: Digest, data: bytes) -> Summary:
             sizes[digits] = int(file["size_bytes"])
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise DamagedRecord(f"not a manifest ({error})") from error
-    return Summary(digest, names, sizes, len(files))
+    return Summary(digest, names, sizes, len(files), compartment)

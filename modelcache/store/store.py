@@ -147,8 +147,8 @@ class LocalStore:
         return self._parts.snapshots.manifest(digest)
 
     @guarded
-    def has_blob(self, digest: Digest) -> bool:
-        return self._parts.blobs.has(digest)
+    def has_blob(self, digest: Digest, compartment: str = "") -> bool:
+        return self._parts.compartment(compartment).blobs.has(digest)
 
     @guarded
     def ingest(self, key: RefKey, files: Sequence[IngestFile]) -> LocalIngest:
@@ -236,7 +236,7 @@ class LocalStore:
             blobs_bytes=totals.blobs_bytes,
             ingest_bytes=self._budget.ingest_bytes(),
             trash_bytes=unshared_bytes(self._root.layout.trash),
-            quarantine_bytes=unshared_bytes(self._root.layout.quarantine),
+            quarantine_bytes=sum(unshared_bytes(compartment.home / "quarantine") for compartment in self._parts.compartments()),
             leased_bytes=totals.leased_bytes,
             pinned_bytes=totals.pinned_bytes,
             evictable_bytes=totals.evictable_bytes,
@@ -276,8 +276,8 @@ class LocalStore:
 
     @guarded
     def verified_at_s(self, manifest: Digest) -> float | None:
-        shown = {item.sha256 for item in self._parts.snapshots.manifest(manifest).files}
-        return self._parts.verified.oldest_s(shown - {EMPTY})
+        found = self._parts.snapshots.manifest(manifest)
+        return self._parts.compartment(found.compartment).verified.oldest_s({item.sha256 for item in found.files} - {EMPTY})
 
     @guarded
     def dedupe(self, cancel: Cancellation, progress: Callable[[DedupeReport], None] | None = None) -> DedupeReport:
@@ -288,12 +288,12 @@ class LocalStore:
         return self._parts.refs.every()
 
     @guarded
-    def quarantined(self) -> frozenset[Digest]:
-        return self._parts.blobs.quarantined()
+    def quarantined(self, compartment: str = "") -> frozenset[Digest]:
+        return self._parts.compartment(compartment).blobs.quarantined()
 
-    def salvage(self, digest: Digest, cancel: Cancellation) -> Iterator[tuple[int, memoryview]]:
+    def salvage(self, digest: Digest, cancel: Cancellation, compartment: str = "") -> Iterator[tuple[int, memoryview]]:
         with disk_faults(self.address):
-            yield from self._mending.salvage(digest, cancel)
+            yield from self._mending.salvage(digest, cancel, self._parts.compartment(compartment).blobs)
 
     @guarded
     def mend(self, manifest: Digest) -> tuple[str, ...]:

@@ -10,6 +10,7 @@ import xxhash
 from modelcache.digest import Digest
 from modelcache.errors import DamagedRecord
 from modelcache.store import records
+from modelcache.store.layout import Layout
 from modelcache.store.root import Root
 
 MAGIC = b"modelcache verified 1\n"
@@ -18,11 +19,11 @@ _CHECK = struct.Struct(">Q")
 
 
 class Verified:
-    """The record `verified` of a store. Losing it costs reading blobs again earlier than need be."""
+    """The record `verified` of a store, or of one of its compartments. Losing it costs reading blobs again earlier than need be."""
 
-    def __init__(self, root: Root) -> None:
+    def __init__(self, root: Root, layout: Layout | None = None) -> None:
         self._root = root
-        self._path = root.layout.verified
+        self._path = (layout or root.layout).verified
 
     def times(self) -> dict[str, int]:
         """Hex digits of a blob → Unix time in whole seconds; blobs that were never read back are not in it."""

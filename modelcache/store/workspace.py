@@ -15,6 +15,7 @@ from modelcache.digest import sha256
 from modelcache.errors import DamagedRecord, ModelCacheError, UnsafePath
 from modelcache.store import durable, records
 from modelcache.store.journal import Journal
+from modelcache.store.keys import decode_key, encode_key
 from modelcache.store.lock import release, try_lock
 from modelcache.store.records import field
 from modelcache.store.root import Root
@@ -234,23 +235,25 @@ def encode_plan(key: RefKey, files: Sequence[IngestFile]) -> bytes:
         }
         for file in files
     ]
-    return records.encode({"uri": key.uri, "origin": key.origin, "files": listed})
+    return records.encode({**encode_key(key), "files": listed})
 
 
 def read_plan(path: Path) -> tuple[RefKey, list[IngestFile]] | None:
     """The plan of the ingest in this directory; None if there is none or it can't be read, and so nothing to go on with."""
     try:
         record: Any = records.decode(records.read(path / PLAN), str(path / PLAN))
+        key = decode_key(record)
         files = [
             IngestFile(
                 path=field(item, "path", str),
                 size_bytes=field(item, "size_bytes", int),
                 version=field(item, "version", str),
                 sha256=None if item["sha256"] is None else sha256(field(item, "sha256", str)),
+                compartment=key.compartment,
             )
             for item in field(record, "files", list)
         ]
-        return RefKey(field(record, "uri", str), field(record, "origin", str)), files
+        return key, files
     except (FileNotFoundError, DamagedRecord, ModelCacheError, ValueError, KeyError, TypeError):
         return None
 

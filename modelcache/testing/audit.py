@@ -33,6 +33,8 @@ LOCKS = ("lock", "lock.turn", "lock.room")
 CLAIMS = tuple(f"lock.{digit}" for digit in "0123456789abcdef")
 TEMPORARY = re.compile(r"\.tmp-[0-9a-f]{16}")
 BLOB = re.compile(r"([0-9a-f]{64})(?:\.([1-9][0-9]*))?")
+NAMESPACE = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
+COMPARTMENT = ("blobs", "chunks", "quarantine")
 HEX64 = re.compile(r"[0-9a-f]{64}")
 HEX32 = re.compile(r"[0-9a-f]{32}")
 PREFIX = re.compile(r"[0-9a-f]{2}")
@@ -61,6 +63,10 @@ def audit(root: Path, moment: Moment, *, damaged: Collection[str] = (), quaranti
     return _Audit(root, moment, damaged, quarantined).findings()
 
 
+Content = tuple[str, str]
+"""Compartment and hex digits of a blob."""
+
+
 class _Audit:
     def __init__(self, root: Path, moment: Moment, damaged: Collection[str], quarantined: Collection[str]) -> None:
         self._root = root
@@ -68,9 +74,11 @@ class _Audit:
         self._damaged = damaged
         self._quarantined = quarantined
         self._found: list[str] = []
-        self._blobs: dict[str, dict[int, int]] = {}
-        """hex digits → number of the inode's name → inode"""
-        self._sizes: dict[str, int] = {}
+        self._homes = {"": root} | {path.name: path for path in sorted((root / "apart").glob("*"))}
+        """Compartments and where they are; the first is the one that all share."""
+        self._blobs: dict[Content, dict[int, int]] = {}
+        """number of the inode's name → inode"""
+        self._sizes: dict[Content, int] = {}
         self._names: Counter[int] = Counter()
         self._links: dict[int, int] = {}
         self._manifests: dict[str, Manifest] = {}
@@ -152,85 +160,98 @@ class _Audit:
                 self._file(path, 0o600)
                 self._expect(path, path.stat().st_size == 0, "a lock is not empty")
             elif path.name == "verified":
-                self._file(path, 0o600)
-                self._expect(path, check_verified(path.read_bytes()), "is no record of verified blobs")
+                self._check_verified(path)
             elif path.name == "agent":  # locked by who serves the store, and left there
                 self._file(path, 0o600)
             elif path.name == "node.key":
                 self._file(path, 0o600)
                 self._expect(path, check_node_key(path.read_bytes()), "is not a key")
+            elif path.name == "apart":
+                for home in self._entries(path, 0o700):
+                    self._check_home(home)
             elif path.name not in (*DIRECTORIES, "lost+found"):
                 self._wrong(path, "is no part of a store")
         for name in (*DIRECTORIES, *LOCKS):
             if not (self._root / name).exists():
                 self._left_over(self._root / name, "missing: making the store was interrupted")
 
+    def _check_home(self, home: Path) -> None:
+        self._expect(home, NAMESPACE.fullmatch(home.name) is not None and home.is_dir(), "is no compartment")
+        for path in self._entries(home, 0o700):
+            if path.name == "verified":
+                self._check_verified(path)
+            else:
+                self._expect(path, path.name in COMPARTMENT and path.is_dir(), "is no part of a compartment")
+
+    def _check_verified(self, path: Path) -> None:
+        self._file(path, 0o600)
+        self._expect(path, check_verified(path.read_bytes()), "is no record of verified blobs")
+
     def _under(self, *parts: str) -> Path | None:
         path = self._root.joinpath(*parts)
         return path if path.is_dir() else None
 
-    def _two_levels(self, *parts: str) -> Iterator[Path]:
-        """The files of `DIRECTORY/sha256/ab/`."""
-        top = self._under(*parts)
-        if top is None:
-            return
-        for path in self._entries(top, 0o700):
-            self._expect(path, path.name == "sha256", "is no part of a store")
-            for prefix in self._entries(path, 0o700):
-                self._expect(prefix, PREFIX.fullmatch(prefix.name) is not None and prefix.is_dir(), "is no prefix directory")
-                yield from self._entries(prefix, 0o700)
+    def _two_levels(self, directory: str) -> Iterator[tuple[str, Path]]:
+        """The files of `DIRECTORY/sha256/ab/` of each compartment."""
+        for compartment, home in self._homes.items():
+            for path in self._entries(home / directory, 0o700) if (home / directory).is_dir() else ():
+                self._expect(path, path.name == "sha256", "is no part of a store")
+                for prefix in self._entries(path, 0o700):
+                    self._expect(prefix, PREFIX.fullmatch(prefix.name) is not None and prefix.is_dir(), "is no prefix directory")
+                    yield from ((compartment, each) for each in self._entries(prefix, 0o700))
 
     # -- blobs and tables -------------------------------------------------------------------------------------------
 
     def _check_blobs(self) -> None:
-        for path in self._two_levels("blobs"):
+        for compartment, path in self._two_levels("blobs"):
             match = BLOB.fullmatch(path.name)
             if match is None or path.parent.name != path.name[:2]:
                 self._wrong(path, "is no name of a blob")
             elif self._file(path, 0o444):
-                self._check_blob(path, match[1], int(match[2] or 0))
-        for digits, numbers in self._blobs.items():
+                self._check_blob(path, (compartment, match[1]), int(match[2] or 0))
+        for content, numbers in self._blobs.items():
             # One gap is what a crash in a quarantine leaves; the next publish fills it.
-            self._expect(self._blob(digits), max(numbers) <= len(numbers), f"its inodes are numbered {sorted(numbers)}")
+            self._expect(self._blob(content), max(numbers) <= len(numbers), f"its inodes are numbered {sorted(numbers)}")
 
-    def _blob(self, digits: str) -> Path:
-        return self._root / "blobs" / "sha256" / digits[:2] / digits
+    def _blob(self, content: Content, directory: str = "blobs") -> Path:
+        compartment, digits = content
+        return self._homes[compartment] / directory / "sha256" / digits[:2] / digits
 
-    def _check_blob(self, path: Path, digits: str, number: int) -> None:
-        found = path.lstat()
+    def _check_blob(self, path: Path, content: Content, number: int) -> None:
+        found, digits = path.lstat(), content[1]
         self._expect(path, found.st_size > 0, "a blob of no bytes")
         self._expect(path, found.st_mtime == FIXED_MTIME_S, f"has mtime {found.st_mtime}")
         data = path.read_bytes()
         got = digest_of(data).hex
         self._expect(path, got == digits or digits in self._damaged, f"WRONG BYTES: its sha256 is {got}")
-        self._blobs.setdefault(digits, {})[number] = found.st_ino
-        self._sizes[digits] = found.st_size
+        self._blobs.setdefault(content, {})[number] = found.st_ino
+        self._sizes[content] = found.st_size
         if chunk_count(found.st_size) > 1:
-            self._check_table_of(path, digits, data)
+            self._check_table_of(path, content, data)
         if found.st_nlink == 1:
             self._left_over(path, "no snapshot and no ingest names it")
 
-    def _check_table_of(self, blob: Path, digits: str, data: bytes) -> None:
-        table = self._root / "chunks" / "sha256" / digits[:2] / digits
+    def _check_table_of(self, blob: Path, content: Content, data: bytes) -> None:
+        table = self._blob(content, "chunks")
         if not table.is_file():
             self._wrong(blob, "has more than one chunk and no chunk table")
             return
         spans = [chunk_range(index, len(data)) for index in range(chunk_count(len(data)))]
         marks = tuple(mark_of(data[span.start : span.stop]) for span in spans)
         same = table.read_bytes() == ChunkTable(len(data), marks).encode()
-        self._expect(table, same or digits in self._damaged, "is not the chunk table of its blob")
+        self._expect(table, same or content[1] in self._damaged, "is not the chunk table of its blob")
 
     def _check_tables(self) -> None:
-        for path in self._two_levels("chunks"):
+        for compartment, path in self._two_levels("chunks"):
             if not self._file(path, 0o444):
                 continue
             if HEX64.fullmatch(path.name) is None or path.parent.name != path.name[:2]:
                 self._wrong(path, "is no name of a chunk table")
-            elif path.name not in self._blobs:
-                if not any(self._root.joinpath("quarantine").glob(f"{path.name}.*")):
+            elif (compartment, path.name) not in self._blobs:
+                if not any(self._homes[compartment].joinpath("quarantine").glob(f"{path.name}.*")):
                     self._left_over(path, "there is no blob of this name")
             else:
-                self._expect(path, chunk_count(self._sizes[path.name]) > 1, "the table of a blob of one chunk")
+                self._expect(path, chunk_count(self._sizes[compartment, path.name]) > 1, "the table of a blob of one chunk")
 
     # -- manifests and snapshots ------------------------------------------------------------------------------------
 
@@ -274,7 +295,7 @@ class _Audit:
                 self._wrong(path / name, "is not in the manifest" if name in files else "is missing")
             for name in files.keys() & wanted.keys():
                 item = wanted[name]
-                self._check_member(path / name, files[name], item.size_bytes, item.sha256.hex)
+                self._check_member(path / name, files[name], item.size_bytes, (manifest.compartment, item.sha256.hex))
 
     def _tree(self, top: Path) -> Iterator[tuple[str, os.stat_result]]:
         for parent, directories, files in os.walk(top):
@@ -287,17 +308,17 @@ class _Audit:
                 if self._file(path, 0o444):
                     yield str(path.relative_to(top)), path.lstat()
 
-    def _check_member(self, path: Path, found: os.stat_result, size_bytes: int, digits: str) -> None:
+    def _check_member(self, path: Path, found: os.stat_result, size_bytes: int, content: Content) -> None:
         self._expect(path, found.st_size == size_bytes, f"has {found.st_size} bytes, the manifest says {size_bytes}")
         self._expect(path, found.st_mtime == FIXED_MTIME_S, f"has mtime {found.st_mtime}")
         if size_bytes == 0:
             self._expect(path, found.st_nlink == 1, "an empty file is linked")
-        elif found.st_ino not in self._blobs.get(digits, {}).values() and digits not in self._damaged:
-            self._wrong(path, f"is no inode of blob {digits}")
+        elif found.st_ino not in self._blobs.get(content, {}).values() and content[1] not in self._damaged:
+            self._wrong(path, f"is no inode of blob {content[1]}")
 
     def _check_quarantine(self) -> None:
-        top = self._under("quarantine")
-        for path in () if top is None else self._entries(top, 0o700):
+        tops = (home / "quarantine" for home in self._homes.values())
+        for path in (each for top in tops if top.is_dir() for each in self._entries(top, 0o700)):
             match = re.fullmatch(r"([0-9a-f]{64})\.[0-9]+", path.name)
             self._expect(path, match is not None, "is no name of a quarantined blob")
             self._file(path, 0o444)
@@ -373,7 +394,7 @@ class _Audit:
 
     def _check_names(self) -> None:
         """Every name of every file was seen: nothing of the store is named elsewhere."""
-        for digits, numbers in self._blobs.items():
+        for content, numbers in self._blobs.items():
             for inode in numbers.values():
                 seen, said = self._names[inode], self._links[inode]
-                self._expect(self._blob(digits), seen == said, f"has {said} names, of which {seen} are in the store")
+                self._expect(self._blob(content), seen == said, f"has {said} names, of which {seen} are in the store")

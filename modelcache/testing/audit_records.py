@@ -38,7 +38,7 @@ def check_ref(data: bytes, name: str) -> str | None:
     """What is wrong with the ref of this name (without `.json`), if anything."""
     line, _, second = data.partition(b"\n")
     record = _canonical(line + b"\n")
-    if record is None or record.keys() != _REF:
+    if record is None or record.keys() - {"compartment"} != _REF:
         return "is not a ref: no head in canonical form"
     without = {key: value for key, value in record.items() if key != "check"}
     if record["check"] != xxhash.xxh3_128_hexdigest(_text(without).encode("utf-8")):
@@ -50,7 +50,8 @@ def check_ref(data: bytes, name: str) -> str | None:
         return "is not a ref: no files in canonical form"
     if (record["size_bytes"], record["file_count"]) != (sum(file["size_bytes"] for file in files), len(files)):
         return "is not a ref: its head sums up other files"
-    if name != _half(record["uri"]) + _half(record["origin"]):
+    where = "\0".join(filter(None, (record["origin"], record.get("compartment"))))
+    if name != _half(record["uri"]) + _half(where):
         return f"is filed under another name than that of {record['uri']} at {record['origin']}"
     if not all(_HEX64.fullmatch(digits) for digits in (record["manifest"], *(file["sha256"] for file in files))):
         return "a digest in it is none"
@@ -74,7 +75,7 @@ def check_lease(data: bytes, name: str) -> str | None:
 def check_grant(data: bytes, name: str) -> str | None:
     """What is wrong with the grant of this name (without `.json`), if anything."""
     record = _canonical(data)
-    if record is None or record.keys() != _GRANT:
+    if record is None or record.keys() - {"compartment"} != _GRANT:
         return "is not a grant in canonical form"
     if not all(_HEX64.fullmatch(digits) for digits in (record["credential"], record["manifest"], *record["blobs"])):
         return "a digest in it is none"

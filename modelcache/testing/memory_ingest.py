@@ -25,6 +25,19 @@ class MemoryBlob:
     table: ChunkTable
 
 
+Content = Digest | tuple[str, Digest]
+"""Bytes that all share, or those of one compartment."""
+
+
+def content_of(digest: Digest, compartment: str) -> Content:
+    return (compartment, digest) if compartment else digest
+
+
+def bare(content: Content) -> Digest:
+    """The digest of its bytes."""
+    return content[1] if isinstance(content, tuple) else content
+
+
 def digest_of(data: bytes) -> Digest:
     return sha256(hashlib.sha256(data).hexdigest())
 
@@ -37,7 +50,7 @@ class MemoryShelf:
     forget_unnamed: Callable[[], None]
     make_room: Callable[[MemoryIngest, int], None]
     clock: Callable[[], float]
-    blobs: dict[Digest, MemoryBlob] = field(default_factory=dict)
+    blobs: dict[Content, MemoryBlob] = field(default_factory=dict)
     kept: dict[RefKey, MemoryIngest] = field(default_factory=dict)
     open_ingests: dict[str, MemoryIngest] = field(default_factory=dict)
     claims: dict[str, MemoryIngest] = field(default_factory=dict)
@@ -116,7 +129,7 @@ class MemoryIncoming:
         self._data[offset:end] = data.cast("B")
 
     def read(self, offset: int, buffer: memoryview) -> None:
-        data = self._data if self._sha256 is None else self._ingest.shelf.blobs[self._sha256].data
+        data = self._data if self._sha256 is None else self._ingest.shelf.blobs[self._content(self._sha256)].data
         found = data[offset : offset + buffer.nbytes]
         if len(found) < buffer.nbytes:
             raise StoreFault(f"`{self.path}` ends before byte {offset + buffer.nbytes}")
@@ -154,7 +167,7 @@ class MemoryIncoming:
             raise ValueError(f"the chunk table of `{self.path}` is of {table.size_bytes} bytes, the file of {self.size_bytes}")
         if digest_of(bytes(self._data)) != sha256:
             raise ValueError(f"`{self.path}` has another digest than its fetch computed: {sha256}")
-        self._ingest.shelf.blobs.setdefault(sha256, MemoryBlob(bytes(self._data), table))
+        self._ingest.shelf.blobs.setdefault(self._content(sha256), MemoryBlob(bytes(self._data), table))
         self._link(sha256)
 
     def link(self, sha256: Digest) -> bool:
@@ -173,7 +186,7 @@ class MemoryIncoming:
         self.room_bytes = min(self.room_bytes, max(ends, default=0))
 
     def _link(self, sha256: Digest) -> bool:
-        found = self._ingest.shelf.blobs.get(sha256)
+        found = self._ingest.shelf.blobs.get(self._content(sha256))
         if found is None or len(found.data) != self.size_bytes:
             return False
         with self._ingest.changed:
@@ -182,6 +195,9 @@ class MemoryIncoming:
             self.room_bytes = 0
             self._ingest.changed.notify_all()
         return True
+
+    def _content(self, digest: Digest) -> Content:
+        return content_of(digest, self._ingest.key.compartment)
 
     def _require_open(self) -> None:
         if self._ingest.ended:
@@ -234,7 +250,7 @@ class MemoryIngest:
         named = [file for ingest in others for file in ingest.files if wanted.identity and file.wanted.identity == wanted.identity]
         same = [file for file in named if file.size_bytes == wanted.size_bytes]
         digests = [wanted.sha256, self.published_elsewhere.get(wanted.identity), *(file.sha256 for file in same)]
-        known = next((digest for digest in digests if digest is not None and digest in self.shelf.blobs), None)
+        known = next((digest for digest in digests if digest is not None and self._content(digest) in self.shelf.blobs), None)
         here = [file.marked_bytes for file in same if file.booked]
         holder = self.shelf.claims.get(wanted.identity)
         pulse = () if holder is None else (sum(file.marked_bytes for file in holder.files),)
@@ -268,6 +284,9 @@ class MemoryIngest:
             for file, before in zip(todo, remains, strict=True):
                 file.book(before)
 
+    def _content(self, digest: Digest) -> Content:
+        return content_of(digest, self.key.compartment)
+
     def _remains(self, wanted: IngestFile) -> MemoryIncoming | None:
         kept = [file for ingest in self.shelf.kept.values() if ingest is not self._earlier for file in ingest.files]
         same = [file for file in kept if wanted.version and file.wanted.version and file.wanted.identity == wanted.identity]
@@ -291,8 +310,10 @@ class MemoryIngest:
         ours = {(file.path, file.size_bytes, file.sha256) for file in self._files}
         if ours != {(item.path, item.size_bytes, item.sha256) for item in manifest.files}:
             raise ValueError("the manifest does not name exactly the completed files of this ingest")
+        if {manifest.compartment, ref.key.compartment} != {self.key.compartment}:
+            raise ValueError("manifest and ref are not of the compartment of this ingest")
         for file in self._files:
-            if file.sha256 not in self.shelf.blobs:
+            if file.sha256 is not None and self._content(file.sha256) not in self.shelf.blobs:
                 raise DamagedBlob(f"the blob of `{file.path}` was found damaged", expected=str(file.sha256))
         snapshot = self.shelf.add_snapshot(manifest, ref)
         became = {file.wanted.identity: file.sha256 for file in self._files if file.wanted.identity and file.sha256 is not None}

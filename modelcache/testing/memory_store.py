@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -22,7 +21,7 @@ from modelcache.manifest import Manifest
 from modelcache.paths import check_tree
 from modelcache.patience import Cancellation
 from modelcache.testing.memory_grants import MemoryGrants
-from modelcache.testing.memory_ingest import MemoryBlob, MemoryIngest, MemoryShelf, digest_of
+from modelcache.testing.memory_ingest import Content, MemoryBlob, MemoryIngest, MemoryShelf, bare, content_of, digest_of
 from modelcache.testing.memory_leases import MemoryLeases
 
 EMPTY = digest_of(b"")
@@ -48,7 +47,8 @@ class MemoryStore:
 
     def file(self, digest: Digest, path: str) -> bytes:
         """The bytes of one file of a snapshot."""
-        return self.shelf.blobs[next(item.sha256 for item in self.manifest(digest).files if item.path == path)].data
+        manifest = self.manifest(digest)
+        return self.shelf.blobs[next(content_of(item.sha256, manifest.compartment) for item in manifest.files if item.path == path)].data
 
     def leftovers(self) -> list[str]:
         """Names of everything that is neither a snapshot, its blobs, nor a ref."""
@@ -111,12 +111,15 @@ class MemoryStore:
             raise NotCached(f"no snapshot `{digest}`")
         return found
 
-    def has_blob(self, digest: Digest) -> bool:
-        return digest in self.shelf.blobs
+    def has_blob(self, digest: Digest, compartment: str = "") -> bool:
+        return digest == EMPTY or content_of(digest, compartment) in self.shelf.blobs
 
     def ingest(self, key: RefKey, files: Sequence[IngestFile]) -> MemoryIngest:
         check_tree(file.path for file in files)
+        if any(file.compartment != key.compartment for file in files):
+            raise ValueError("a file is of another compartment than its ref")
         with self._lock:
+            self.shelf.blobs.setdefault(content_of(EMPTY, key.compartment), MemoryBlob(b"", ChunkTable(0, ())))
             earlier = self.shelf.kept.get(key)
             ingest = MemoryIngest(self.shelf, key, files, earlier)
             try:
@@ -231,14 +234,14 @@ class MemoryStore:
     ) -> VerifyReport:
         with self._lock:
             names = list(self._manifests) if manifest is None else [self.manifest(manifest).digest]
-            blobs = sorted({item.sha256 for name in names for item in self._manifests[name].files} & self.shelf.blobs.keys())
+            blobs = sorted(self._named(set(names)) & self.shelf.blobs.keys(), key=str)
             total = sum(len(self.shelf.blobs[digest].data) for digest in blobs)
             done, damages = 0, []
             for digest in blobs:
                 cancel.check()
                 data = self.shelf.blobs[digest].data
                 done += len(data)
-                if hashlib.sha256(data).hexdigest() != digest.hex:
+                if digest_of(data) != bare(digest):
                     damages.append(self._withdraw(digest))
                 if progress is not None:
                     progress(done, total)
@@ -287,20 +290,22 @@ class MemoryStore:
             last_used_at_s=self._last_used[digest],
         )
 
-    def _named(self, names: set[Digest | None] | set[Digest]) -> set[Digest]:
+    def _named(self, names: set[Digest | None] | set[Digest]) -> set[Content]:
         """Blobs of these snapshots; None stands for the ingests."""
-        found = {item.sha256 for name in names if name is not None for item in self._manifests[name].files}
+        shown = [self._manifests[name] for name in names if name is not None]
+        found = {content_of(item.sha256, manifest.compartment) for manifest in shown for item in manifest.files}
         if None in names:
             ingests = (*self.shelf.open_ingests.values(), *self.shelf.kept.values())
-            found |= {file.sha256 for ingest in ingests for file in ingest.files if file.sha256 is not None}
+            files = ((ingest.key.compartment, file.sha256) for ingest in ingests for file in ingest.files)
+            found |= {content_of(digest, compartment) for compartment, digest in files if digest is not None}
         return found
 
     def _content_bytes(self, names: set[Digest | None] | set[Digest]) -> int:
         return sum(len(self.shelf.blobs[digest].data) for digest in self._named(names) if digest in self.shelf.blobs)
 
-    def _unnamed(self) -> list[Digest]:
-        named = self._named({*self._manifests, None}) | {EMPTY}
-        return [digest for digest in self.shelf.blobs if digest not in named]
+    def _unnamed(self) -> list[Content]:
+        named = self._named({*self._manifests, None})
+        return [content for content in self.shelf.blobs if content not in named and bare(content) != EMPTY]
 
     def _forget_unnamed(self) -> None:
         with self._lock:
@@ -321,7 +326,7 @@ class MemoryStore:
     def _available_bytes(self) -> int:
         return max(0, self._room_bytes())
 
-    def _victims(self, lacking_bytes: int, unnamed: Iterable[Digest]) -> list[Evicted]:
+    def _victims(self, lacking_bytes: int, unnamed: Iterable[Content]) -> list[Evicted]:
         """Least recently used snapshots that free so much, each counted with those before it gone; `unnamed` is gone already."""
         held = {lease.manifest for lease in self.leases()}
         gone: set[Digest] = set()
@@ -344,9 +349,10 @@ class MemoryStore:
         needed -= 0 if earlier is None else earlier.room_bytes
         if needed <= self._available_bytes():
             return
-        holding = {file.sha256 for file in ingest.files}
+        home = ingest.key.compartment
+        holding = {content_of(file.sha256, home) for file in ingest.files if file.sha256 is not None}
         held = {lease.manifest for lease in self.leases()}
-        held |= {name for name, manifest in self._manifests.items() if any(item.sha256 in holding for item in manifest.files)}
+        held |= {name for name in self._manifests if self._named({name}) & holding}
         available = self._available_bytes()
         evictable = self._content_bytes(set(self._manifests)) - self._content_bytes(held)
         ended = [key for key, ingest in self.shelf.kept.items() if key != returned]
@@ -373,9 +379,9 @@ class MemoryStore:
         self._refs = {key: ref for key, ref in self._refs.items() if ref.manifest != digest}
         self._forget_unnamed()
 
-    def _withdraw(self, digest: Digest) -> Damage:
-        blob = self.shelf.blobs.pop(digest)
-        showing = [name for name, manifest in self._manifests.items() if any(item.sha256 == digest for item in manifest.files)]
+    def _withdraw(self, content: Content) -> Damage:
+        blob, digest = self.shelf.blobs.pop(content), bare(content)
+        showing = [name for name in self._manifests if content in self._named({name})]
         held = {lease.manifest for lease in self.leases()}
         withdrawn = tuple(name for name in showing if name not in held)
         for name in withdrawn:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from modelcache.testing.store_contract_claims import ClaimContract
+from modelcache.testing.store_contract_compartments import CompartmentContract
 from modelcache.testing.store_contract_holds import HoldContract
 from modelcache.testing.store_contract_ingests import IngestContract
 from modelcache.testing.store_contract_room import RoomContract
@@ -10,7 +11,7 @@ from modelcache.testing.store_contract_snapshots import SnapshotContract
 from modelcache.testing.store_contract_verify import VerifyContract
 
 
-class StoreContract(SnapshotContract, IngestContract, ClaimContract, HoldContract, RoomContract, VerifyContract):
+class StoreContract(SnapshotContract, IngestContract, ClaimContract, CompartmentContract, HoldContract, RoomContract, VerifyContract):
     """The whole suite.
 
     A subclass gives these fixtures:

@@ -43,18 +43,24 @@ def chunk_of(data: bytes, index: int) -> bytes:
     return data[span.start : span.stop]
 
 
-def manifest_of(files: Mapping[str, bytes]) -> Manifest:
-    return Manifest.of(ManifestFile(path, len(data), digest_of(data)) for path, data in files.items())
+def manifest_of(files: Mapping[str, bytes], compartment: str = "") -> Manifest:
+    return Manifest.of((ManifestFile(path, len(data), digest_of(data)) for path, data in files.items()), compartment)
 
 
 def ref_of(
-    files: Mapping[str, bytes], *, uri: str = URI, origin: str = ORIGIN, revision: str = "main", at_s: float = 1_700_000_000.0
+    files: Mapping[str, bytes],
+    *,
+    uri: str = URI,
+    origin: str = ORIGIN,
+    revision: str = "main",
+    at_s: float = 1_700_000_000.0,
+    compartment: str = "",
 ) -> Ref:
     return Ref(
-        key=RefKey(uri, origin),
+        key=RefKey(uri, origin, compartment),
         revision=revision,
         immutable=False,
-        manifest=manifest_of(files).digest,
+        manifest=manifest_of(files, compartment).digest,
         files=tuple(RefFile(path, len(data), VERSION, digest_of(data)) for path, data in sorted(files.items())),
         created_at_s=at_s,
         checked_at_s=at_s,
@@ -66,10 +72,10 @@ def version_of(data: bytes) -> str:
     return f"{VERSION} {digest_of(data).hex[:16]}"
 
 
-def wanted(files: Mapping[str, bytes], *, known: bool = False, version: str | None = None) -> list[IngestFile]:
+def wanted(files: Mapping[str, bytes], *, known: bool = False, version: str | None = None, compartment: str = "") -> list[IngestFile]:
     """What to ask `Store.ingest` for; `known`: with digests, so that blobs that are here are linked."""
     return [
-        IngestFile(path, len(data), version_of(data) if version is None else version, digest_of(data) if known else None)
+        IngestFile(path, len(data), version_of(data) if version is None else version, digest_of(data) if known else None, compartment)
         for path, data in files.items()
     ]
 
@@ -100,12 +106,13 @@ def fill(
     origin: str = ORIGIN,
     known: bool = False,
     route: Route = Route.BUFFERED,
+    compartment: str = "",
 ) -> Snapshot:
     """Ingest and publish these files as one snapshot."""
-    ref = ref_of(files, uri=uri, origin=origin)
-    ingest = store.ingest(ref.key, wanted(files, known=known))
+    ref = ref_of(files, uri=uri, origin=origin, compartment=compartment)
+    ingest = store.ingest(ref.key, wanted(files, known=known, compartment=compartment))
     try:
         complete_all(ingest, files, route)
-        return ingest.publish(manifest_of(files), ref)
+        return ingest.publish(manifest_of(files, compartment), ref)
     finally:
         ingest.discard()

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, ExitStack, suppress
 from dataclasses import dataclass, replace
+from functools import cache
 
 import xxhash
 
@@ -118,7 +119,8 @@ class Repair:
         with ExitStack() as held:
             withdrawn = self._withdrawn(verified, uri)
             shown = {digest for damage in verified.damages for digest in damage.still_held}
-            self._bring_all(self._missing(withdrawn, shown), withdrawn, held)
+            for compartment in sorted({ref.key.compartment for ref in withdrawn} | {self._home(digest) for digest in shown}):
+                self._bring_all(self._missing(withdrawn, shown, compartment), withdrawn, held, compartment)
             restored = self._restore(withdrawn)
             mended = [self._mend(digest) for digest in sorted(shown)]
         resolved = [damage.ref.uri for damage in verified.damages if damage.ref is not None and self._resolve(damage.ref)]
@@ -138,7 +140,7 @@ class Repair:
     def _withdrawn(self, verified: VerifyReport, uri: str | None) -> list[Ref]:
         """Refs whose snapshots damage took out of service, now or earlier: something that they show is in quarantine."""
         published = {info.digest for info in self._store.list()}
-        lost = self._store.quarantined()
+        lost = cache(self._store.quarantined)
         gone = {digest for damage in verified.damages for digest in damage.withdrawn}
         found = []
         for head in self._store.heads():
@@ -147,7 +149,7 @@ class Repair:
             ref = self._store.ref(head.key)
             if ref is None:
                 continue
-            if ref.manifest in gone or any(item.sha256 in lost for item in ref.files):
+            if ref.manifest in gone or any(item.sha256 in lost(ref.key.compartment) for item in ref.files):
                 found.append(ref)
                 gone.discard(ref.manifest)
         for digest in sorted(gone) if uri is None else []:
@@ -155,29 +157,38 @@ class Repair:
             self._unrepaired.append(Unrepaired(digest, (), "no ref that can be read leads to it", advice))
         return found
 
-    def _missing(self, withdrawn: Iterable[Ref], shown: Iterable[Digest]) -> dict[Digest, int]:
-        """Contents that are not here, with their sizes."""
-        files: list[RefFile | ManifestFile] = [item for ref in withdrawn for item in ref.files]
+    def _home(self, digest: Digest) -> str:
+        """The compartment of a snapshot."""
+        try:
+            return self._store.manifest(digest).compartment
+        except (NotCached, DamagedRecord):
+            return ""
+
+    def _missing(self, withdrawn: Iterable[Ref], shown: Iterable[Digest], compartment: str) -> dict[Digest, int]:
+        """Contents that are not in this part of the store and should be, with their sizes."""
+        files: list[RefFile | ManifestFile] = [item for ref in withdrawn if ref.key.compartment == compartment for item in ref.files]
         for digest in shown:
             with suppress(NotCached):
-                files += self._store.manifest(digest).files
-        return {item.sha256: item.size_bytes for item in files if not self._store.has_blob(item.sha256)}
+                manifest = self._store.manifest(digest)
+                files += manifest.files if manifest.compartment == compartment else ()
+        return {item.sha256: item.size_bytes for item in files if not self._store.has_blob(item.sha256, compartment)}
 
     # -- bytes ------------------------------------------------------------------------------------------------------
 
-    def _bring_all(self, missing: dict[Digest, int], withdrawn: list[Ref], held: ExitStack) -> None:
-        """Ask one ref after the other for what is still missing; those first whose snapshots wait for it."""
-        first = {ref.key for ref in withdrawn}
-        others = [head.key for head in self._store.heads() if head.key not in first]
-        for key in [*(ref.key for ref in withdrawn), *others]:
-            todo = {digest: size for digest, size in missing.items() if not self._store.has_blob(digest)}
+    def _bring_all(self, missing: dict[Digest, int], withdrawn: list[Ref], held: ExitStack, compartment: str) -> None:
+        """Ask one ref of the compartment after the other for what is still missing; those first whose snapshots wait for it."""
+        first = dict.fromkeys(ref.key for ref in withdrawn)
+        for key in dict.fromkeys([*first, *(head.key for head in self._store.heads())]):
+            if key.compartment != compartment:
+                continue
+            todo = {digest: size for digest, size in missing.items() if not self._store.has_blob(digest, compartment)}
             if not todo:
                 return
             ref = self._store.ref(key)
             if ref is not None and any(item.sha256 in todo for item in ref.files):
                 self._bring(ref, todo, held)
         for digest in missing:
-            if not self._store.has_blob(digest):
+            if not self._store.has_blob(digest, compartment):
                 self._give_up(digest)
 
     def _give_up(self, digest: Digest) -> None:
@@ -204,7 +215,7 @@ class Repair:
         except (Cancelled, StoreReadOnly):
             raise
         except ModelCacheError as error:
-            self._failed([digest for digest in wanted if not self._store.has_blob(digest)], str(error))
+            self._failed([digest for digest in wanted if not self._store.has_blob(digest, ref.key.compartment)], str(error))
 
     def _list(self, source: Source, uri: StorageUri, ref: Ref) -> Listing:
         if str(source.origin) != ref.key.origin:
@@ -217,14 +228,14 @@ class Repair:
 
     def _fetch(self, ref: Ref, source: Source, remote: dict[Digest, RemoteFile], held: ExitStack) -> None:
         """An ingest of the blobs alone, in which their sound chunks stand already: the engine checks them and fetches the rest."""
-        key = RefKey(f"repair {ref.key.uri}", ref.key.origin)
-        files = [IngestFile(digest.hex, item.size_bytes, str(digest), digest) for digest, item in remote.items()]
+        key = _repairing(ref)
+        files = [IngestFile(digest.hex, item.size_bytes, str(digest), digest, key.compartment) for digest, item in remote.items()]
         self._salvage(key, files)
         with ExitStack() as bringing:
             with self._engine.planning():
                 ingest = self._store.ingest(key, files)
                 bringing.callback(_end, ingest)  # At once if it fails: others may bring these bytes, and the next ref is asked for them.
-                fetch = self._start(ref, source, remote, ingest)
+                fetch = self._start(ref, source, remote, (ingest, files))
             fetch.wait(self._cancel)
             held.push(bringing.pop_all())
         done = fetch.look()
@@ -232,9 +243,10 @@ class Repair:
         self._fetched_bytes += done.bytes_fetched
         self._blobs += [RepairedBlob(digest, item.size_bytes, ref.key.uri) for digest, item in remote.items()]
 
-    def _start(self, ref: Ref, source: Source, remote: dict[Digest, RemoteFile], ingest: Ingest) -> Fetch:
+    def _start(self, ref: Ref, source: Source, remote: dict[Digest, RemoteFile], into: tuple[Ingest, Sequence[IngestFile]]) -> Fetch:
+        ingest, files = into
         listed = tuple(_compared(item, digest) for digest, item in remote.items())
-        identities = tuple(str(digest) for digest in remote)
+        identities = tuple(file.identity for file in files)
         request = FetchRequest(ref.key.uri, source, listed, ingest, identities, Priority.REPAIR, Route.DIRECT)
         return self._engine.start(request)
 
@@ -246,7 +258,7 @@ class Repair:
                 if file.sha256 is not None or not file.claimed:
                     continue
                 known = file.hints()
-                for index, view in self._store.salvage(Digest(Algorithm.SHA256, file.path), self._cancel):
+                for index, view in self._store.salvage(Digest(Algorithm.SHA256, file.path), self._cancel, key.compartment):
                     if index not in known:
                         file.write(chunk_range(index, file.size_bytes).start, view, Route.DIRECT)
                         file.mark(index, xxhash.xxh3_128_digest(view))
@@ -262,11 +274,12 @@ class Repair:
             head = self._store.head(ref.key)
             if head is None or head.manifest != ref.manifest or ref.manifest in restored:
                 continue  # Somebody pulled a later version, or removed it, meanwhile.
-            if not all(self._store.has_blob(item.sha256) for item in ref.files):
+            home = ref.key.compartment
+            if not all(self._store.has_blob(item.sha256, home) for item in ref.files):
                 continue
-            manifest = Manifest.of(ManifestFile(item.path, item.size_bytes, item.sha256) for item in ref.files)
-            wanted = [IngestFile(item.path, item.size_bytes, "", item.sha256) for item in manifest.files]
-            ingest = self._store.ingest(RefKey(f"repair {ref.key.uri}", ref.key.origin), wanted)
+            manifest = Manifest.of((ManifestFile(item.path, item.size_bytes, item.sha256) for item in ref.files), home)
+            wanted = [IngestFile(item.path, item.size_bytes, "", item.sha256, home) for item in manifest.files]
+            ingest = self._store.ingest(_repairing(ref), wanted)
             try:
                 if manifest.digest == ref.manifest and _is_published(ingest, manifest, ref):
                     restored.append(ref.manifest)
@@ -306,6 +319,11 @@ class Repair:
             self._unrepaired.append(Unrepaired(ref.manifest, (key.uri,), str(error), "the next pull asks the origin again"))
             return False
         return renewed is not None and self._store.attach(renewed) is not None
+
+
+def _repairing(ref: Ref) -> RefKey:
+    """What the ingest of a repair is filed under: no URI of a model."""
+    return replace(ref.key, uri=f"repair {ref.key.uri}")
 
 
 def _serving(listing: Listing, ref: Ref, digest: Digest) -> RemoteFile | None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from modelcache.agent.client import AgentClient, Identity
 from modelcache.errors import AccessDenied, BadConfig
+from modelcache.fetch.progress import Progress
 from modelcache.testing.agents import RunningAgent, agent
 from modelcache.testing.servers import SeaweedFS
 
@@ -64,3 +66,30 @@ def test_a_secret_leads_to_no_file_and_no_way_of_its_own(node: RunningAgent, sea
     with AgentClient(node.driver) as driver, pytest.raises(BadConfig, match=name) as caught:
         driver.ensure("s3://b/k", identity=Identity("team-b", "default", secret_of(seaweedfs) | {name: "/dev/zero"}))
     assert "/dev/zero" not in str(caught.value.as_dict())
+
+
+def test_isolated_namespaces_share_no_inode(tmp_path: Path, seaweedfs: SeaweedFS, bucket: str) -> None:
+    """The namespace is the one that the driver's socket told; the administrator's is none of them."""
+    data = b"w" * 100_000
+    seaweedfs.put(bucket, "m/weights", data)
+    uri, reader = f"s3://{bucket}/m", seaweedfs.reader
+    secret = secret_of(seaweedfs, reader.access_key, reader.secret_key)
+    keys = {"AWS_ACCESS_KEY_ID": reader.access_key, "AWS_SECRET_ACCESS_KEY": reader.secret_key, "AWS_DEFAULT_REGION": "us-east-1"}
+    environ = keys | {"MODELCACHE_ISOLATION": "namespace", "AWS_ENDPOINT_URL_S3": seaweedfs.endpoint}
+    with agent(tmp_path, environ) as running, AgentClient(running.driver) as driver, AgentClient(running.admin) as admin:
+        found = {"": admin.ensure(uri).snapshot}
+        for namespace in ("team-a", "team-b"):
+            looks: list[Progress] = []
+            had = driver.ensure(uri, identity=Identity(namespace, "default", secret), progress=looks.append)
+            assert not any(look.hit for look in looks)
+            found[namespace] = had.snapshot
+        assert driver.ensure(uri, identity=Identity("team-a", "other", secret)).snapshot == found["team-a"]
+        files = {namespace: (snapshot.path / "weights") for namespace, snapshot in found.items()}
+        assert [path.read_bytes() for path in files.values()] == [data] * 3
+        assert len({path.stat().st_ino for path in files.values()}) == 3
+        assert {path.stat().st_nlink for path in files.values()} == {2}
+        refs = {info.digest: [head.key.compartment for head in info.refs] for info in admin.list()}
+        assert refs == {snapshot.digest: [namespace] for namespace, snapshot in found.items()}
+        assert admin.show(uri).info.digest == found[""].digest
+        with pytest.raises(BadConfig, match="namespace"):
+            driver.ensure(uri, identity=Identity("../team-a", "default", secret))

@@ -61,12 +61,16 @@ def _leftovers(root: Path) -> Iterator[str]:
     """What neither a snapshot, nor its blobs and records, nor the empty store accounts for."""
     layout = Layout(root)
     expected = {root, layout.format, *layout.locks, *layout.directories}
-    expected |= {prefix for top in (layout.blobs, layout.tables) for prefix in top.iterdir()}
+    layouts = [layout, *(layout.within(home.name) for home in layout.apart.glob("*"))]
+    for each in layouts[1:]:
+        expected |= {layout.apart, *each.compartment_directories}
+    expected |= {prefix for each in layouts for top in (each.blobs, each.tables) for prefix in top.iterdir()}
     for snapshot in layout.snapshots.iterdir():
         expected |= {snapshot, layout.manifests / f"{snapshot.name}.json", *snapshot.rglob("*")}
     shown = {path.lstat().st_ino for path in layout.snapshots.rglob("*")}
-    blobs = {path for path in layout.blobs.glob("*/*") if path.lstat().st_ino in shown}
-    expected |= blobs | {layout.tables / blob.relative_to(layout.blobs) for blob in blobs}
-    expected |= {layout.verified} if layout.verified.exists() else set()
+    for each in layouts:
+        blobs = {path for path in each.blobs.glob("*/*") if path.lstat().st_ino in shown}
+        expected |= blobs | {each.tables / blob.relative_to(each.blobs) for blob in blobs}
+        expected |= {each.verified} if each.verified.exists() else set()
     expected |= set(layout.refs.glob("*.json")) if any(layout.snapshots.iterdir()) else set()
     return (str(path.relative_to(root)) for path in root.rglob("*") if path not in expected)

@@ -605,6 +605,7 @@ class RefInfo(_message.Message):
     FILE_COUNT_FIELD_NUMBER: _builtins.int
     CREATED_AT_S_FIELD_NUMBER: _builtins.int
     CHECKED_AT_S_FIELD_NUMBER: _builtins.int
+    COMPARTMENT_FIELD_NUMBER: _builtins.int
     uri: _builtins.str
     origin: _builtins.str
     revision: _builtins.str
@@ -614,6 +615,8 @@ class RefInfo(_message.Message):
     file_count: _builtins.int
     created_at_s: _builtins.float
     checked_at_s: _builtins.float
+    compartment: _builtins.str
+    """The namespace whose own part of the store it is in; empty: the part that all share."""
     def __init__(
         self,
         *,
@@ -626,10 +629,11 @@ class RefInfo(_message.Message):
         file_count: _builtins.int = ...,
         created_at_s: _builtins.float = ...,
         checked_at_s: _builtins.float = ...,
+        compartment: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["checked_at_s", b"checked_at_s", "created_at_s", b"created_at_s", "digest", b"digest", "file_count", b"file_count", "immutable", b"immutable", "origin", b"origin", "revision", b"revision", "size_bytes", b"size_bytes", "uri", b"uri"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["checked_at_s", b"checked_at_s", "compartment", b"compartment", "created_at_s", b"created_at_s", "digest", b"digest", "file_count", b"file_count", "immutable", b"immutable", "origin", b"origin", "revision", b"revision", "size_bytes", b"size_bytes", "uri", b"uri"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
