@@ -13,7 +13,7 @@ COLORS = {Level.OK: GREEN, Level.WARN: YELLOW, Level.FAIL: BOLD_RED}
 
 
 def doctor(session: Session) -> ExitCode:
-    """Look for what keeps models from coming in: store, disk, packages, certificates, proxy, clock.
+    """Look for what keeps models from coming in: agent, store, disk, packages, certificates, proxy, clock.
 
     Asks no network. Exits with 8 if something has to be repaired first.
     """
@@ -34,4 +34,4 @@ def _findings(session: Session) -> list[Finding]:
         config = settings.config()
     except BadConfig as error:
         return [broken("settings", str(error), error.hint or "correct it there, or leave it out")]
-    return [*lazy.check_settings(session.environ, settings), *lazy.examine(session.environ, config)]
+    return [*lazy.check_settings(session.environ, settings), *lazy.check_agent(settings), *lazy.examine(session.environ, config)]

@@ -136,6 +136,13 @@ def check_settings(environ: Mapping[str, str], settings: Settings) -> Sequence[F
     return check_settings(environ, settings)
 
 
+def check_agent(settings: Settings) -> Sequence[Finding]:
+    """What `doctor` finds about the node's agent."""
+    from modelcache.cli.agent_checks import check_agent
+
+    return check_agent(settings)
+
+
 def examine(environ: Mapping[str, str], config: Config) -> Sequence[Finding]:
     """What `doctor` finds."""
     from modelcache.cli.examination import examine

@@ -38,11 +38,11 @@ def reached(settings: Settings, output: Output, fetches_with: Mapping[str, str] 
         AgentUnreachable: nobody answers at a socket that was named.
         BadConfig: the agent that was named keeps another store than the settings name, or what it takes isn't installed.
     """
-    place = _setting(settings, SOCKET)
+    place = setting(settings, SOCKET)
     if place.value is None:
         return None
     try:
-        found = _of_this_root(at_socket(settings), settings)
+        found = of_this_root(at_socket(settings), settings)
     except (AgentUnreachable, BadConfig) as error:
         if is_named(place):
             raise
@@ -59,7 +59,7 @@ def reached(settings: Settings, output: Output, fetches_with: Mapping[str, str] 
 
 def at_socket(settings: Settings) -> RemoteCache:
     """The agent at the socket of these settings, whatever it keeps. The caller closes it. Raises AgentUnreachable, BadConfig."""
-    place = _setting(settings, SOCKET)
+    place = setting(settings, SOCKET)
     if place.value is None:
         raise BadConfig("these settings name no agent", got="none", hint="name its socket with --agent or MODELCACHE_AGENT")
     _expect_listener(place.value)
@@ -89,7 +89,8 @@ def _given(settings: Settings) -> Iterator[str]:
             yield f"{one.setting.key} in {one.name}"
 
 
-def _setting(settings: Settings, key: str) -> Resolved:
+def setting(settings: Settings, key: str) -> Resolved:
+    """One setting, and where its value comes from."""
     return next(one for one in settings.values if one.setting.key == key)
 
 
@@ -103,8 +104,14 @@ def _expect_listener(path: Path) -> None:
         raise AgentUnreachable(f"nobody answers at the agent's socket ({error.strerror or error})", address=str(path)) from None
 
 
-def _of_this_root(found: RemoteCache, settings: Settings) -> RemoteCache:
-    root, place = _setting(settings, ROOT), _setting(settings, SOCKET)
+def of_this_root(found: RemoteCache, settings: Settings) -> RemoteCache:
+    """The agent, if it keeps the root of these settings; else it is closed.
+
+    Raises:
+        AgentUnreachable: it is ending, and nobody named it.
+        BadConfig: it keeps another store.
+    """
+    root, place = setting(settings, ROOT), setting(settings, SOCKET)
     try:
         if os.path.realpath(root.value) != os.path.realpath(found.root):
             raise BadConfig(

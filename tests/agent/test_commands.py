@@ -12,6 +12,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from modelcache.chunks import CHUNK_BYTES
 from modelcache.cli.main import main
 from modelcache.errors import Cancelled
 from modelcache.patience import Cancellation
-from modelcache.testing.agents import RunningAgent, agent
+from modelcache.testing.agents import ROOMY, RunningAgent, agent
 from modelcache.testing.fault_server import FaultServer
 from modelcache.testing.faults import status
 from tests.cli.conftest import WEIGHTS, stalled_from
@@ -60,8 +61,8 @@ def server() -> Iterator[FaultServer]:
 @pytest.fixture
 def ways(node: RunningAgent, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Ways:
     for name in os.environ:
-        if name.startswith(("AWS_", "CLOUDSDK_")):
-            monkeypatch.delenv(name)  # credentials of its own take a command to the store
+        if name.startswith(("AWS_", "CLOUDSDK_", *ROOMY)):
+            monkeypatch.delenv(name)  # credentials and limits of its own take a command to the store
     monkeypatch.setenv("MODELCACHE_ROOT", str(node.root))
 
     def runs(environ: Mapping[str, str]) -> Run:
@@ -75,7 +76,7 @@ def ways(node: RunningAgent, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Cap
 
         return run
 
-    return Ways(runs({"MODELCACHE_AGENT": str(node.admin)}), runs({"MODELCACHE_AGENT": "none", **SETTINGS}), runs({}))
+    return Ways(runs({"MODELCACHE_AGENT": str(node.admin)}), runs({"MODELCACHE_AGENT": "none", **ROOMY, **SETTINGS}), runs({}))
 
 
 def seen(run: Run, commands: Sequence[Sequence[object]]) -> list[tuple[int, Any]]:
@@ -220,6 +221,18 @@ def test_the_usual_socket_is_asked_where_it_keeps_this_store(
     monkeypatch.setattr("modelcache.config.AGENT_SOCKET", silent)
     [why] = directly("ls")
     assert "nobody answers" in why
+
+
+def test_doctor_asks_the_agent(ways: Ways, node: RunningAgent, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def finding() -> tuple[str, str, str | None]:
+        findings = ways.agent("--json", "doctor").document["findings"]
+        [found] = [(one["level"], one["message"], one["hint"]) for one in findings if one["check"] == "agent"]
+        return found
+
+    assert finding() == ("ok", f"{version('modelcache')} at {node.admin}", None)
+    monkeypatch.setenv("MODELCACHE_ROOT", str(tmp_path / "other"))
+    level, _, hint = finding()
+    assert (level, hint) == ("fail", f"name its root, too: `--root {node.root}`")
 
 
 def test_top_shows_what_is_kept_and_held(ways: Ways, node: RunningAgent, server: FaultServer) -> None:

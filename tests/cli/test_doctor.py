@@ -74,6 +74,15 @@ def test_every_finding_that_is_not_ok_has_a_next_step(cli: Executable, tmp_path:
     assert "hunter2" not in done.out
 
 
+def test_an_agent_that_is_named_and_silent_is_a_failure_as_it_is_to_every_other_command(cli: Executable, tmp_path: Path) -> None:
+    done = cli("doctor", "--json", MODELCACHE_AGENT=str(tmp_path / "a.sock"))
+    [finding] = [one for one in done.document["findings"] if one["check"] == "agent"]
+
+    assert (done.code, finding["level"]) == (8, "fail")
+    assert str(tmp_path / "a.sock") in finding["message"]
+    assert cli("ls", MODELCACHE_AGENT=str(tmp_path / "a.sock")).code == 5
+
+
 def test_bad_settings_are_a_finding(cli: Executable) -> None:
     done = cli("doctor", MODELCACHE_REFRESH_S="soon")
 
