@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from contextlib import ExitStack
 
 from modelcache.digest import Digest
@@ -152,20 +153,38 @@ def _receive_exactly(answer: Answer, size_bytes: int, address: str) -> bytes:
 
 
 def _receive_chunks(answer: Answer, max_bytes: int, address: str) -> bytes:
-    """The chunked coding (RFC 9112 §7.1). Trailers are refused: nothing here needs any."""
     body = b""
+    for chunk in received_chunks(answer, max_bytes, address=address):
+        body += chunk
+        if len(body) > max_bytes:
+            raise _too_long(max_bytes, address)
+    return body
+
+
+def received_chunks(answer: Answer, max_chunk_bytes: int, *, address: str) -> Iterator[bytes]:
+    """The chunks of a body in the chunked coding (RFC 9112 §7.1), as they come. Trailers are refused: nothing here needs any.
+
+    Raises:
+        ProtocolViolation: malformed, or a chunk over `max_chunk_bytes`. BodyCut.
+        TimeoutError, OSError: of the connection.
+    """
     while True:
         digits = _receive_line(answer, address).partition(b";")[0].strip()
         if not digits or len(digits) > 16 or not all(digit in b"0123456789abcdefABCDEF" for digit in digits):
             raise ProtocolViolation("a chunk's size can't be read", address=address, got=ascii(digits[:40]))
         size_bytes = int(digits, 16)
-        if len(body) + size_bytes > max_bytes:
-            raise ProtocolViolation(f"the answer's body is over {max_bytes} bytes", address=address)
-        body += _receive_exactly(answer, size_bytes, address)
+        if size_bytes > max_chunk_bytes:
+            raise _too_long(max_chunk_bytes, address)
+        chunk = _receive_exactly(answer, size_bytes, address)
         if _receive_exactly(answer, 2, address) != b"\r\n":
             raise ProtocolViolation("a chunk does not end where it says", address=address)
         if size_bytes == 0:
-            return body
+            return
+        yield chunk
+
+
+def _too_long(max_bytes: int, address: str) -> ProtocolViolation:
+    return ProtocolViolation(f"the answer's body is over {max_bytes} bytes", address=address)
 
 
 def _receive_line(answer: Answer, address: str) -> bytes:

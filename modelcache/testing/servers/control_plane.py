@@ -128,6 +128,11 @@ class ControlPlane:
         query = f"?fieldManager={_FIELD_MANAGER}&force=true" + ("&dryRun=All" if dry_run else "")
         return self.ask("PATCH", path + query, document, token=token, content=APPLY)
 
+    def create(self, path: str, document: str | Object) -> Any:
+        """Make one object, given as YAML or JSON text or as what they say. Fields that this server is too old for are dropped (apply
+        would refuse them)."""
+        return self.ask("POST", path, document, content="application/yaml")
+
     def namespace(self) -> str:
         """A new namespace."""
         name = f"ns-{secrets.token_hex(4)}"
