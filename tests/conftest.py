@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import signal
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -54,6 +55,16 @@ def clean_environ(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         patch.setenv("MODELCACHE_LOW_WATERMARK", "1")
         patch.setattr(modelcache.config.file, "MACHINE_FILE", empty.with_name("no-file"))
         yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def ctrl_c_is_heard() -> Iterator[None]:
+    """By programs that tests start, too: a shell's background job ignores it, and what it starts inherits that."""
+    before = signal.getsignal(signal.SIGINT)
+    if before is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture(scope="session")

@@ -24,7 +24,8 @@ CLEAR_LINE, SHOW_CURSOR = b"\r\x1b[2K", b"\x1b[?25h"
 def cancelled_by_signals(cancel: Cancellation, output: Output, *, keeps: bool = True) -> Iterator[None]:
     """SIGINT and SIGTERM cancel inside the block; the second of them ends the process the way its default does.
 
-    In the main thread only, as Python has it.
+    In the main thread only, as Python has it. One that is ignored stays so: a shell has its background jobs ignore SIGINT, so that
+    Ctrl-C ends what runs in the foreground alone.
 
     Args:
         keeps: what was done so far serves the next try; said to the user.
@@ -49,7 +50,8 @@ def cancelled_by_signals(cancel: Cancellation, output: Output, *, keeps: bool = 
             _say(b"\n" + words + b"\n")
         cancel.cancel()
 
-    before = [(number, signal.signal(number, stop)) for number in (signal.SIGINT, signal.SIGTERM)]
+    heard = [number for number in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(number) is not signal.SIG_IGN]
+    before = [(number, signal.signal(number, stop)) for number in heard]
     try:
         yield
     finally:
@@ -65,7 +67,10 @@ def _say(text: bytes) -> None:
 
 @contextmanager
 def sigterm_interrupts() -> Iterator[None]:
-    """Inside the block SIGTERM raises KeyboardInterrupt, as SIGINT does."""
+    """Inside the block SIGTERM raises KeyboardInterrupt, as SIGINT does; unless it is ignored."""
+    if signal.getsignal(signal.SIGTERM) is signal.SIG_IGN:
+        yield
+        return
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         yield

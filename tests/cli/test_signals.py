@@ -81,6 +81,24 @@ def test_the_second_signal_ends_a_process_that_does_not_stop(number: signal.Sign
     assert process.returncode == -number
 
 
+IGNORED = """
+import signal, sys
+from modelcache.cli.interrupts import cancelled_by_signals, sigterm_interrupts
+from modelcache.cli.output import Output, Style
+from modelcache.patience import Cancellation
+with sigterm_interrupts(), cancelled_by_signals(Cancellation(), Output(Style(), out=sys.stdout, err=sys.stderr)):
+    print(*(signal.getsignal(number) is signal.SIG_IGN for number in (signal.SIGINT, signal.SIGTERM)))
+"""
+
+
+@pytest.mark.parametrize(("ignored", "stays"), [("INT", "True False"), ("TERM", "False True"), ("INT TERM", "True True")])
+def test_a_signal_that_is_ignored_stays_so(ignored: str, stays: str) -> None:
+    """As a shell's background jobs have it, which Ctrl-C must not end."""
+    trap = ["sh", "-c", f'trap "" {ignored}; exec "$@"', "sh"]
+    ran = subprocess.run([*trap, sys.executable, "-c", IGNORED], capture_output=True, text=True, timeout=DEADLINE_S, check=True)
+    assert ran.stdout.strip() == stays
+
+
 def test_a_signal_outside_of_long_work_is_a_cancelled_command(cli: Executable) -> None:
     """`pull -` waits for stdin."""
     with cli.start("--json", "pull", "-", "-v", stdin=PIPE, stdout=PIPE, stderr=PIPE) as process:
