@@ -22,6 +22,8 @@ LINE_INTERVAL_S = 5.0
 EVENT_INTERVAL_S = 1.0
 SETTLED_S = 0.5
 """A rate over less time than this says nothing."""
+SETTLED_SHARE = 0.01
+"""And of what is left nothing over less of the work: a slow start, or small files first, would have it last for days."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,7 +188,7 @@ class Reading:
     def look(self, bytes_done: int, bytes_total: int) -> Look:
         elapsed_s = self.elapsed_s
         rate = bytes_done / elapsed_s if elapsed_s >= SETTLED_S and bytes_done else None
-        eta_s = (bytes_total - bytes_done) / rate if rate else None
+        eta_s = (bytes_total - bytes_done) / rate if rate and bytes_done >= bytes_total * SETTLED_SHARE else None
         fields: dict[str, object] = {
             "phase": self._phase,
             "bytes_total": bytes_total,

@@ -111,9 +111,11 @@ def test_reading_tells_rate_and_time_left_once_they_mean_something() -> None:
     reading = Reading("everything", clock=lambda: now_s)
     first = reading.look(10, 100)
     now_s = 102.0
+    small_ones_first = reading.look(10, 10_000)
     second = reading.look(50, 100)
 
     assert (first.rate_bytes_per_s, first.eta_s) == (None, None)
+    assert (small_ones_first.rate_bytes_per_s, small_ones_first.eta_s) == (5.0, None)
     assert (second.rate_bytes_per_s, second.eta_s) == (25.0, 2.0)
 
 

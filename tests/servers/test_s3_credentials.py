@@ -68,8 +68,9 @@ def test_anonymous_reads_what_is_public_and_nothing_else(seaweedfs: SeaweedFS, f
     with source_of(S3Options(endpoint=seaweedfs.endpoint, anonymous=True)) as source:
         [file] = listing_of(source, f"s3://{PUBLIC_BUCKET}/m").files
         assert read(source, file) == BODY
-        with pytest.raises(AccessDenied, match="AccessDenied"):
+        with pytest.raises(AccessDenied, match="AccessDenied") as caught:
             listing_of(source, filled)
+    assert "s3.anonymous" in str(caught.value.hint)
 
 
 def test_no_credential_at_all_says_what_to_set(seaweedfs: SeaweedFS, filled: str) -> None:

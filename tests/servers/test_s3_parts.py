@@ -145,7 +145,7 @@ def test_refusals(operation: str, code: str, status: int, error: type[ModelCache
         "Error": {"Code": code, "Message": "said"},
         "ResponseMetadata": {"HTTPStatusCode": status, "HTTPHeaders": {"retry-after": "7"}},
     }
-    ours = error_of_client(sdk.ClientError(answer, operation), address="s3://bucket/m", secrets=())  # type: ignore[arg-type]
+    ours = error_of_client(sdk.ClientError(answer, operation), address="s3://bucket/m", secrets=(), signed=True)  # type: ignore[arg-type]
     assert type(ours) is error
     assert ours.address == "s3://bucket/m"
     assert code in str(ours) or code.isdigit()
@@ -156,7 +156,7 @@ def test_refusals(operation: str, code: str, status: int, error: type[ModelCache
 def test_a_busy_store_s_wish_is_kept() -> None:
     for code in ("SlowDown", "503"):
         answer = {"Error": {"Code": code}, "ResponseMetadata": {"HTTPStatusCode": 503, "HTTPHeaders": {"retry-after": "7"}}}
-        ours = error_of_client(sdk.ClientError(answer, "ListObjectsV2"), address="s3://b", secrets=())  # type: ignore[arg-type]
+        ours = error_of_client(sdk.ClientError(answer, "ListObjectsV2"), address="s3://b", secrets=(), signed=True)  # type: ignore[arg-type]
         assert ours.retry_after_s == 7.0
 
 

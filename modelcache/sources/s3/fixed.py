@@ -105,7 +105,7 @@ class FixedEndpoint:
         code, said, _ = _error_fields(answer)
         refusal = Refusal(request.operation, answer.status, answer.headers, clean_code(code or str(answer.status)), said)
         secrets = () if self._key is None else (self._key.access_key, self._key.secret_key, self._key.token or "")
-        raise refusal.error(address=address, secrets=filter(None, secrets))
+        raise refusal.error(address=address, secrets=filter(None, secrets), signed=self._key is not None)
 
 
 class _Request:

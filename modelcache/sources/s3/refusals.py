@@ -43,6 +43,7 @@ BUSY = frozenset(
     {"SlowDown", "ServiceUnavailable", "InternalError", "RequestTimeout", "Throttling", "ThrottlingException", "RequestLimitExceeded"}
 )
 SAID_BYTES = 400
+UNSIGNED = "nothing was signed, as the settings say: take anonymous access (`s3.anonymous`) out of them, and give a credential"
 
 _SIGNATURE = re.compile(r"\b[0-9A-Fa-f]{40,}\b|\b(?:AKIA|ASIA)[A-Z0-9]{12,}\b")
 
@@ -63,14 +64,20 @@ class Refusal:
     code: str
     said: str = field(repr=False)
 
-    def error(self, *, address: str, secrets: Iterable[str]) -> ModelCacheError:
-        """What it means."""
+    def error(self, *, address: str, secrets: Iterable[str], signed: bool) -> ModelCacheError:
+        """What it means; `signed`: the request was made in somebody's name."""
+        found = self._error(address, secrets)
+        if isinstance(found, AccessDenied) and not signed:
+            found.hint = UNSIGNED
+        return found
+
+    def _error(self, address: str, secrets: Iterable[str]) -> ModelCacheError:
         text = f"{self.operation}: {self.status or 'no status'}, {self.code}"
         if self.code in MISSING:
             return NotFound(f"{MISSING[self.code]} ({text})", address=address)
         if self.code in DENIED:
             sentence, hint = DENIED[self.code]
-            detail = f": {redacted(self.said, secrets)}" if self.code == "AccessDenied" and self.said else ""
+            detail = f": {redacted(self.said, secrets).rstrip('.')}" if self.code == "AccessDenied" and self.said else ""
             return AccessDenied(f"{sentence} ({text}){detail}", address=address, hint=hint)
         if self.operation.startswith(("AssumeRole", "GetRoleCredentials", "GetSessionToken")) and self.status < 500:
             return AccessDenied(
@@ -82,12 +89,12 @@ class Refusal:
         return error_of_status(self.status or 400, self.headers, address=address, listed=False, code=code)
 
 
-def error_of_client(error: ClientError, *, address: str, secrets: Iterable[str]) -> ModelCacheError:
+def error_of_client(error: ClientError, *, address: str, secrets: Iterable[str], signed: bool) -> ModelCacheError:
     """What an error answer of the store (or of STS) means, as botocore raises it."""
     answer: Mapping[str, object] = error.response
     code, said = _code_and_message(answer)
     status, headers = _status(answer)
-    return Refusal(error.operation_name, status, headers, code, said).error(address=address, secrets=secrets)
+    return Refusal(error.operation_name, status, headers, code, said).error(address=address, secrets=secrets, signed=signed)
 
 
 def error_of_sdk(error: BotoCoreError, *, address: str) -> ModelCacheError:

@@ -210,7 +210,7 @@ class Sdk:
             raise
         except ClientError as error:
             secrets = (*self._options.secrets, *getattr(self._calls, "told", ()))
-            ours = error_of_client(error, address=address, secrets=secrets)
+            ours = error_of_client(error, address=address, secrets=secrets, signed=not self._options.anonymous)
         except BotoCoreError as error:
             ours = error_of_sdk(error, address=address)
         except ResponseParserError:
