@@ -18,7 +18,7 @@ from daemonset.calls import Calls, Waiters
 from daemonset.events import tell_evicted
 from daemonset.metrics import Metrics
 from daemonset.refusals import with_holders
-from daemonset.tenants import config_of_secret
+from daemonset.tenants import caller_of
 from modelcache import __version__
 from modelcache.abc.snapshot import Snapshot
 from modelcache.abc.store import Lease
@@ -170,8 +170,7 @@ class AgentService(AgentServicer):
         told = request.caller
         if not told.namespace or not told.service_account:
             raise BadConfig("a caller has a namespace and a service account", got=f"{told.namespace}/{told.service_account}")
-        secret = dict(told.credential)
-        return Caller(told.namespace, told.service_account, _canonical(secret), config_of_secret(secret, self._cache.config))
+        return caller_of(told.namespace, told.service_account, told.credential, self._cache.config)
 
     def Prewarm(self, request: pb.PrewarmRequest, context: grpc.ServicerContext) -> Iterator[pb.PrewarmReply]:
         with self._calls.under_way(context, begins_work=True), self._waiters.one():
@@ -399,11 +398,6 @@ def _expect_rates(rates: RateLimits) -> None:
     for rate in (rates.total, *rates.of.values()):
         if rate is not None and rate <= 0:
             raise BadConfig("a rate is at least one byte a second", got=str(rate), hint="leave it out: no bound")
-
-
-def _canonical(credential: dict[str, str]) -> bytes:
-    parts = [part.encode() for pair in sorted(credential.items()) for part in pair]
-    return b"".join(len(part).to_bytes(8, "big") + part for part in parts)
 
 
 def _resident(path: str, size_bytes: int) -> float | None:

@@ -13,6 +13,7 @@ from modelcache.config.headers import KSERVES_SUFFIX, kserves_headers
 from modelcache.config.kinds import Scalar
 from modelcache.config.scalars import ENDPOINT, FLAG, HUB_ENDPOINT, HUB_TOKEN
 from modelcache.errors import BadConfig
+from modelcache.permission import Caller
 from modelcache.sources.gcs import GcsOptions
 from modelcache.sources.http import HttpOptions
 from modelcache.sources.huggingface import HubOptions
@@ -55,6 +56,13 @@ NAMES: Mapping[str, Scalar] = {
 }
 """Besides `HOST-headers`, and `https-host` with `headers`. By KServe's names and the SDKs' (reference: KServe's `s3_secret.go`,
 `hf_secret.go`; botocore; huggingface_hub; gcloud). None of them is a path."""
+
+
+def caller_of(namespace: str, service_account: str, secret: Mapping[str, str], node: Config) -> Caller:
+    """Who a secret makes of somebody of this namespace. Raises: as `config_of_secret`."""
+    parts = [part.encode() for pair in sorted(secret.items()) for part in pair]
+    credential = b"".join(len(part).to_bytes(8, "big") + part for part in parts)
+    return Caller(namespace, service_account, credential, config_of_secret(secret, node))
 
 
 def config_of_secret(secret: Mapping[str, str], node: Config) -> Config:
