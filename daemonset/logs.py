@@ -120,5 +120,5 @@ def _plain(value: object, environ: Mapping[str, str]) -> str | int | float | boo
 
 
 def _safe(text: str, most: int, environ: Mapping[str, str]) -> str:
-    shown = redact(text[: 4 * most], environ)  # a bound on the work, too
+    shown = redact(text[: 2 * most], environ)  # a bound on the work, too
     return shown if len(shown) <= most else f"{shown[: most - 1]}…"

@@ -12,9 +12,11 @@ from modelcache.uri_secrets import redact_url
 
 HIDDEN = "[hidden]"
 
-_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[^\s'\"<>`]+")
+_URL = re.compile(r"(?<![A-Za-z0-9+.-])[A-Za-z0-9+.-]+://[^\s'\"<>`]+")
 _HEADER = re.compile(r"(?i)\b((?:proxy-)?authorization|x-amz-security-token|(?:set-)?cookie|x-api-key)(['\"]?\s*[:=]\s*['\"]?)[^\r\n'\"]+")
-_PAIR = re.compile(r"(?i)\b([\w-]*(?:password|passwd|secret|token|access_?key|signature)[\w-]*)(['\"]?\s*[:=]\s*['\"]?)[^\s'\",;&]+")
+_PAIR = re.compile(
+    r"(?i)(?<![\w-])([\w-]*(?:password|passwd|secret|token|access_?key|signature)[\w-]{0,40})(['\"]?\s*[:=]\s*['\"]?)[^\s'\",;&]+"
+)
 _SHAPE = re.compile(
     r"(?s)-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(?:-----END [A-Z ]*PRIVATE KEY-----|$)"
     r"|\b(?:hf_[A-Za-z0-9]{16,}|gh[opsu]_[A-Za-z0-9]{16,}|ya29\.[\w.-]+|(?:AKIA|ASIA)[A-Z0-9]{12,})"

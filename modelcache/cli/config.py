@@ -27,14 +27,15 @@ def config(session: Session, what: What) -> ExitCode:
     settings = session.settings()
     settings.config()  # values that contradict each other are told here, too
     file = None if settings.file is None else str(settings.file)
-    session.finish(file=file, settings=[_document(one) for one in settings.values])
+    session.finish(file=file, settings=[document_of(one) for one in settings.values])
     session.output.line(f"file: {file or 'none'}")
     session.output.line("")
     session.output.table(Table(COLUMNS, tuple(_row(one) for one in settings.values)))
     return ExitCode.OK
 
 
-def _document(one: Resolved) -> dict[str, object]:
+def document_of(one: Resolved) -> dict[str, object]:
+    """One setting, for programs; secrets are hidden."""
     kind = one.setting.kind
     return {
         "key": one.setting.key,

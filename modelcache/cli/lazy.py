@@ -148,3 +148,10 @@ def examine(environ: Mapping[str, str], config: Config) -> Sequence[Finding]:
     from modelcache.cli.examination import examine
 
     return examine(environ, config)
+
+
+def write_bundle(path: Path, settings: Settings | None, findings: Sequence[Finding], environ: Mapping[str, str]) -> int:
+    """What `doctor --bundle` writes; its size in bytes. Raises BadConfig: it can't be written there."""
+    from modelcache.cli.bundle import Gathered, write_bundle
+
+    return write_bundle(path.expanduser().absolute(), Gathered(findings, settings, environ))

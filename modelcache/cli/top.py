@@ -63,9 +63,9 @@ def top(session: Session, once: Once = False, interval: Interval = 1.0) -> ExitC
     Until Ctrl-C; with --once, --json, or where stdout is no terminal, once.
     """
     with lazy.named_agent(session.settings()) as agent:
-        frame = _look(agent, None)
+        frame = look(agent, None)
         if once or session.output.style.as_json or not session.output.out_is_terminal:
-            session.finish(**_document(frame))
+            session.finish(**document_of(frame))
             for line in lines_of(frame):
                 session.output.line(line)
             return ExitCode.OK
@@ -80,7 +80,8 @@ def top(session: Session, once: Once = False, interval: Interval = 1.0) -> ExitC
     return ExitCode.OK
 
 
-def _look(agent: RemoteCache, before: Frame | None) -> Frame:
+def look(agent: RemoteCache, before: Frame | None) -> Frame:
+    """An agent now; what takes long to ask is as in `before` while that is young."""
     now_s = time.monotonic()
     if before is not None and now_s - before.kept_at_s < KEPT_AGE_S:
         return replace(before, status=agent.client.status(brief=True), silent=None)
@@ -89,7 +90,7 @@ def _look(agent: RemoteCache, before: Frame | None) -> Frame:
 
 def _look_again(agent: RemoteCache, before: Frame) -> Frame:
     try:
-        return _look(agent, before)
+        return look(agent, before)
     except AgentUnreachable as error:
         return replace(before, silent=error.message)  # it may come back: an upgrade takes seconds
 
@@ -165,7 +166,8 @@ def _fitting(lines: Sequence[str], height: int) -> Sequence[str]:
 # -- for programs -------------------------------------------------------------------------------------------------------
 
 
-def _document(frame: Frame) -> dict[str, object]:
+def document_of(frame: Frame) -> dict[str, object]:
+    """A frame for programs."""
     status = frame.status
     room = documents.of_usage(frame.usage, status.root)
     del room["root"]
