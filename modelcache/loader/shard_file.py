@@ -45,15 +45,14 @@ class ShardFile:
             self.fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         except FileNotFoundError:
             raise BadCheckpoint("the file vanished after its header was read", address=str(path)) from None
-        self.direct_fd = -1
+        self._warm: bool | None = None
+        self._lock = threading.Lock()
+        self._direct_fd: int | None = None
         try:
             self._check(expected_bytes, stamp)
-            self.direct_fd = _direct(path)
         except BaseException:
             self.close()
             raise
-        self._warm: bool | None = None
-        self._lock = threading.Lock()
 
     def _check(self, expected_bytes: int, expected: FileStamp | None) -> None:
         found = FileStamp.of(self.fd)
@@ -66,10 +65,10 @@ class ShardFile:
             )
 
     def close(self) -> None:
-        for fd in (self.fd, self.direct_fd):
-            if fd >= 0:
+        for fd in (self.fd, self._direct_fd):
+            if fd is not None and fd >= 0:
                 os.close(fd)
-        self.fd = self.direct_fd = -1
+        self.fd = self._direct_fd = -1
 
     def may_map(self, span: ByteRange) -> bool:
         if not self._stays_whole:
@@ -81,23 +80,31 @@ class ShardFile:
         return map_file(self.fd, span.start, span.size_bytes)
 
     def read(self, block: ByteRange, into: memoryview) -> Way:
-        if self.direct_fd < 0:
+        direct_fd = self._direct()
+        if direct_fd < 0:
             self._fill(self.fd, block, into[: block.size_bytes], 0)
             return Way.BUFFERED
         share = self._share(block)
         if share is None:
-            return self._read_unknowing(block, into)
+            return self._read_unknowing(direct_fd, block, into)
         if share >= CACHED_SHARE:
             self._fill(self.fd, block, into[: block.size_bytes], 0)
             return Way.CACHED
-        return self._read_direct(block, into)
+        return self._read_direct(direct_fd, block, into)
+
+    def _direct(self) -> int:
+        """A descriptor for reads around the page cache, opened by the first of them: a file that is all mapped needs none."""
+        with self._lock:
+            if self._direct_fd is None:
+                self._direct_fd = _reopened_direct(self.fd)
+            return self._direct_fd
 
     def _share(self, span: ByteRange) -> float | None:
         """Of `span` in memory; None: there is no way to know."""
         share = resident_share(self.fd, span)
         return sampled_share(self.fd, span) if share is None else share
 
-    def _read_unknowing(self, block: ByteRange, into: memoryview) -> Way:
+    def _read_unknowing(self, direct_fd: int, block: ByteRange, into: memoryview) -> Way:
         """The first block of a file goes through the page cache, and its time tells about the others."""
         with self._lock:
             if self._warm is None:
@@ -108,11 +115,11 @@ class ShardFile:
         if self._warm:
             self._fill(self.fd, block, into[: block.size_bytes], 0)
             return Way.BUFFERED
-        return self._read_direct(block, into)
+        return self._read_direct(direct_fd, block, into)
 
-    def _read_direct(self, block: ByteRange, into: memoryview) -> Way:
+    def _read_direct(self, direct_fd: int, block: ByteRange, into: memoryview) -> Way:
         aligned_bytes = -(-block.size_bytes // ALIGNMENT) * ALIGNMENT
-        got = os.preadv(self.direct_fd, [into[:aligned_bytes]], block.start)
+        got = os.preadv(direct_fd, [into[:aligned_bytes]], block.start)
         if got < block.size_bytes:  # a short read (a signal, the end of the file) leaves what can't be aligned
             self._fill(self.fd, block, into[: block.size_bytes], got)
         return Way.DIRECT
@@ -132,16 +139,16 @@ def open_shard(shard: Shard, cancel: Cancellation) -> ShardFile:
     return ShardFile(shard.path, shard.header.file_bytes, stays_whole=False, stamp=shard.stamp)
 
 
-def _direct(path: Path) -> int:
-    """A descriptor with O_DIRECT that really reads, or -1: tmpfs and some others take the flag and fail, or refuse it."""
+def _reopened_direct(fd: int) -> int:
+    """A descriptor of the same file with O_DIRECT that really reads, or -1: tmpfs and some others take the flag and fail, or refuse it."""
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_DIRECT)
+        direct_fd = os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_CLOEXEC | os.O_DIRECT)
     except OSError:
         return -1
     try:
         with mmap.mmap(-1, ALIGNMENT) as probe:
-            os.preadv(fd, [probe], 0)
+            os.preadv(direct_fd, [probe], 0)
     except OSError:
-        os.close(fd)
+        os.close(direct_fd)
         return -1
-    return fd
+    return direct_fd
