@@ -1,4 +1,4 @@
-"""What do questions cost on a large store? `ls`, `df`, `gc --dry-run` and opening it, by the command line and in a new process.
+"""What do questions cost on a large store? `ls`, `df`, `gc --dry-run` and `show`, by the command line, and opening it; each in a new process.
 
 python -m bench.store                       100 and 1,000 models of 100 files each
 python -m bench.store --models 10,30
@@ -132,7 +132,7 @@ def uri_of(model: int) -> str:
 
 
 def verdicts(lines: Sequence[Mapping[str, Any]]) -> list[str]:
-    """What the issue asks for: every question under LIMIT_S, and memory that doesn't grow with the store."""
+    """What is to be reached: every question under LIMIT_S, and memory that doesn't grow with the store."""
     said = [
         f"MISSED   {line['question']} on {line['blobs']} blobs took {line['wall_s']:.2f} s (to stay under: {LIMIT_S:g})"
         for line in lines
