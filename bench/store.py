@@ -1,4 +1,4 @@
-"""What do questions cost on a large store? `ls`, `df`, `gc --dry-run` and `show`, by the command line, and opening it; each in a new process.
+"""What do questions cost on a large store? `ls`, `df`, `gc --dry-run` and `show`, by the command line, and opening it; each a new process.
 
 python -m bench.store                       100 and 1,000 models of 100 files each
 python -m bench.store --models 10,30
