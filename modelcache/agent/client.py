@@ -155,7 +155,7 @@ class AgentClient:
             if reply.HasField("ensured"):
                 found = reply.ensured
                 had = Had(wire.snapshot_of(found), wire.lease_of(found.lease) if found.HasField("lease") else None)
-            elif progress is not None:
+            elif progress is not None and reply.HasField("progress"):
                 progress(wire.progress_of(reply.progress))
         if had is None:
             raise AgentUnreachable("the agent ended the call without a result", address=str(self._socket))

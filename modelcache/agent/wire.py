@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import fields
+from enum import StrEnum
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -22,6 +23,7 @@ from modelcache.refresh import Refresh
 from modelcache.sources.throttled import RateLimits
 
 T = TypeVar("T")
+E = TypeVar("E", bound=StrEnum)
 PRIORITIES = {
     pb.PRIORITY_UNSPECIFIED: Priority.WAITING,
     pb.PRIORITY_WAITING: Priority.WAITING,
@@ -58,6 +60,14 @@ def _known(values: Mapping[Any, T], number: int, name: str) -> T:
     return values[number]
 
 
+def _known_or(nearest: E, text: str) -> E:
+    """A newer agent may have further words; what it says of them is still worth showing."""
+    try:
+        return type(nearest)(text)
+    except ValueError:
+        return nearest
+
+
 def digest_of(text: str) -> Digest:
     """Of `sha256:…`."""
     return sha256(text.removeprefix("sha256:"))
@@ -78,7 +88,7 @@ def progress_message(progress: Progress) -> pb.Progress:
 
 def progress_of(message: pb.Progress) -> Progress:
     told = _told(message, _PROGRESS, "eta_s", "waiting")
-    return Progress(**(told | {"phase": Phase(message.phase)}))
+    return Progress(**(told | {"phase": _known_or(Phase.FETCHING, message.phase)}))
 
 
 def lease_message(lease: Lease) -> pb.LeaseInfo:
@@ -97,7 +107,7 @@ def lease_of(message: pb.LeaseInfo) -> Lease:
         id=message.id,
         manifest=digest_of(message.digest),
         holder=message.holder,
-        kind=LeaseKind(message.kind),
+        kind=_known_or(LeaseKind.LEASE, message.kind),
         created_at_s=message.created_at_s,
         expires_at_s=message.expires_at_s if message.HasField("expires_at_s") else None,
     )

@@ -41,7 +41,12 @@ def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningAgent]:
 def environ(node: RunningAgent) -> Mapping[str, str]:
     """Of a command that asks the agent: settings and credentials of its own would take it to the store."""
     usual = {name: value for name, value in os.environ.items() if not name.startswith(("AWS_", "CLOUDSDK_", "MODELCACHE_"))}
-    return usual | {"MODELCACHE_CONFIG": os.devnull, "MODELCACHE_AGENT": str(node.admin), "MODELCACHE_ROOT": str(node.root), "TERM": "xterm"}
+    return usual | {
+        "MODELCACHE_CONFIG": os.devnull,
+        "MODELCACHE_AGENT": str(node.admin),
+        "MODELCACHE_ROOT": str(node.root),
+        "TERM": "xterm",
+    }
 
 
 class Terminal:
