@@ -6,14 +6,16 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable
+from typing import Generic, TypeVar
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from modelcache.abc.store import LeaseKind, Usage
+from modelcache.abc.store import LeaseKind
 from modelcache.cache import ModelCache
 from modelcache.fetch.plan import Priority
 
+T = TypeVar("T")
 USAGE_AGE_S = 15.0
 """Where the room went is counted anew at most so often: it takes 1.3 s for 100,000 blobs."""
 ROOM = {
@@ -34,7 +36,7 @@ class RoomCollector(Collector):
 
     def __init__(self, cache: ModelCache) -> None:
         self._cache = cache
-        self._usage = Aged(cache.usage)
+        self._usage = Aged(cache.usage, USAGE_AGE_S)
         self._lock = threading.Lock()
         self._requested: Counter[str] = Counter()
 
@@ -84,16 +86,17 @@ class RoomCollector(Collector):
         return ()  # else the registry collects once to learn the names
 
 
-class Aged:
-    """A value that is made anew when it is older than USAGE_AGE_S, by one at a time."""
+class Aged(Generic[T]):
+    """A value that is made anew when it is older than `age_s`, by one at a time."""
 
-    def __init__(self, make: Callable[[], Usage]) -> None:
+    def __init__(self, make: Callable[[], T], age_s: float) -> None:
         self._make = make
+        self._age_s = age_s
         self._lock = threading.Lock()
-        self._made: tuple[float, Usage] | None = None
+        self._made: tuple[float, T] | None = None
 
-    def value(self) -> Usage:
+    def value(self) -> T:
         with self._lock:
-            if self._made is None or time.monotonic() - self._made[0] > USAGE_AGE_S:
+            if self._made is None or time.monotonic() - self._made[0] > self._age_s:
                 self._made = time.monotonic(), self._make()
             return self._made[1]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
@@ -21,11 +22,13 @@ from daemonset.calls import Calls, Waiters
 from daemonset.metrics import Metrics
 from daemonset.mounts import Mounts
 from daemonset.ownership import owned
+from daemonset.reviews import Admit, everybody, nobody
 from daemonset.scrubbing import Scrubber, ScrubBudget
 from daemonset.service import Access, AgentService, Seen
 from daemonset.spans import NO_SPANS, Spans
+from daemonset.views import Life, Views
 from daemonset.volumes import GRACE_S, VolumeKeeper
-from daemonset.web import Web
+from daemonset.web import Web, pages
 from modelcache.agent.log import LogEntry
 from modelcache.agent.v1 import agent_pb2
 from modelcache.agent.v1.agent_pb2_grpc import add_AgentServicer_to_server
@@ -69,10 +72,14 @@ class Watching:
     Attributes:
         recent: the last lines of its log.
         spans: makes the place that spans go to; closed with the agent.
+        admit: who may see what names models, over HTTP.
+        http_socket: a unix socket where its owner may, over HTTP; None: there is none.
     """
 
     recent: Callable[[], Sequence[LogEntry]] = tuple
     spans: Callable[[], Spans] = lambda: NO_SPANS
+    admit: Admit = nobody
+    http_socket: Path | None = None
 
 
 class Agent:
@@ -118,8 +125,7 @@ class Agent:
             metrics = Metrics(cache, stack.enter_context(closing(self._watching.spans())))
             self._calls.refused = metrics.refused
             seen = Seen(metrics, self._watching.recent)
-            if self._http is not None:
-                stack.enter_context(Web(self._http, metrics.registry, self._why_not_ready))
+            self._serve_web(stack, metrics, cache)
             stack.callback(self._end_servers)
             self._health.set(SERVICE, health_pb2.HealthCheckResponse.SERVING)  # before a socket answers
             self._serving = True
@@ -149,6 +155,15 @@ class Agent:
         if not self._serving:
             return "starting"
         return "draining" if self._calls.draining else None
+
+    def _serve_web(self, stack: ExitStack, metrics: Metrics, cache: ModelCache) -> None:
+        watching = self._watching
+        life = Life(time.time(), lambda: self._calls.draining, watching.recent)
+        served = pages(metrics.registry, self._why_not_ready, Views(cache, life))
+        if self._http is not None:
+            stack.enter_context(Web(self._http, served, watching.admit))
+        if watching.http_socket is not None:
+            stack.enter_context(Web(watching.http_socket, served, everybody))
 
     def _accesses(self) -> list[tuple[Path, Access]]:
         found = [(self._sockets.admin, Access(speaks_for_callers=False))]

@@ -1,13 +1,17 @@
-"""What of the agent is seen over HTTP: whether it lives, whether it serves, and its metrics. Nothing here tells of models."""
+"""What of the agent is seen over HTTP. What names models is for who may see it; the rest tells of none and is everybody's."""
 
 from __future__ import annotations
 
+import json
 import logging
 import socket
 import threading
 from collections.abc import Callable
+from dataclasses import dataclass
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from importlib.resources import files
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 from urllib.parse import urlsplit
@@ -15,37 +19,81 @@ from urllib.parse import urlsplit
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import choose_encoder
 
+from daemonset import sockets
+from daemonset.reviews import Admit, Verdict
+from daemonset.views import Views
 from modelcache.errors import BadConfig, ModelCacheError
 
 logger = logging.getLogger(__name__)
 READ_TIMEOUT_S = 10.0
 """A client has so long to ask."""
+ROOT = "/modelcache/"
+"""Paths below it are also what the cluster is asked about: they collide with none of the API server's own."""
+POLICY = "; ".join((
+    "default-src 'none'", "script-src 'self'", "style-src 'self'", "connect-src 'self'", "img-src data:",
+    "base-uri 'none'", "form-action 'none'", "frame-ancestors 'none'",
+))  # fmt: skip
+HEADERS = {
+    "Cache-Control": "no-store",
+    "Content-Security-Policy": POLICY,
+    "Referrer-Policy": "no-referrer",
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+}
+TEXT, JSON = "text/plain; charset=utf-8", "application/json"
 
 Answer = tuple[HTTPStatus, str, bytes]
-TEXT = "text/plain; charset=utf-8"
+Make = Callable[[str], Answer]
+"""An answer, for an `Accept` header. Raises ModelCacheError."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pages:
+    """By path. `named`: those that name models."""
+
+    public: dict[str, Make]
+    named: dict[str, Make]
+
+
+def pages(registry: CollectorRegistry, why_not_ready: Callable[[], str | None], views: Views) -> Pages:
+    """`why_not_ready`: why new work is not taken; None: it is."""
+    static = {
+        ROOT: _static("index.html", "text/html; charset=utf-8"),
+        f"{ROOT}page.js": _static("page.js", "text/javascript; charset=utf-8"),
+        f"{ROOT}page.css": _static("page.css", "text/css; charset=utf-8"),
+    }
+    public: dict[str, Make] = {
+        "/healthz": lambda accept: (HTTPStatus.OK, TEXT, b"ok\n"),
+        "/readyz": lambda accept: _ready(why_not_ready()),
+        "/metrics": lambda accept: _metrics(registry, accept),
+    }
+    named: dict[str, Make] = {
+        f"{ROOT}list": lambda accept: (HTTPStatus.OK, JSON, json.dumps(views.document()).encode()),
+        f"{ROOT}metrics": lambda accept: _metrics(views.registry, accept),
+    }
+    return Pages(public | static, named)
 
 
 class Web:
-    """Serves on one address. A context manager."""
+    """Serves at one place. A context manager."""
 
-    def __init__(self, address: tuple[str, int], registry: CollectorRegistry, why_not_ready: Callable[[], str | None]) -> None:
+    def __init__(self, place: tuple[str, int] | Path, served: Pages, admit: Admit) -> None:
         """
         Args:
-            address: to listen at, IPv6 where it has colons; port 0: a free one.
-            why_not_ready: why new work is not taken; None: it is.
+            place: address and port, IPv6 where it has colons, port 0: a free one; or a unix socket, made for its owner alone.
+            admit: who may see what names models.
 
         Raises:
             BadConfig: nobody can listen there.
         """
+        self._socket = place if isinstance(place, Path) else None
         try:
-            self._server = (_Server6 if ":" in address[0] else _Server)(address, _Page)
+            self._server = _UnixServer.at(place) if isinstance(place, Path) else _of_address(place)
         except OSError as error:
-            raise BadConfig(f"the agent can't listen for HTTP ({error.strerror})", got=f"{address[0]}:{address[1]}") from None
-        self._server.pages = {
-            "/healthz": lambda accept: (HTTPStatus.OK, TEXT, b"ok\n"),
-            "/readyz": lambda accept: _ready(why_not_ready()),
-            "/metrics": lambda accept: _metrics(registry, accept),
-        }
+            shown = str(place) if isinstance(place, Path) else f"{place[0]}:{place[1]}"
+            raise BadConfig(f"the agent can't listen for HTTP ({error.strerror})", got=shown) from None
+        self._server.pages = served
+        self._server.admit = admit
         self._thread = threading.Thread(target=self._server.serve_forever, name="agent http", daemon=True)
 
     @property
@@ -60,15 +108,41 @@ class Web:
         self._server.shutdown()
         self._server.server_close()
         self._thread.join()
+        if self._socket is not None:
+            sockets.remove(self._socket)
 
 
 class _Server(ThreadingHTTPServer):
     daemon_threads = True
-    pages: dict[str, Callable[[str], Answer]]
+    pages: Pages
+    admit: Admit
 
 
 class _Server6(_Server):
     address_family = socket.AF_INET6
+
+
+class _UnixServer(_Server):
+    address_family = socket.AF_UNIX
+
+    @classmethod
+    def at(cls, path: Path) -> _UnixServer:
+        """Raises OSError, BadConfig, StoreBusy."""
+        sockets.prepare(path)
+        with sockets.private():
+            return cls(str(path), _Page)  # type: ignore[arg-type]  # of this family, the address is a path
+
+    def server_bind(self) -> None:
+        self.socket.bind(self.server_address)
+        self.server_name, self.server_port = "localhost", 0
+
+    def get_request(self) -> tuple[socket.socket, Any]:
+        request, _ = super().get_request()
+        return request, ("local", 0)
+
+
+def _of_address(address: tuple[str, int]) -> _Server:
+    return (_Server6 if ":" in address[0] else _Server)(address, _Page)
 
 
 class _Page(BaseHTTPRequestHandler):
@@ -78,31 +152,54 @@ class _Page(BaseHTTPRequestHandler):
     sys_version = ""
 
     def do_GET(self) -> None:
-        page = self.server.pages.get(urlsplit(self.path).path)
-        if page is None:
-            self._answer((HTTPStatus.NOT_FOUND, TEXT, b"there is /healthz, /readyz and /metrics\n"))
+        path = urlsplit(self.path).path
+        more: dict[str, str] = {}
+        make = self.server.pages.public.get(path)
+        if make is None and path in self.server.pages.named:
+            try:
+                verdict = self.server.admit(self.headers.get("Authorization"), path)
+            except ModelCacheError as error:
+                logger.warning("nobody can say who may see `%s`: %s", path, error, extra={"error": error})
+                self._answer((HTTPStatus.SERVICE_UNAVAILABLE, TEXT, b"the cluster can't be asked who may see this\n"), {"Retry-After": "2"})
+                return
+            make, more = _guarded(verdict, self.server.pages.named[path])
+        if make is None:
+            self._answer((HTTPStatus.NOT_FOUND, TEXT, f"there is /healthz, /readyz, /metrics and {ROOT}\n".encode()), {})
             return
         try:
-            answer = page(self.headers.get("Accept", ""))
+            answer = make(self.headers.get("Accept", ""))
         except ModelCacheError as error:
             answer = HTTPStatus.SERVICE_UNAVAILABLE, TEXT, f"{error.code}\n".encode()  # its message may name a model
-        self._answer(answer)
+        self._answer(answer, more)
 
     def do_HEAD(self) -> None:
         self.do_GET()
 
-    def _answer(self, answer: Answer) -> None:
+    def _answer(self, answer: Answer, more: dict[str, str]) -> None:
         status, kind, body = answer
         self.send_response(status)
-        self.send_header("Content-Type", kind)
-        self.send_header("Content-Length", str(len(body)))
-        self.send_header("Cache-Control", "no-store")
+        for name, value in {"Content-Type": kind, "Content-Length": str(len(body)), **HEADERS, **more}.items():
+            self.send_header(name, value)
         self.end_headers()
         if self.command != "HEAD":
             self.wfile.write(body)
 
     def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - the name that its callers use
         logger.debug("%s " + format, self.client_address[0], *args)
+
+
+def _guarded(verdict: Verdict, make: Make) -> tuple[Make, dict[str, str]]:
+    if verdict is Verdict.ALLOWED:
+        return make, {}
+    if verdict is Verdict.FORBIDDEN:
+        return (lambda accept: (HTTPStatus.FORBIDDEN, TEXT, b"this is not for you to see\n")), {}
+    said = HTTPStatus.UNAUTHORIZED, TEXT, b"a bearer token of the cluster is needed\n"
+    return (lambda accept: said), {"WWW-Authenticate": 'Bearer realm="modelcache"'}
+
+
+def _static(name: str, kind: str) -> Make:
+    content = files("daemonset").joinpath("page", name).read_bytes()
+    return lambda accept: (HTTPStatus.OK, kind, content)
 
 
 def _ready(why_not: str | None) -> Answer:
