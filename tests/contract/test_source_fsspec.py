@@ -15,7 +15,7 @@ from modelcache.abc.source import Source
 from modelcache.sources.any_fsspec import FsspecOptions, FsspecSource
 from modelcache.sources.retrying import RetryingSource
 from modelcache.testing.faulted_contract import FaultedContract
-from modelcache.testing.servers import FtpServer
+from modelcache.testing.servers import FtpServer, WebHdfs
 from modelcache.testing.source_contract import Place, SourceContract
 from modelcache.transport import Timeouts
 from modelcache.uri import StorageUri, UriSecrets
@@ -103,3 +103,31 @@ class TestFtp(SourceContract):
 
 class TestFtpFaulted(FaultedContract, TestFtp):
     pass
+
+
+class HdfsDirectory(Directory):
+    """A directory behind WebHDFS."""
+
+    unsafe_names: tuple[str, ...] = ("new\nline", "tab\t")
+
+    def __init__(self, server: WebHdfs, root: Path, source: Source) -> None:
+        super().__init__(root, source)
+        self._server = server
+
+    def uri(self, path: str = "") -> StorageUri:
+        return StorageUri("webhdfs", self._server.authority, f"{self.root.relative_to(self._server.root)}/{path}".rstrip("/"))
+
+
+@pytest.fixture(scope="module")
+def hdfs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WebHdfs]:
+    with WebHdfs(tmp_path_factory.mktemp("hdfs")) as server:
+        yield server
+
+
+class TestWebHdfs(SourceContract):
+    @pytest.fixture
+    def place(self, hdfs: WebHdfs) -> Iterator[Place]:
+        root = hdfs.root / secrets.token_hex(6)
+        root.mkdir()
+        with source_of(StorageUri("webhdfs", hdfs.authority, "")) as source:
+            yield HdfsDirectory(hdfs, root, source)

@@ -7,8 +7,8 @@ from collections.abc import Callable
 
 from modelcache.sources.any_fsspec.filesystems import Filesystem
 
-CONNECTIONS = ("ftp", "client")
-"""Attributes of fsspec's own filesystems (FTP, SFTP) that hold a connection; fsspec has no word for closing one."""
+CONNECTIONS = ("ftp", "client", "session")
+"""Attributes of fsspec's own filesystems (FTP, SFTP, WebHDFS) that hold connections; fsspec has no word for closing them."""
 
 
 class Pool:

@@ -9,11 +9,13 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 from modelcache.abc.source import RemoteFile
-from modelcache.errors import BodyCut, ProtocolViolation, SourceChanged
+from modelcache.errors import BodyCut, InvalidUri, ProtocolViolation, SourceChanged
 from modelcache.sources.any_fsspec.filesystems import Filesystem
 from modelcache.sources.any_fsspec.versions import Stated, has_time, stated
 
 Info = Mapping[str, Any]
+MAX_NAMES = 200_000
+"""Files and directories looked at for one listing: twice as many as it may have files."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,14 +48,34 @@ def described(filesystem: Filesystem, info: Info, path: str, address: str) -> St
     return stated(info, modified, time.time(), address=address)
 
 
-def below(filesystem: Filesystem, path: str) -> dict[str, Info]:
+def below(filesystem: Filesystem, path: str, address: str) -> dict[str, Info]:
     """A file by itself (under its own path), or everything under a directory that is none; by the filesystem's names."""
     filesystem.invalidate_cache()
     info = filesystem.info(path)
     if info.get("type") != "directory":
         return {path: _followed(filesystem, path, info)}
-    found: dict[str, Info] = filesystem.find(path, detail=True)
+    found: dict[str, Info] = _walked(filesystem, path, address) if _walks(filesystem) else filesystem.find(path, detail=True)
     return {name: each for name, each in found.items() if each.get("type") != "directory"}
+
+
+def _walked(filesystem: Filesystem, path: str, address: str) -> dict[str, Info]:
+    """Every file below a directory. fsspec's own way there leaves out directories that can't be read: a model would be short of their
+    files, and nobody would know."""
+    found: dict[str, Info] = {}
+    todo = [filesystem._strip_protocol(path).rstrip("/")]
+    seen = set(todo)
+    while todo:
+        directory = todo.pop()
+        for info in filesystem.ls(directory or "/", detail=True):
+            name = str(info["name"])
+            if info["type"] != "directory":
+                found[name] = info
+            elif name.rstrip("/") not in seen:
+                seen.add(name.rstrip("/"))
+                todo.append(name.rstrip("/"))
+        if len(found) + len(seen) > MAX_NAMES:
+            raise InvalidUri(f"over {MAX_NAMES:,} files and directories are under one URI", address=address)
+    return found
 
 
 def _followed(filesystem: Filesystem, name: str, info: Info) -> Info:
@@ -129,6 +151,17 @@ def _says(filesystem: Filesystem, method: str) -> bool:
     from fsspec import AbstractFileSystem
 
     return getattr(type(filesystem), method, None) is not getattr(AbstractFileSystem, method, None)
+
+
+def _walks(filesystem: Filesystem) -> bool:
+    """Whether it finds files as fsspec does for all that don't know better: directory by directory."""
+    from fsspec import AbstractFileSystem
+    from fsspec.asyn import AsyncFileSystem
+
+    if isinstance(filesystem, AsyncFileSystem):
+        walks: bool = type(filesystem)._find is AsyncFileSystem._find
+        return walks
+    return type(filesystem).find is AbstractFileSystem.find
 
 
 def _is_memory(filesystem: Filesystem) -> bool:

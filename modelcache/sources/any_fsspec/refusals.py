@@ -6,6 +6,7 @@ import errno
 import os
 import re
 import ssl
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from modelcache.errors import (
@@ -24,8 +25,15 @@ from modelcache.transport import error_of_status
 
 DENIED_NUMBERS = (errno.EACCES, errno.EPERM)
 MISSING_NUMBERS = (errno.ENOENT, errno.ENOTDIR)
+MAX_CAUSES = 50
 _DENIED_KINDS = re.compile(r"Auth|Credential|Logon|AccessDenied|Forbidden", re.IGNORECASE)
 """Of paramiko, smbprotocol, azure-core, oss2 and their like: AuthenticationException, LogonFailure, ClientAuthenticationError, …"""
+_STALLED_KINDS = re.compile(r"ReadTimeout|ResponseTimeout")
+"""Of requests and azure-core."""
+_UNREACHABLE_KINDS = re.compile(r"ServiceRequest|ConnectionError|ConnectTimeout|^RequestError$")
+"""Of azure-core, requests, and oss2 (no answer came at all)."""
+_CUT_KINDS = re.compile(r"ServiceResponse|IncompleteRead|ClientPayload|InconsistentError")
+"""Of azure-core, aiohttp and oss2: an answer ended early, or is not what its checksum says."""
 _FTP_REPLY = re.compile(r"([45])(\d)(\d)\b")
 
 
@@ -51,17 +59,30 @@ def error_of(error: Exception, asked: Asked) -> ModelCacheError:
         return AccessDenied(f"the `{asked.scheme}` filesystem denies access ({kind})", address=asked.address)
     if type(error).__module__ == "ftplib":
         return _of_ftp(error, asked)
-    if isinstance(error, ssl.SSLCertVerificationError):
+    if any(isinstance(each, ssl.SSLCertVerificationError) for each in _causes(error)):
         return OriginUntrusted(f"the `{asked.scheme}` filesystem's certificate is not vouched for", address=asked.address)
-    if isinstance(error, TimeoutError):
+    if isinstance(error, TimeoutError) or _STALLED_KINDS.search(kind):
         return OriginStalled(f"the `{asked.scheme}` filesystem waited in vain ({kind})", address=asked.address)
-    if isinstance(error, EOFError):
+    if isinstance(error, EOFError) or _CUT_KINDS.search(kind):
         return BodyCut(f"the `{asked.scheme}` filesystem's connection ended ({kind})", address=asked.address)
-    if isinstance(error, OSError):
+    if isinstance(error, OSError) or _UNREACHABLE_KINDS.search(kind):
         reason = f"{kind}: {os.strerror(number)}" if number is not None and number > 0 else kind
         return OriginUnreachable(f"the `{asked.scheme}` filesystem could not be reached ({reason})", address=asked.address)
     hint = f"does fsspec itself read it? its arguments are in MODELCACHE_FSSPEC_{asked.scheme.upper()}"
     return ProtocolViolation(f"the `{asked.scheme}` filesystem failed ({kind})", address=asked.address, got=kind, hint=hint)
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """The error and what it was made of: by `raise … from`, or as an argument or `reason` (requests, urllib3)."""
+    todo, seen = [error], set[int]()
+    while todo:
+        each = todo.pop()
+        if id(each) in seen or len(seen) > MAX_CAUSES:
+            continue
+        seen.add(id(each))
+        yield each
+        inner = (each.__cause__, each.__context__, getattr(each, "reason", None), *each.args)
+        todo += [one for one in inner if isinstance(one, BaseException)]
 
 
 def _missing(asked: Asked) -> ModelCacheError:

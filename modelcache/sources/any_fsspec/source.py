@@ -18,6 +18,7 @@ from modelcache.sources.any_fsspec.calls import called
 from modelcache.sources.any_fsspec.filesystems import WHOLE, Filesystem, home_of
 from modelcache.sources.any_fsspec.options import FsspecOptions
 from modelcache.sources.any_fsspec.pool import Pool
+from modelcache.sources.any_fsspec.prepared import prepared
 from modelcache.sources.any_fsspec.reading import Info, Name, Reader, below, described
 from modelcache.sources.any_fsspec.refusals import Asked
 from modelcache.transport import Timeouts
@@ -54,7 +55,7 @@ class FsspecSource:
         """
         self._home = home_of(uri, secrets, options)
         self._timeouts = timeouts
-        self._pool = Pool(self._home.make)
+        self._pool = Pool(lambda: prepared(self._home.make(), timeouts))
 
     @property
     def origin(self) -> Origin:
@@ -127,7 +128,7 @@ class FsspecSource:
     def _files(self, filesystem: Filesystem, uri: StorageUri, path: str) -> tuple[RemoteFile, ...]:
         address = str(uri)
         files = []
-        for name, info in below(filesystem, path).items():
+        for name, info in below(filesystem, path, address).items():
             relative = _relative(name, path, uri)
             if not uri.selects(relative) or (name.endswith("/") and not info.get("size")):
                 continue

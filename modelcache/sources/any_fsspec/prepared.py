@@ -1,0 +1,39 @@
+"""What single filesystems of fsspec need to keep what a source promises."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from modelcache.sources.any_fsspec.filesystems import Filesystem
+from modelcache.transport import Timeouts
+
+
+def prepared(filesystem: Filesystem, timeouts: Timeouts) -> Filesystem:
+    """A new instance, fit for use."""
+    session = getattr(filesystem, "session", None)
+    if "webhdfs" in _protocols(filesystem) and session is not None:
+        _prepare_webhdfs(session, timeouts)
+    return filesystem
+
+
+def _protocols(filesystem: Filesystem) -> tuple[str, ...]:
+    named = type(filesystem).protocol
+    return (named,) if isinstance(named, str) else tuple(named)
+
+
+def _prepare_webhdfs(session: Any, timeouts: Timeouts) -> None:
+    """Of a `requests.Session`. fsspec looks at no status of a data node, so that what it says of an error would pass for the file; of
+    a name node it drops the status where the answer names an exception. And it sets no timeout."""
+    send = session.send
+
+    def send_in_time(request: Any, **how: Any) -> Any:
+        return send(request, **{**how, "timeout": (timeouts.connect_s, timeouts.stall_s)})
+
+    session.send = send_in_time
+    session.hooks["response"].append(_refuse_errors)
+
+
+def _refuse_errors(response: Any, **_: Any) -> None:
+    if response.status_code >= 400:
+        response.close()  # else its connection would live as long as the error
+        response.raise_for_status()
