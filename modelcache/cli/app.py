@@ -29,6 +29,7 @@ from modelcache.cli.path import path
 from modelcache.cli.pin import pin, unpin
 from modelcache.cli.prewarm import prewarm
 from modelcache.cli.pull import pull
+from modelcache.cli.rates import rates
 from modelcache.cli.rm import rm
 from modelcache.cli.session import Session
 from modelcache.cli.show import show
@@ -43,6 +44,7 @@ COMMANDS: tuple[tuple[Command, str], ...] = (
     (pull, FETCHING),
     (prewarm, FETCHING),
     (import_, FETCHING),
+    (rates, FETCHING),
     (ls, LOOKING),
     (show, LOOKING),
     (inspect_model, LOOKING),

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from modelcache.inspecting import Inspected
     from modelcache.loader.report import LoadReport
     from modelcache.patience import Cancellation
+    from modelcache.sources.throttled import RateLimits
     from modelcache.uri import StorageUri, UriSecrets
 
 
@@ -62,6 +63,13 @@ def named_agent(settings: Settings) -> RemoteCache:
     from modelcache.cli.reaching import at_socket
 
     return at_socket(settings)
+
+
+def rate_limits(total: int | None, of: Mapping[str, int | None]) -> RateLimits:
+    """Bounds on what an agent takes from origins; hosts whose rate is None have none."""
+    from modelcache.sources.throttled import RateLimits
+
+    return RateLimits(total, {host: rate for host, rate in of.items() if rate is not None})
 
 
 def top_screen(output: Output, draw: Callable[[int, int], Sequence[str]], interval_s: float) -> None:
