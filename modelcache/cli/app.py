@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from contextlib import redirect_stdout
 from dataclasses import dataclass, field
 from typing import Annotated, Any
@@ -117,6 +117,11 @@ def _as_command(function: Command) -> Callable[..., int]:
     return _dressed(run, function, signature)
 
 
+def _as_listed(function: Command) -> Callable[..., int]:
+    """What the list of commands shows of one that isn't called: reading its options would cost more than all else that is shown."""
+    return _dressed(lambda: ExitCode.UNEXPECTED, function, inspect.Signature())
+
+
 def _dressed(run: Callable[..., Any], function: Callable[..., Any], signature: inspect.Signature) -> Callable[..., Any]:
     run.__signature__ = signature  # type: ignore[attr-defined]  # typeshed's functions have none; inspect looks for it
     run.__doc__, run.__name__ = _unwrapped(inspect.getdoc(function) or ""), function.__name__
@@ -132,10 +137,11 @@ def _context() -> inspect.Parameter:
     return inspect.Parameter("context", inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context)
 
 
-def build() -> typer.Typer:
-    """The application."""
+def build(given: Container[str] | None = None) -> typer.Typer:
+    """The application; with `given`, the arguments of a call, the commands that aren't among them have no options yet."""
     app = typer.Typer(name="modelcache", pretty_exceptions_enable=False, context_settings={"help_option_names": ["-h", "--help"]})
     app.callback(invoke_without_command=True)(_as_callback(start))
     for function, panel in COMMANDS:
-        app.command(function.__name__, rich_help_panel=panel)(_as_command(function))
+        called = given is None or function.__name__ in given
+        app.command(function.__name__, rich_help_panel=panel)(_as_command(function) if called else _as_listed(function))
     return app
