@@ -8,6 +8,7 @@ import secrets
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 
@@ -187,7 +188,8 @@ def test_a_damaged_member_is_told_and_its_archive_fetched_again(web: Web, cache:
 
 
 def test_room_is_booked_for_what_is_in_it_before_it_is_unpacked(web: Web, tmp_path: Path) -> None:
-    config = Config.load(environ={"MODELCACHE_MAX_BYTES": "4MiB"}, root=tmp_path / "store")
+    limits = replace(NO_LIMITS, max_bytes=4 * MIB)
+    config = Config.load(environ={}, root=tmp_path / "store", limits=limits)
     with ModelCache(config=config) as cache:
         with pytest.raises(NoSpace):
             cache.ensure(web.put("m.zip", zip_of([Written("zeros", bytes(8 * MIB))])))
