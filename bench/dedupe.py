@@ -10,8 +10,6 @@ whose last two shards differ (in one of them every second MiB is frozen); the ba
 from __future__ import annotations
 
 import argparse
-import datetime
-import json
 import os
 import shutil
 import subprocess
@@ -21,6 +19,7 @@ from typing import Any
 
 from bench import machine
 from bench.contenders import DRIVERS, install
+from bench.lines import add_options, facts, file_for, record
 from bench.measure import sha256
 from bench.model import make_model
 from bench.origins_hub import Hub, Repository, hub_of
@@ -37,8 +36,7 @@ Fetch = Callable[[str, Path, Hub], None]
 
 def main(arguments: Sequence[str] | None = None) -> None:
     options = _parser().parse_args(arguments)
-    out: Path = options.out or Path(__file__).parent / "results" / f"dedupe-{datetime.datetime.now(datetime.UTC):%Y-%m-%d-%H%M}.jsonl"
-    out.parent.mkdir(parents=True, exist_ok=True)
+    out = file_for("dedupe", options.out)
     options.cache.mkdir(parents=True, exist_ok=True)
     install(options.cache, ["huggingface_hub"])
     where = machine.facts(options.cache)
@@ -46,9 +44,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     lines = []
     for name, fetch in contenders(options.cache).items():
         for line in measure(name, fetch, options.cache, options.shard):
-            lines.append(line | {"at": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"), "machine": where})
-            with out.open("a") as file:
-                file.write(json.dumps(lines[-1]) + "\n")
+            lines.append(line | facts("dedupe", where))
+            record(lines[-1], out)
             shown = [f"{line[key] / MIB:.0f}" for key in ("model_bytes", "fetched_bytes", "stored_bytes")]
             print(f"| {name} | {line['step']} | {' | '.join(shown)} | {line['stored_bytes'] / line['unique_bytes']:.2f} |", flush=True)
     print("\n".join(verdicts(lines)))
@@ -69,7 +66,6 @@ def measure(name: str, fetch: Fetch, cache: Path, shard_bytes: int) -> Iterator[
                 fetch(repository.name, scratch, hub)
                 fetched_bytes = sum(each.body_bytes for each in hub.cdn.requests())
             yield {
-                "bench": "dedupe",
                 "contender": name,
                 "step": step,
                 "model_bytes": sum(sizes.values()),
@@ -147,7 +143,7 @@ def contenders(cache: Path) -> dict[str, Fetch]:
 
 
 def _run(argv: list[str], hub: Hub) -> None:
-    environ = {"PATH": os.environ.get("PATH", os.defpath), "HOME": os.devnull, **hub.environ}
+    environ = {"PATH": os.environ.get("PATH", os.defpath), "HOME": os.devnull, **machine.NO_WATERMARKS, **hub.environ}
     done = subprocess.run(argv, env=environ, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
     if done.returncode != 0:
         raise SystemExit(f"error: {argv[0]} ended with {done.returncode}: {done.stderr}")
@@ -171,8 +167,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m bench.dedupe", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--shard", type=parse_bytes, default=64 * MIB, help=f"size of each of {SHARDS}; default: 64MiB")
-    parser.add_argument("--cache", type=Path, default=Path(".cache/bench"), help="for models and environments: %(default)s")
-    parser.add_argument("--out", type=Path, help="file that the lines are added to; default: bench/results/dedupe-DATE.jsonl")
+    add_options(parser, "dedupe", cache="models and environments")
     return parser
 
 

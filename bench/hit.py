@@ -7,7 +7,6 @@ python -m bench.hit --files 4 --seconds 1
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
 import os
 import shutil
@@ -21,6 +20,7 @@ from typing import Any
 
 from bench import machine
 from bench.contenders import DRIVERS
+from bench.lines import add_options, facts, file_for, record
 from bench.model import make_small_files
 from bench.origins import PREFIX, Served, nginx_with
 from modelcache.testing.servers.process import program
@@ -33,23 +33,14 @@ HEADINGS = ("files", "p50 ms", "p99 ms", "first ms", "open ms", "`modelcache pat
 
 def main(arguments: Sequence[str] | None = None) -> None:
     options = _parser().parse_args(arguments)
-    out: Path = options.out or Path(__file__).parent / "results" / f"hit-{datetime.datetime.now(datetime.UTC):%Y-%m-%d-%H%M}.jsonl"
+    out = file_for("hit", options.out)
     options.cache.mkdir(parents=True, exist_ok=True)
-    out.parent.mkdir(parents=True, exist_ok=True)
     where = machine.facts(options.cache)
     print(f"| {' | '.join(HEADINGS)} |\n|{'---|' * len(HEADINGS)}")
     missed = []
     for files in map(int, options.files.split(",")):
-        line = {
-            "bench": "hit",
-            "at": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-            "files": files,
-            **measure(files, options.cache, options.seconds, options.processes),
-            "load_1min": machine.load(),
-            "machine": where,
-        }
-        with out.open("a") as file:
-            file.write(json.dumps(line) + "\n")
+        line = {"files": files} | measure(files, options.cache, options.seconds, options.processes) | facts("hit", where)
+        record(line, out)
         shown = [line[key] for key in ("hit_p50_ms", "hit_p99_ms", "first_p50_ms", "open_p50_ms", "command_p50_ms")]
         print(f"| {files} | {' | '.join(f'{value:.2f}' for value in shown)} |")
         for what, key in (("a hit", "hit_p99_ms"), ("the first hit of a process", "first_p50_ms")):
@@ -89,7 +80,7 @@ def measure(files: int, cache: Path, limit_s: float, processes: int) -> dict[str
 def _environ(served: Served, root: Path) -> dict[str, str]:
     day_s = "86400"  # so that no ref grows old while it is measured
     own = {"PATH": os.environ.get("PATH", os.defpath), "HOME": str(root), "MODELCACHE_ROOT": str(root), "MODELCACHE_REFRESH_S": day_s}
-    return {**own, **served.environ}
+    return {**own, **machine.NO_WATERMARKS, **served.environ}
 
 
 def _hits(uri: str, limit_s: float, environ: dict[str, str]) -> dict[str, Any]:
@@ -117,8 +108,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--files", default="4,100,10000", help="of the models, separated by commas; default: %(default)s")
     parser.add_argument("--seconds", type=float, default=10.0, help="at most, for the hits of one model; default: %(default)s")
     parser.add_argument("--processes", type=int, default=5, help="among which the hits are divided; default: %(default)s")
-    parser.add_argument("--cache", type=Path, default=Path(".cache/bench"), help="for models: %(default)s; the store is made there too")
-    parser.add_argument("--out", type=Path, help="file that the lines are added to; default: bench/results/hit-DATE.jsonl")
+    add_options(parser, "hit", cache="models and the store")
     return parser
 
 

@@ -11,6 +11,8 @@ from typing import Any
 import psutil
 
 GIT_TIMEOUT_S = 30
+NO_WATERMARKS = {"MODELCACHE_HIGH_WATERMARK": "1", "MODELCACHE_LOW_WATERMARK": "1"}
+"""For a store that is measured: how full the machine's disk is otherwise is not the question."""
 
 
 def facts(directory: Path) -> dict[str, Any]:

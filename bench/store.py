@@ -7,8 +7,6 @@ python -m bench.store --models 10,30
 from __future__ import annotations
 
 import argparse
-import datetime
-import json
 import os
 import shutil
 import sys
@@ -19,6 +17,7 @@ from statistics import median
 from typing import Any
 
 from bench import machine
+from bench.lines import add_options, facts, file_for, record
 from bench.measure import clocked
 from modelcache.abc.ingest import Route
 from modelcache.abc.store import Limits
@@ -38,8 +37,6 @@ kept for each blob in this way; more than the packed links that sums over snapsh
 slack of a growing array) and a 100th of what a model of 100 files has in the answer (some KiB).
 """
 NO_LIMITS = Limits(max_bytes=None, high_watermark=1.0, low_watermark=1.0)
-NO_WATERMARKS = {"MODELCACHE_HIGH_WATERMARK": "1.0", "MODELCACHE_LOW_WATERMARK": "1.0"}
-"""How full the machine's disk is must not decide whether `gc` thinks of models."""
 OVER_CAP = "gc --dry-run, over the cap"
 """The store may be half as large as it is: half of the models are chosen to go."""
 HEADINGS = ("models", "blobs", "question", "wall s", "CPU s", "peak MiB")
@@ -48,18 +45,16 @@ OPEN = "import sys; from modelcache.cache import ModelCache; ModelCache(sys.argv
 
 def main(arguments: Sequence[str] | None = None) -> None:
     options = _parser().parse_args(arguments)
-    out: Path = options.out or Path(__file__).parent / "results" / f"store-{datetime.datetime.now(datetime.UTC):%Y-%m-%d-%H%M}.jsonl"
-    out.parent.mkdir(parents=True, exist_ok=True)
+    out = file_for("store", options.out)
     options.cache.mkdir(parents=True, exist_ok=True)
     where = machine.facts(options.cache)
     print(f"| {' | '.join(HEADINGS)} |\n|{'---|' * len(HEADINGS)}")
     lines = []
     for models in sorted(map(int, options.models.split(","))):
         for line in measure(models, options.cache, options.times):
-            line |= {"at": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"), "load_1min": machine.load(), "machine": where}
+            line |= facts("store", where)
             lines.append(line)
-            with out.open("a") as file:
-                file.write(json.dumps(line) + "\n")
+            record(line, out)
             shown = (line["wall_s"], line["cpu_s"], line["peak_rss_bytes"] / (1 << 20))
             print(f"| {models} | {line['blobs']} | {line['question']} | {' | '.join(f'{value:.2f}' for value in shown)} |", flush=True)
     print("\n".join(verdicts(lines)))
@@ -74,10 +69,10 @@ def measure(models: int, cache: Path, times: int) -> list[dict[str, Any]]:
         started_s = time.monotonic()
         fill_store(root, models)
         filled_s = time.monotonic() - started_s
-        environ = {"PATH": os.environ.get("PATH", os.defpath), "HOME": str(cache), "MODELCACHE_ROOT": str(root)} | NO_WATERMARKS
+        environ = {"PATH": os.environ.get("PATH", os.defpath), "HOME": str(cache), "MODELCACHE_ROOT": str(root)} | machine.NO_WATERMARKS
         half = {"MODELCACHE_MAX_BYTES": str(LocalStore(root, NO_LIMITS).usage().blobs_bytes // 2)}
         return [
-            {"bench": "store", "models": models, "blobs": models * FILES, "question": question, "fill_s": filled_s}
+            {"models": models, "blobs": models * FILES, "question": question, "fill_s": filled_s}
             | asked(argv, environ | (half if question == OVER_CAP else {}), cache, times)
             for question, argv in questions(root).items()
         ]
@@ -154,8 +149,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--models", default="100,1000", help=f"of {FILES} files each, separated by commas; default: %(default)s")
     parser.add_argument("--times", type=int, default=3, help="new processes per question; default: %(default)s")
-    parser.add_argument("--cache", type=Path, default=Path(".cache/bench"), help="the store is made there: %(default)s")
-    parser.add_argument("--out", type=Path, help="file that the lines are added to; default: bench/results/store-DATE.jsonl")
+    add_options(parser, "store", cache="the store")
     return parser
 
 

@@ -38,8 +38,6 @@ DOWNLOADERS = {"s5cmd-then-load": "s5cmd", "aws-then-load": "aws-s3-cp"}
 """By contender, who of `bench.contenders` downloads for it."""
 VENVS = {"s5cmd-then-load": "s5cmd", "aws-then-load": "awscli", "hub-then-load": "huggingface_hub"}
 HEADINGS = ("server", "contender", "first tensor s", "total s", "GiB/s", "CPU s/GiB", "peak MiB", "runs")
-WATERMARKS = {"MODELCACHE_LOW_WATERMARK": "0.98", "MODELCACHE_HIGH_WATERMARK": "0.99"}
-"""How full the disk is otherwise is not the question."""
 FIRST_TENSOR_S = 1.0
 NEAR = 1.15
 """The total may be so many times the longer half."""
@@ -113,7 +111,7 @@ def run(name: str, served: Served, place: Place) -> dict[str, Any]:
             "environ": command.environ,
         }
     environ = {"PATH": os.environ.get("PATH", os.defpath), "HOME": str(place.scratch), "PYTHONPATH": str(Path.cwd())}
-    environ |= {**served.environ, **WATERMARKS, "BENCH_STREAM": json.dumps(order)}
+    environ |= {**served.environ, **machine.NO_WATERMARKS, "BENCH_STREAM": json.dumps(order)}
     if name in VENVS and name not in DOWNLOADERS:
         version = f"python{sys.version_info[0]}.{sys.version_info[1]}"
         packages = place.cache / f"venv-{VENVS[name]}" / "lib" / version / "site-packages"

@@ -119,7 +119,7 @@ def test_a_lease_that_cant_be_read_keeps_everything(tmp_path: Path, damage: str)
         with pytest.raises(DamagedRecord, match="nothing is removed") as caught:
             act()
         assert caught.value.address == str(path)
-    with pytest.raises(NoSpace, match="can't be read") as refused:
+    with pytest.raises(NoSpace, match="who holds what can't be told") as refused:
         store.ingest(ref_of(model(3)).key, wanted(model(3, 3 * MIB)))
     assert (refused.value.evictable_bytes, refused.value.held_bytes) == (0, 2 * MIB)
     store.collect()
