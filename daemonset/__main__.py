@@ -9,20 +9,26 @@ import signal
 import sys
 import threading
 from collections.abc import Sequence
+from contextlib import ExitStack, closing
 from dataclasses import replace
 from pathlib import Path
 
 from daemonset import kubelet, logs
+from daemonset.reviews import DEADLINE_S, Admit, Reviews, by, nobody
 from daemonset.scrubbing import DAY_S, ScrubBudget
 from daemonset.server import Agent, Sockets, Volumes, Watching
 from daemonset.spans import NO_SPANS, OtelSpans
 from daemonset.volumes import GRACE_S as VOLUME_GRACE_S
 from modelcache.config import AGENT_SOCKET, Config
+from modelcache.config.cluster import ACCOUNT, api_server_url
 from modelcache.errors import BadConfig, ModelCacheError
+from modelcache.k8s.api import ApiPlace, ApiServer
+from modelcache.transport import Timeouts
 from modelcache.units import format_bytes, parse_bytes
 
 GRACE_S = 25.0
 """Under kubelet's default of 30 s between SIGTERM and SIGKILL."""
+REVIEW_TIMEOUTS = Timeouts(connect_s=DEADLINE_S / 2, stall_s=DEADLINE_S / 2)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -45,8 +51,18 @@ def _run(options: argparse.Namespace, recent: logs.Recent) -> int:
             )
         sockets, volumes = Sockets(options.socket, options.driver_socket), Volumes(options.pods_dir, options.volume_grace)
         scrub = ScrubBudget(options.scrub_per_day, options.scrub_rate, options.scrub_every)
-        watching = Watching(recent.entries, lambda: NO_SPANS if options.otlp is None else OtelSpans.to(options.otlp))
-        with Agent(config, sockets, grace_s=options.grace, http=options.http, volumes=volumes, scrub=scrub, watching=watching):
+        with ExitStack() as stack:
+            watching = _watching(options, recent, stack)
+            agent = Agent(
+                config,
+                sockets,
+                grace_s=options.grace,
+                http=options.http,
+                volumes=volumes,
+                scrub=scrub,
+                watching=watching,
+            )
+            stack.enter_context(agent)
             logging.getLogger("daemonset").info("serving %s at %s", config.root, options.socket, extra={"event": "started"})
             ending.wait()
     except ModelCacheError as error:
@@ -61,7 +77,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--config", type=Path, help="configuration file (TOML)")
     parser.add_argument("--socket", type=Path, default=AGENT_SOCKET, help="the administrator's; default: %(default)s")
     parser.add_argument("--driver-socket", type=Path, help="the CSI driver's; default: none")
-    parser.add_argument("--http", type=_address, metavar="ADDRESS:PORT", help="for /healthz, /readyz and /metrics; default: none")
+    parser.add_argument("--http", type=_address, metavar="ADDRESS:PORT", help="for health, metrics and the page; default: none")
     parser.add_argument("--grace", type=float, default=GRACE_S, metavar="SECONDS", help="to end what is under way; default: %(default)s")
     parser.add_argument("--pods-dir", type=Path, help="kubelet's directory of pods, such as /var/lib/kubelet/pods; default: no kubelet")
     parser.add_argument(
@@ -89,15 +105,39 @@ def _parser() -> argparse.ArgumentParser:
         help="from one part of it to the next; default: %(default)s",
     )
     _add_watching(parser)
+    _add_membership(parser)
     return parser
 
 
 def _add_watching(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--log", choices=logs.FORMATS, default=logs.JSON, help="a JSON object a line, or text; default: %(default)s")
     parser.add_argument("--log-level", choices=logs.LEVELS, default="info", help="default: %(default)s")
+    parser.add_argument("--http-socket", type=Path, help="the same as --http for who may open this socket, without a token; default: none")
     parser.add_argument(
         "--otlp", metavar="URL", help="OpenTelemetry collector for spans, as http://localhost:4318/v1/traces; default: none"
     )
+
+
+def _add_membership(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--api-server", metavar="URL", help="default: that of the pod this runs in")
+    parser.add_argument("--api-ca", type=Path, metavar="FILE", help="what vouches for it; default: the pod's")
+    parser.add_argument("--api-token", type=Path, metavar="FILE", help="of the bearer token, read anew each time; default: the pod's")
+
+
+def _api_place(options: argparse.Namespace) -> ApiPlace | None:
+    """None: there is no cluster."""
+    url = options.api_server or api_server_url()
+    return None if url is None else ApiPlace(url, options.api_ca or ACCOUNT / "ca.crt", options.api_token or ACCOUNT / "token")
+
+
+def _watching(options: argparse.Namespace, recent: logs.Recent, stack: ExitStack) -> Watching:
+    """Who looks. What the stack holds is needed as long as the agent is."""
+    admit: Admit = nobody
+    place = _api_place(options)
+    if place is not None and options.http is not None:
+        admit = by(Reviews(stack.enter_context(closing(ApiServer(place, timeouts=REVIEW_TIMEOUTS)))))
+    spans = (lambda: NO_SPANS) if options.otlp is None else (lambda: OtelSpans.to(options.otlp))
+    return Watching(recent.entries, spans, admit, options.http_socket)
 
 
 def _total_bytes(root: Path) -> int:

@@ -40,6 +40,8 @@ PROGRAMS = {  # program → the Debian package that holds it
     "mkfs.btrfs": "btrfs-progs",
     "mount": "mount",
     "losetup": "mount",
+    "chromium": "chromium",
+    "chromedriver": "chromium-driver",
 }
 ETCD = {"etcd": "etcd-server"}
 API_SERVER = "kube-apiserver"

@@ -1,0 +1,210 @@
+"""Who may see what names models, and the page in a real browser."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import socket
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.error import HTTPError
+
+import pytest
+
+from daemonset.reviews import ACCESS_REVIEWS, AT_ONCE, KEPT, TOKEN_REVIEWS, TTL_S, Reviews, Verdict, by
+from modelcache.agent.client import AgentClient
+from modelcache.errors import AgentBusy, ModelCacheError, OriginBusy
+from modelcache.patience import Cancellation
+from modelcache.testing.agents import RunningAgent, agent
+from modelcache.testing.fault_server import Call, FaultServer, Reply
+from modelcache.testing.servers.browser import Browser
+
+ALICE = {"username": "alice", "uid": "7", "groups": ["ops"], "extra": {"scopes": ["a"]}}
+NASTY = "%3Cimg%20src=x%20onerror=alert(1)%3E"
+
+
+def reviewed(path: str, spec: dict[str, Any]) -> dict[str, Any]:
+    """A cluster in which alice may see everything, and bob exists."""
+    if path == TOKEN_REVIEWS:
+        user = {"good": ALICE, "weak": {"username": "bob"}}.get(spec["token"])
+        return {"status": {"authenticated": user is not None, **({"user": user} if user else {})}}
+    right = {name: spec.get(name) for name in ("user", "groups", "uid", "extra", "nonResourceAttributes")}
+    asked = {"path": spec["nonResourceAttributes"]["path"], "verb": "get"}
+    wanted = {"user": "alice", "groups": ["ops"], "uid": "7", "extra": {"scopes": ["a"]}, "nonResourceAttributes": asked}
+    return {"status": {"allowed": right == wanted}}
+
+
+class Cluster:
+    """`Reviewer`."""
+
+    def __init__(self) -> None:
+        self.asked: list[str] = []
+        self.error: ModelCacheError | None = None
+
+    def post(self, path: str, body: dict[str, Any], cancel: Cancellation) -> dict[str, Any]:
+        self.asked.append(body["kind"])
+        if self.error is not None:
+            raise self.error
+        return reviewed(path, body["spec"])
+
+
+@dataclass
+class Clock:
+    now_s: float = 0.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+def test_a_yes_and_a_no_are_believed_for_a_while_and_silence_is_not() -> None:
+    cluster, clock = Cluster(), Clock()
+    reviews = Reviews(cluster, clock=clock)
+    admit = by(reviews)
+
+    assert admit("Bearer good", "/modelcache/list") is Verdict.ALLOWED
+    assert admit("bearer  good", "/modelcache/list") is Verdict.ALLOWED
+    assert cluster.asked == ["TokenReview", "SubjectAccessReview"]
+    assert admit("Bearer weak", "/modelcache/list") is Verdict.FORBIDDEN
+    for header in (None, "", "Basic Z29vZA==", "Bearer", "Bearer nobody", f"Bearer {'x' * 100_000}"):
+        assert admit(header, "/modelcache/list") is Verdict.UNKNOWN
+    asked = len(cluster.asked)
+    cluster.error = OriginBusy("away")
+    assert admit("Bearer good", "/modelcache/list") is Verdict.ALLOWED
+    with pytest.raises(OriginBusy):
+        admit("Bearer good", "/modelcache/metrics")  # another path is another question
+    clock.now_s = TTL_S[True] + 1
+    with pytest.raises(OriginBusy):
+        admit("Bearer good", "/modelcache/list")
+    cluster.error = None
+    assert admit("Bearer good", "/modelcache/list") is Verdict.ALLOWED
+    assert len(cluster.asked) > asked
+
+
+def test_strangers_tokens_are_no_load() -> None:
+    cluster = Cluster()
+    reviews = Reviews(cluster)
+    for number in range(3 * KEPT):
+        reviews.verdict(f"token {number}", "/modelcache/list")
+    assert len(reviews._known) == KEPT
+
+    def held(depth: int) -> None:
+        def post(path: str, body: dict[str, Any], cancel: Cancellation) -> dict[str, Any]:
+            held(depth - 1)
+            return {}
+
+        cluster.post = post  # type: ignore[method-assign]
+        if depth == 0:
+            with pytest.raises(AgentBusy):
+                reviews.verdict("one more", "/modelcache/list")
+        else:
+            reviews.verdict(f"at once {depth}", "/modelcache/list")
+
+    held(AT_ONCE)
+
+
+# -- a real agent --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def cluster() -> Iterator[FaultServer]:
+    def answer(call: Call) -> None:
+        body = json.loads(call.received.body)
+        said = reviewed(call.received.target, body["spec"])
+        assert call.received.headers["authorization"] == "Bearer of-the-agent"
+        call.reply(Reply(201, {"Content-Type": "application/json"}, json.dumps(said).encode()))
+
+    with FaultServer() as server:
+        for path in (TOKEN_REVIEWS, ACCESS_REVIEWS):
+            server.fail(path, answer)
+        yield server
+
+
+@pytest.fixture
+def node(tmp_path: Path, cluster: FaultServer) -> Iterator[RunningAgent]:
+    (tmp_path / "token").write_text("of-the-agent\n")
+    place = ["--api-server", cluster.endpoint, "--api-token", str(tmp_path / "token"), "--http-socket", str(tmp_path / "h.sock")]
+    with agent(tmp_path, options=place) as running:
+        yield running
+
+
+def asked(node: RunningAgent, path: str, token: str | None = None) -> tuple[int, str, Any]:
+    request = urllib.request.Request(node.http + path, headers={} if token is None else {"Authorization": f"Bearer {token}"})
+    try:
+        with urllib.request.urlopen(request, timeout=30) as answer:
+            return answer.status, answer.read().decode(), answer.headers
+    except HTTPError as error:
+        with error:
+            return error.code, error.read().decode(), error.headers
+
+
+def by_socket(path: Path, target: str) -> tuple[int, str]:
+    connection = http.client.HTTPConnection("localhost", timeout=30)
+    connection.sock = socket.socket(socket.AF_UNIX)
+    connection.sock.connect(str(path))
+    try:
+        connection.request("GET", target)
+        answer = connection.getresponse()
+        return answer.status, answer.read().decode()
+    finally:
+        connection.close()
+
+
+def test_what_names_models_is_for_who_may_see_it(node: RunningAgent, cluster: FaultServer, tmp_path: Path) -> None:
+    with FaultServer() as server, AgentClient(node.admin) as client:
+        server.put("/private-model/weights", b"w" * 50_000)
+        uri = f"{server.endpoint}/private-model/weights"
+        client.ensure(uri, lease=("pod-of-somebody", 600.0))
+    named = ("/modelcache/list", "/modelcache/metrics")
+    for path in named:
+        assert [asked(node, path, token)[0] for token in (None, "nobody", "weak", "good")] == [401, 401, 403, 200]
+        assert "private-model" not in "".join(asked(node, path, token)[1] for token in (None, "nobody", "weak"))
+    assert asked(node, named[0])[2]["WWW-Authenticate"] == 'Bearer realm="modelcache"'
+    listed = json.loads(asked(node, named[0], "good")[1])
+    [snapshot] = listed["snapshots"]
+    assert (snapshot["uris"], snapshot["size_bytes"], snapshot["holders"]) == ([uri], 50_000, ["lease pod-of-somebody"])
+    assert [event["event"] for event in listed["events"] if event.get("model") == uri] == ["fetched"]
+    assert f'modelcache_model_size_bytes{{digest="{snapshot["digest"]}",model="{uri}"}} 50000.0' in asked(node, named[1], "good")[1]
+    for path in ("/", "/modelcache/", "/modelcache/page.js", "/metrics", "/readyz"):
+        assert "private-model" not in asked(node, path)[1]
+
+    assert (tmp_path / "h.sock").stat().st_mode & 0o777 == 0o600
+    assert by_socket(tmp_path / "h.sock", named[0])[0] == 200
+    for path in (TOKEN_REVIEWS, ACCESS_REVIEWS):
+        cluster.fail(path, lambda call: call.reply(Reply(500, {}, b"")))
+    assert asked(node, named[0], "another")[0] == 503
+    assert by_socket(tmp_path / "h.sock", named[0])[0] == 200
+    assert asked(node, "/readyz")[0] == 200
+
+
+def test_the_page_shows_it_in_a_browser_and_no_name_is_markup(node: RunningAgent, tmp_path: Path) -> None:
+    with FaultServer() as server, AgentClient(node.admin) as client, Browser(tmp_path) as browser:
+        server.put(f"/m/{NASTY}", b"n" * 3_000_000)
+        uri = f"{server.endpoint}/m/{NASTY}"
+        client.ensure(uri, lease=("<b>a pod</b>", 600.0))
+        shown = client.list()[0].refs[0].key.uri
+
+        browser.open(f"{node.http}/modelcache/")
+        browser.until(lambda: bool(browser.run("return !document.getElementById('ask').hidden")), "the question for a token")
+        assert "/m/" not in browser.text("body")
+        browser.write("#token", "weak")
+        browser.click("#ask button")
+        browser.until(lambda: "may not see" in browser.text("#state"), "a refusal")
+        browser.write("#token", "good")
+        browser.click("#ask button")
+        browser.until(lambda: shown in browser.text("#cached"), "the model")
+
+        assert "2.9 MiB" in browser.text("#cached")
+        assert "lease <b>a pod</b>" in browser.text("#cached")
+        assert "fetched" in browser.text("#events")
+        assert "available" in browser.text("#room")
+        assert browser.text("#moving tbody") == "none"
+        assert browser.run("return document.querySelectorAll('main img, main b').length") == 0
+        assert "good" not in browser.run("return location.href + document.cookie + Object.keys(localStorage) + Object.keys(sessionStorage)")
+        refusals = [said for said in browser.complaints() if "401" not in said and "403" not in said]
+        assert refusals == []
+        browser.run("document.body.insertAdjacentHTML('beforeend', '<img src=x onerror=\"window.evil = 1\">')")
+        browser.until(lambda: any("Content Security Policy" in said for said in browser.complaints()), "the policy's refusal")
+        assert browser.run("return window.evil === undefined")
