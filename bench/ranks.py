@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from bench import lines, machine
-from bench.drivers.loads import back_free_memory, set_state
+from bench.drivers.keeper import kept
+from bench.drivers.loads import set_state
 from bench.drivers.ranks import LOADERS
 from bench.model import make_llama
 from modelcache.units import GIB, parse_bytes
@@ -92,7 +93,7 @@ def run(name: str, world: int, model: Path, files: Sequence[Path]) -> list[dict[
             if process.stdout.readline() != "ready\n":
                 raise SystemExit(f"error: {name} ended before it began")
         set_state(model, list(files), "cold")
-        back_free_memory(sum(path.stat().st_size for path in files) * (2 + world) // 2)
+        ends.enter_context(kept(sum(path.stat().st_size for path in files) * (2 + world) // 2))
         for process in ranks:
             assert process.stdin is not None
             process.stdin.write("go\n")

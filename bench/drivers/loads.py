@@ -12,13 +12,15 @@ import mmap
 import os
 import queue
 import resource
-import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
+
+from bench.drivers import keeper
 
 MIB = 1 << 20
 PAGE_BYTES = 4096
@@ -26,13 +28,7 @@ BLOCK_BYTES = 8 * MIB
 THREADS = 4
 DIGEST_BYTES = 4 * MIB
 CACHESTAT = 451
-HOLDER_TIMEOUT_S = 300
-HOLDER = """
-import mmap, sys
-piece = mmap.mmap(-1, int(sys.argv[1]), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-piece.madvise(mmap.MADV_HUGEPAGE)
-piece.madvise(23)  # MADV_POPULATE_WRITE, Linux 5.14
-"""
+PROBE_BYTES = 128 * MIB
 Loaded = Mapping[str, Any]
 RUNAI = {
     "runai": {},
@@ -52,20 +48,22 @@ def main() -> None:
         set_state(directory, files, "cold")
         load(files)  # and dropped: its memory is lent again
     set_state(directory, files, state)
-    if not contender.endswith("-reused"):
-        back_free_memory(sum(path.stat().st_size for path in files) * 9 // 8)
+    size_bytes = sum(path.stat().st_size for path in files)
+    with nullcontext() if contender.endswith("-reused") else keeper.kept(size_bytes * 9 // 8 + PROBE_BYTES):
         set_state(directory, files, state)  # what that drove out
-    resident = sum(map(resident_bytes, files)) / sum(path.stat().st_size for path in files)
-    before, started_s = resource.getrusage(resource.RUSAGE_SELF), time.monotonic()
-    loaded = load(files)
-    touched = sum(map(touch, loaded.values()))
-    wall_s = time.monotonic() - started_s
-    after = resource.getrusage(resource.RUSAGE_SELF)
+        resident = sum(map(resident_bytes, files)) / size_bytes
+        before, started_s = resource.getrusage(resource.RUSAGE_SELF), time.monotonic()
+        loaded = load(files)
+        touched = sum(map(touch, loaded.values()))
+        wall_s = time.monotonic() - started_s
+        after = resource.getrusage(resource.RUSAGE_SELF)
+        fresh = fresh_cpu_s_per_gib()
     answer = {
         "wall_s": wall_s,
         "cpu_s": after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime,
         "peak_rss_bytes": after.ru_maxrss << 10,
         "import_s": import_s,
+        "fresh_cpu_s_per_gib": fresh,
         "resident_before": resident,
         "touched": touched,
         "digest": digest_of(loaded) if loaded and not contender.startswith(("ceiling", "mmap")) else None,
@@ -97,13 +95,13 @@ def set_state(directory: Path, files: list[Path], state: str) -> None:
         os.close(fd)
 
 
-def back_free_memory(size_bytes: int) -> None:
-    """Have another process take `size_bytes` in huge pages, and end: whoever asks for memory next gets those.
-
-    A virtual machine's host takes free memory back; the first touch of such a page costs 1 CPU s/GiB and more (`loaders.md`), falls on
-    whoever comes by it, and says nothing about that one. In a process of its own, because the peak of this one is measured.
-    """
-    subprocess.run([sys.executable, "-I", "-S", "-c", HOLDER, str(size_bytes)], check=True, timeout=HOLDER_TIMEOUT_S)
+def fresh_cpu_s_per_gib() -> float:
+    """What it costs just now to touch memory for the first time, in huge pages, and do nothing with it."""
+    piece = huge(PROBE_BYTES)
+    before = resource.getrusage(resource.RUSAGE_SELF)
+    piece.madvise(keeper.POPULATE_WRITE)
+    after = resource.getrusage(resource.RUSAGE_SELF)
+    return (after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime) / (PROBE_BYTES / 2**30)
 
 
 def resident_bytes(path: Path) -> int:
