@@ -14,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from daemonset import kubelet, logs
+from daemonset.cluster import Membership
 from daemonset.reviews import DEADLINE_S, Admit, Reviews, by, nobody
 from daemonset.scrubbing import DAY_S, ScrubBudget
 from daemonset.server import Agent, Sockets, Volumes, Watching
@@ -22,7 +23,7 @@ from daemonset.volumes import GRACE_S as VOLUME_GRACE_S
 from modelcache.config import AGENT_SOCKET, Config
 from modelcache.config.cluster import ACCOUNT, api_server_url
 from modelcache.errors import BadConfig, ModelCacheError
-from modelcache.k8s.api import ApiPlace, ApiServer
+from modelcache.k8s.api import WATCH_SILENCE_S, ApiPlace, ApiServer
 from modelcache.transport import Timeouts
 from modelcache.units import format_bytes, parse_bytes
 
@@ -61,6 +62,7 @@ def _run(options: argparse.Namespace, recent: logs.Recent) -> int:
                 volumes=volumes,
                 scrub=scrub,
                 watching=watching,
+                membership=_membership(options),
             )
             stack.enter_context(agent)
             logging.getLogger("daemonset").info("serving %s at %s", config.root, options.socket, extra={"event": "started"})
@@ -119,9 +121,18 @@ def _add_watching(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_membership(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--node-name", metavar="NAME", help="follow the LocalModelNode of this name; default: no cluster is followed")
+    parser.add_argument("--secrets-namespace", metavar="NAMESPACE", help="of the secrets that cluster caches name; default: they have none")
     parser.add_argument("--api-server", metavar="URL", help="default: that of the pod this runs in")
     parser.add_argument("--api-ca", type=Path, metavar="FILE", help="what vouches for it; default: the pod's")
     parser.add_argument("--api-token", type=Path, metavar="FILE", help="of the bearer token, read anew each time; default: the pod's")
+    parser.add_argument(
+        "--watch-silence",
+        type=_seconds,
+        default=WATCH_SILENCE_S,
+        metavar="SECONDS",
+        help="without a byte, after which a watch is begun anew; default: %(default)s",
+    )
 
 
 def _api_place(options: argparse.Namespace) -> ApiPlace | None:
@@ -138,6 +149,16 @@ def _watching(options: argparse.Namespace, recent: logs.Recent, stack: ExitStack
         admit = by(Reviews(stack.enter_context(closing(ApiServer(place, timeouts=REVIEW_TIMEOUTS)))))
     spans = (lambda: NO_SPANS) if options.otlp is None else (lambda: OtelSpans.to(options.otlp))
     return Watching(recent.entries, spans, admit, options.http_socket)
+
+
+def _membership(options: argparse.Namespace) -> Membership | None:
+    """Raises BadConfig: a cluster is to be followed, and nobody says which."""
+    if options.node_name is None:
+        return None
+    place = _api_place(options)
+    if place is None:
+        raise BadConfig("--node-name follows a cluster, and this is no pod of one", hint="--api-server URL")
+    return Membership(options.node_name, place, options.secrets_namespace, options.watch_silence)
 
 
 def _total_bytes(root: Path) -> int:

@@ -19,6 +19,7 @@ from grpc_reflection.v1alpha import reflection
 
 from daemonset import sockets
 from daemonset.calls import Calls, Waiters
+from daemonset.cluster import Member, Membership
 from daemonset.metrics import Metrics
 from daemonset.mounts import Mounts
 from daemonset.ownership import owned
@@ -95,9 +96,11 @@ class Agent:
         volumes: Volumes = Volumes(),
         scrub: ScrubBudget = ScrubBudget(),  # noqa: B008 - it is frozen
         watching: Watching = Watching(),
+        membership: Membership | None = None,
     ) -> None:
         """
         Args:
+            membership: None: it follows no cluster.
             http: address and port of health and metrics; None: they are not served.
             grace_s: how long `stop` waits for calls that are under way; they are cancelled then, their chunks are kept.
         """
@@ -108,6 +111,7 @@ class Agent:
         self._volumes = volumes
         self._scrub = scrub
         self._watching = watching
+        self._membership = membership
         self._calls = Calls()
         self._stack = ExitStack()
         self._health = health.HealthServicer()
@@ -133,6 +137,8 @@ class Agent:
                 self._servers.append(self._serve(path, AgentService(cache, self._calls, Waiters(WAITERS), access, seen)))
                 stack.callback(sockets.remove, path)
             stack.enter_context(Scrubber(cache, metrics, self._scrub, self._calls.ending))
+            if self._membership is not None:
+                stack.enter_context(Member(cache, metrics, self._membership))
             self._stack = stack.pop_all()
         return self
 

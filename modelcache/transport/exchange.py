@@ -28,7 +28,7 @@ _NO_BODY = (204, 304)
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What is sent: a method, where to, with which headers (secrets among them), and for POST a small body."""
+    """What is sent: a method, where to, with which headers (secrets among them), and for POST and PATCH a small body."""
 
     method: str
     target: Target
@@ -143,7 +143,7 @@ class Exchanger:
             resource = target.url
             if route.proxy.authorization is not None:
                 headers["Proxy-Authorization"] = route.proxy.authorization
-        if request.method == "POST":
+        if request.method == "POST" or request.body:
             headers["Content-Length"] = str(len(request.body))
         return encode_request(request.method, resource, [*headers.items(), *request.headers.items()]) + request.body
 

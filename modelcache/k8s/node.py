@@ -1,0 +1,142 @@
+"""A LocalModelNode as values: what it wants a node to have, and what the node says that it has."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from enum import StrEnum
+from typing import Any
+
+from modelcache.k8s.names import GROUP, VERSION
+
+MAX_ERROR_TEXT = 500
+"""Characters; as in the schema."""
+
+Object = dict[str, Any]
+
+
+class State(StrEnum):
+    """KServe's."""
+
+    PENDING = "ModelDownloadPending"
+    DOWNLOADING = "ModelDownloading"
+    DOWNLOADED = "ModelDownloaded"
+    ERROR = "ModelDownloadError"
+
+
+@dataclass(frozen=True, slots=True)
+class Storage:
+    """Which entry of KServe's storage secret is the model's. `key` None: KServe's default one."""
+
+    key: str | None = None
+    parameters: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class WantedModel:
+    """One model that a node is to have.
+
+    Attributes:
+        namespace: of the cache that wants it; None: a cluster cache.
+    """
+
+    name: str
+    uri: str
+    namespace: str | None = None
+    service_account: str | None = None
+    storage: Storage | None = None
+
+    @property
+    def key(self) -> str:
+        """Its name in the status (KServe: `name`, or `namespace/name`)."""
+        return self.name if self.namespace is None else f"{self.namespace}/{self.name}"
+
+
+@dataclass(frozen=True, slots=True)
+class ModelReport:
+    """What a node says about one model. Times are Unix times; an error beside DOWNLOADED is one of looking for a newer version."""
+
+    state: State = State.PENDING
+    bytes_done: int = 0
+    bytes_total: int = 0
+    bytes_per_s: int = 0
+    started_at_s: float | None = None
+    finished_at_s: float | None = None
+    revision: str | None = None
+    digest: str | None = None
+    error_code: str | None = None
+    error_text: str | None = None
+
+
+def wanted_models(node: Object) -> dict[str, WantedModel]:
+    """By key, in the order of the spec; of two with one key the first."""
+    found: dict[str, WantedModel] = {}
+    for each in (node.get("spec") or {}).get("localModels") or ():
+        storage = each.get("storage")
+        model = WantedModel(
+            name=each["modelName"],
+            uri=each["sourceModelUri"],
+            namespace=each.get("namespace") or None,
+            service_account=each.get("serviceAccountName") or None,
+            storage=None if storage is None else Storage(storage.get("key") or None, dict(storage.get("parameters") or {})),
+        )
+        found.setdefault(model.key, model)
+    return found
+
+
+def told_models(node: Object) -> Mapping[str, Object]:
+    """What the status says of each model besides KServe's word."""
+    models = (node.get("status") or {}).get("models")
+    return models if isinstance(models, dict) else {}
+
+
+def times_of(told: Object) -> tuple[float | None, float | None]:
+    """`startedAt` and `finishedAt`; None: absent, or unreadable."""
+    return _seconds(told.get("startedAt")), _seconds(told.get("finishedAt"))
+
+
+def states_of(reports: Mapping[str, ModelReport]) -> Object:
+    """A status with KServe's fields alone."""
+    return {"modelStatus": {key: report.state.value for key, report in reports.items()}}
+
+
+def status_of(reports: Mapping[str, ModelReport], generation: int) -> Object:
+    """The whole status."""
+    states = [report.state for report in reports.values()]
+    return states_of(reports) | {
+        "observedGeneration": generation,
+        "copies": {"available": states.count(State.DOWNLOADED), "total": len(states), "failed": states.count(State.ERROR)},
+        "models": {key: _told(report) for key, report in reports.items()},
+    }
+
+
+def node_with(name: str, status: Object) -> Object:
+    """The object to apply."""
+    return {"apiVersion": f"{GROUP}/{VERSION}", "kind": "LocalModelNode", "metadata": {"name": name}, "status": status}
+
+
+def _told(report: ModelReport) -> Object:
+    told = {
+        "bytesDone": report.bytes_done,
+        "bytesTotal": report.bytes_total,
+        "bytesPerSecond": report.bytes_per_s,
+        "startedAt": _text(report.started_at_s),
+        "finishedAt": _text(report.finished_at_s),
+        "revision": report.revision,
+        "digest": report.digest,
+        "errorCode": report.error_code,
+        "errorText": None if report.error_text is None else report.error_text[:MAX_ERROR_TEXT],
+    }
+    return {name: value for name, value in told.items() if value is not None}
+
+
+def _text(at_s: float | None) -> str | None:
+    return None if at_s is None else datetime.fromtimestamp(int(at_s), UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def _seconds(text: object) -> float | None:
+    try:
+        return datetime.fromisoformat(str(text)).timestamp() if text else None
+    except ValueError:
+        return None
