@@ -86,8 +86,10 @@ def test_clients_that_vanish_in_mid_stream_leave_nothing(node: RunningAgent, ser
     """Killed, each in the middle of a fetch of its own; what the first ones left is what the second ones do."""
     [pid] = node.process.pids()
     process = psutil.Process(pid)
-    left = [_killed(node, server, number) or (process.num_fds(), process.num_threads()) for number in range(2)]
-    until(lambda: process.num_fds() <= left[0][0] and process.num_threads() <= left[0][1])
+    _killed(node, server, 0)
+    left = process.num_fds(), process.num_threads()
+    _killed(node, server, 1)
+    until(lambda: process.num_fds() <= left[0] and process.num_threads() <= left[1])
     with AgentClient(node.admin) as client:
         assert [lease for info in client.list() for lease in info.leases] == []
         server.fail("/m/0-0", lambda call: call.reply(call.proper))
@@ -108,6 +110,6 @@ def _killed(node: RunningAgent, server: FaultServer, number: int) -> None:
             for uri in uris
         ]
         until(lambda: sum(each.bytes_done == CHUNK_BYTES for each in client.status(brief=True).moving) == VANISHING)
-        for each in asking:
-            each.kill()
+        for one in asking:
+            one.kill()
         until(lambda: not client.status(brief=True).moving and under_way(node) == 0)
