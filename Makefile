@@ -18,7 +18,7 @@ ENVIRONMENT = "$(PYTHON)" tools/environment.py --venv $(VENV)
 TORCH ?=
 export TORCH
 # tests that mount a small file system need root; whoever isn't is told that they were left out
-CHOSEN := not soak and not cluster$(if $(filter 0,$(shell id -u)),, and not root)
+CHOSEN := not soak and not cluster and not image$(if $(filter 0,$(shell id -u)),, and not root)
 SEED := $(or $(SEED),$(shell od -An -N4 -tu4 /dev/urandom | tr -d ' '))
 
 FUZZ_S ?= 60
@@ -49,12 +49,14 @@ test: lint  ## lint, then every test; SEED=N repeats a run's random choices, PYT
 	$(if $(findstring root,$(CHOSEN)),echo "not root: the tests that mount a small file system are left out")
 	$(RUN) -m pytest -m "$(CHOSEN)" --hypothesis-seed=$(SEED) $(PYTEST_ARGS)
 
-test-cluster: $(MADE)/dev  ## the tests against a real API server and etcd: 2 minutes; says what it leaves out where there is no kube-apiserver
-	@if $(ENVIRONMENT) cluster; then
-		$(RUN) -m pytest -m "cluster and not soak" $(PYTEST_ARGS) tests/cluster
-	else
-		(( $$? == 3 ))  # it has said what is left out
-	fi
+test-cluster: $(MADE)/dev  ## the tests against a real API server and etcd, and of the image: 4 minutes; says what it leaves out, and why
+	@chosen=()
+	for part in cluster image; do
+		if $(ENVIRONMENT) $$part; then chosen+=("$$part"); else (( $$? == 3 )); fi  # it has said what is left out
+	done
+	[[ " $${chosen[*]} " != *" image "* ]] || $(RUN) -m tools.image .cache/image
+	marks="$${chosen[*]}"
+	(( $${#chosen[@]} == 0 )) || $(RUN) -m pytest -m "($${marks// / or }) and not soak" $(PYTEST_ARGS) tests/cluster tests/image
 
 test-vllm: $(MADE)/dev $(MADE)/demo-model $(MADE)/vllm  ## the load format in vLLM's own engine, on the CPU: 3 GB installed once, then some minutes
 	$(RUN) -m pytest -m vllm -o faulthandler_timeout=0 $(PYTEST_ARGS)

