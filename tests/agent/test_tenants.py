@@ -8,10 +8,13 @@ from pathlib import Path
 import pytest
 
 from modelcache.agent.client import AgentClient, Identity
-from modelcache.errors import AccessDenied, BadConfig
+from modelcache.errors import AccessDenied, AccessUnproved, BadConfig, OriginUnreachable
 from modelcache.fetch.progress import Progress
+from modelcache.refresh import Refresh
 from modelcache.testing.agents import RunningAgent, agent
+from modelcache.testing.fault_server import FaultServer
 from modelcache.testing.servers import SeaweedFS
+from tests.servers.test_permission import bucket_of
 
 
 @pytest.fixture(scope="module")
@@ -93,3 +96,57 @@ def test_isolated_namespaces_share_no_inode(tmp_path: Path, seaweedfs: SeaweedFS
         assert admin.show(uri).info.digest == found[""].digest
         with pytest.raises(BadConfig, match="namespace"):
             driver.ensure(uri, identity=Identity("../team-a", "default", secret))
+
+
+def test_whoever_may_only_list_gets_nothing_and_whoever_may_read_all_of_it(node: RunningAgent, seaweedfs: SeaweedFS, bucket: str) -> None:
+    """One namespace's private model, asked for by another one."""
+    data = b"p" * 100_000
+    seaweedfs.put(bucket, "private/weights", data)
+    uri = f"s3://{bucket}/private"
+    own, lists = ({"access_key": who.access_key, "secret_key": who.secret_key} for who in (seaweedfs.reader, seaweedfs.lister))
+    with AgentClient(node.driver) as driver, AgentClient(node.admin) as admin:
+        before = admin.status(brief=True).denials
+        driver.ensure(uri, identity=Identity("team-a", "default", secret_of(seaweedfs, **own)))
+        other = Identity("team-b", "default", secret_of(seaweedfs, **lists))
+        for refresh in Refresh:
+            with pytest.raises(AccessDenied):
+                driver.ensure(uri, identity=other, refresh=refresh, lease=("pod", 60.0))
+        assert sum(admin.status(brief=True).denials.values()) == sum(before.values()) + len(Refresh)
+        assert [info.leases for info in admin.list() if uri in {ref.key.uri for ref in info.refs}] == [()]
+        had = driver.ensure(uri, identity=Identity("team-b", "default", secret_of(seaweedfs, **own)))
+        assert (had.snapshot.path / "weights").read_bytes() == data
+
+
+@pytest.mark.parametrize("first", ["team-a", "team-b"])
+def test_an_endpoint_that_imitates_another_is_believed_by_its_own_namespace_alone(node: RunningAgent, first: str) -> None:
+    """The same bucket, names, sizes and ETags, whoever comes first."""
+    second = "team-b" if first == "team-a" else "team-a"
+    with FaultServer() as honest, FaultServer() as impostor, AgentClient(node.driver) as driver:
+        servers, data = {"team-a": honest, "team-b": impostor}, {"team-a": b"a" * 3_000_000, "team-b": b"b" * 3_000_000}
+        for name, server in servers.items():
+            bucket_of(server, data[name])
+        for name in (first, second, first, second):
+            secret = {"AWS_ENDPOINT_URL_S3": servers[name].endpoint, "AWS_ACCESS_KEY_ID": "AKANY", "AWS_SECRET_ACCESS_KEY": "any"}
+            for refresh in (Refresh.AUTO, Refresh.ALWAYS, Refresh.NEVER):
+                had = driver.ensure("s3://bucket/m", identity=Identity(name, "default", secret), refresh=refresh)
+                assert (had.snapshot.path / "weights").read_bytes() == data[name]
+
+
+def test_while_an_origin_is_down_who_proved_a_right_has_the_last_version_and_others_are_told(tmp_path: Path) -> None:
+    environ = {"MODELCACHE_REFRESH_S": "0", "MODELCACHE_RETRY_DEADLINE_S": "1", "MODELCACHE_REFUSED_NETWORKS": "169.254.0.0/16"}
+    a, b = Identity("team-a", "default", {}), Identity("team-b", "default", {})
+    with agent(tmp_path, environ) as running, AgentClient(running.driver) as driver, AgentClient(running.admin) as admin:
+        with FaultServer() as server:
+            server.put("/m/weights", b"w" * 1000)
+            uri, other = f"{server.endpoint}/m/weights", f"{server.endpoint}/m/other"
+            had = driver.ensure(uri, identity=a)
+        again = driver.ensure(uri, identity=a)  # nobody listens there any more
+        assert (again.snapshot.path, again.snapshot.stale) == (had.snapshot.path, True)
+        assert admin.ensure(uri).snapshot.stale
+        with pytest.raises(AccessUnproved):
+            driver.ensure(uri, identity=b)
+        assert admin.status(brief=True).denials == {"access-unproved": 1}
+        with pytest.raises(OriginUnreachable):
+            driver.ensure(uri, identity=a, refresh=Refresh.ALWAYS)
+        with pytest.raises(OriginUnreachable):
+            admin.ensure(other)
