@@ -2,24 +2,33 @@
 
 A test that needs a file system that not every kernel has is marked `file_system("xfs")`. Where the kernel lacks it, the test is deselected
 and named; a run whose environment says `MODELCACHE_TESTS_EXPECT=xfs,btrfs` ends before its first test instead. Tests marked `gpu` are
-treated the same where torch sees no GPU; `MODELCACHE_TESTS_EXPECT=gpu` is for machines that must have one.
+treated the same where torch sees no GPU; `MODELCACHE_TESTS_EXPECT=gpu` is for machines that must have one. Tests that need a program or a
+package that `make` doesn't install are marked `beside("azurite")`: `BESIDE` says what there is and how a run gets it.
 """
 
 from __future__ import annotations
 
 import os
 from collections import Counter
+from importlib.util import find_spec
 
 import pytest
 
 from modelcache.testing.small_filesystem import Kind, kernel_has
 
 EXPECT = "MODELCACHE_TESTS_EXPECT"
-CHOSEN_BY_MARK = ("root", "gpu", "soak", "cluster")
+CHOSEN_BY_MARK = ("root", "gpu", "soak", "cluster", "image")
 BY_NAME = 10
 """So many tests with one reason are named; more are counted."""
 
 GPU = "gpu"
+AZURITE = os.environ.get("MODELCACHE_TESTS_AZURITE", "")
+"""The path of `azurite-blob`, read before tests run: they see a clean environment."""
+BESIDE = {
+    "azurite": "set MODELCACHE_TESTS_AZURITE to the path of `azurite-blob` (npm: azurite), and install adlfs",
+    "ossfs": "install ossfs",
+}
+"""What some tests need beside what `make` installs, and how it is made known."""
 
 _reasons = pytest.StashKey[dict[str, str]]()
 _expected = pytest.StashKey[frozenset[str]]()
@@ -38,7 +47,7 @@ def pytest_configure(config: pytest.Config) -> None:
 @pytest.hookimpl(trylast=True)  # after -m and -k: what they leave out is theirs
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     needed = {name for item in items for name in _needs(item)}
-    lacking = {name for name in needed if not (has_gpu() if name == GPU else kernel_has(Kind(name)))}
+    lacking = {name for name in needed if not _is_here(name)}
     expected = config.stash[_expected]
     if missing := sorted(expected & lacking):
         what = "this machine has no GPU that torch sees" if missing == [GPU] else "this kernel has no such file system"
@@ -46,6 +55,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     left = [item for item in items if not lacking.isdisjoint(_needs(item))]
     for item in left:
         lacks = sorted(lacking.intersection(_needs(item)))
+        if lacks[0] in BESIDE:
+            config.stash[_reasons][item.nodeid] = f"{lacks[0]} is not here: {BESIDE[lacks[0]]}"
+            continue
         who = "machine" if GPU in lacks else "kernel"
         config.stash[_reasons][item.nodeid] = f"this {who} has no {', '.join(lacks)} ({EXPECT}={','.join(lacks)} makes that a failure)"
     if left:
@@ -78,7 +90,16 @@ def has_gpu() -> bool:
     return bool(torch.cuda.is_available())
 
 
+def _is_here(name: str) -> bool:
+    if name == "azurite":
+        return bool(AZURITE)
+    if name in BESIDE:
+        return find_spec(name) is not None
+    return has_gpu() if name == GPU else kernel_has(Kind(name))
+
+
 def _needs(item: pytest.Item) -> frozenset[str]:
-    """File systems by their kind, and `gpu`."""
-    kinds = {Kind(str(name)) for mark in item.iter_markers("file_system") for name in mark.args}
-    return frozenset(kinds | ({GPU} if item.get_closest_marker(GPU) is not None else set()))
+    """File systems by their kind, `gpu`, and names of `BESIDE`."""
+    kinds: set[str] = {Kind(str(name)) for mark in item.iter_markers("file_system") for name in mark.args}
+    beside = {str(name) for mark in item.iter_markers("beside") for name in mark.args}
+    return frozenset(kinds | beside | ({GPU} if item.get_closest_marker(GPU) is not None else set()))

@@ -9,7 +9,7 @@ from typing import Any
 
 from modelcache.abc.grants import Isolation
 from modelcache.abc.ingest import Route
-from modelcache.config.fsspec_arguments import STORAGE, storage_of_variables
+from modelcache.config.fsspec_arguments import AZURE, AZURE_BESIDE, STORAGE, azure_of_variables, storage_of_variables
 from modelcache.config.headers import HEADERS, expect_host, kserves_headers
 from modelcache.config.kinds import MapOf
 from modelcache.config.places import CLAIMS, MIRRORS, RATIO
@@ -243,6 +243,12 @@ SETTINGS: tuple[Setting, ...] = (
         "fsspec.storage", "fsspec.storage", STORAGE, (Variable("MODELCACHE_FSSPEC_<SCHEME>", storage_of_variables),),
         "arguments of fsspec's filesystem of a scheme (its `storage_options`); the variables, JSON, count in place of all of the file's",
         absent="none", example='[fsspec.storage.az]\naccount_name = "models"',
+    ),
+    setting(
+        "fsspec.azure", "fsspec.azure", AZURE,
+        (Variable("AZURE_STORAGE_ACCOUNT_NAME", azure_of_variables, AZURE_BESIDE),),
+        "arguments of `az`, `abfs` and `abfss` that `fsspec.storage` doesn't name; the variables are adlfs's, KServe's and the SDK's",
+        absent="none", example='[fsspec.azure]\naccount_name = "models"',
     ),
     setting(
         "agent.socket", "agent_socket", SOCKET, "MODELCACHE_AGENT",

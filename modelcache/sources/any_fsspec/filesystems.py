@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import unquote
 
-from modelcache.errors import InvalidUri, UnknownScheme
-from modelcache.sources.any_fsspec.options import FsspecOptions
+from modelcache.errors import BadConfig, InvalidUri, ModelCacheError, UnknownScheme
+from modelcache.sources.any_fsspec.options import AZURE_SCHEMES, FsspecOptions
 from modelcache.uri import StorageUri, UriSecrets
 
 Filesystem = Any
@@ -53,12 +53,20 @@ class Home:
     endpoint: str
 
     def make(self) -> Filesystem:
-        """A new instance; may connect. Raises UnknownScheme: a package that it only now imports is not installed."""
+        """A new instance; may connect.
+
+        Raises:
+            UnknownScheme: a package that it only now imports is not installed.
+            BadConfig: its arguments don't do.
+        """
+        refusal: ModelCacheError
         try:
             return self.kind(**self.arguments, skip_instance_cache=True)
         except ImportError:
-            missing = _missing_package(self.scheme, self.endpoint.partition("?")[0])
-        raise missing
+            refusal = _missing_package(self.scheme, self.endpoint.partition("?")[0])
+        except (ValueError, TypeError) as error:  # its text may hold what it was given
+            refusal = _unusable(self.scheme, self.endpoint.partition("?")[0], type(error).__name__)
+        raise refusal
 
     def path(self, uri: StorageUri) -> str:
         """What the filesystem calls the place that a URI names; a query (`?versionid=`) is a part of names where there are any."""
@@ -77,7 +85,7 @@ def home_of(uri: StorageUri, secrets: UriSecrets, options: FsspecOptions) -> Hom
         hint = f"give the credential to the filesystem: MODELCACHE_FSSPEC_{uri.scheme.upper()}='{{…}}', JSON of its storage options"
         raise InvalidUri(f"`{uri.scheme}://` URIs take no signing parameters", address=str(uri), hint=hint)
     bare = f"{uri.scheme}://{uri.authority}"
-    configured = dict(options.storage.get(uri.scheme, {}))
+    configured = options.arguments(uri.scheme)
     of_uri = _arguments_of_uri(kind, uri, secrets)
     root: str = kind._strip_protocol(bare)
     prefix: str = kind._strip_protocol(f"{bare}/x").removesuffix("x")
@@ -108,6 +116,14 @@ def _missing_package(scheme: str, address: str) -> UnknownScheme:
     return UnknownScheme(f"the package that serves `{scheme}://` is not installed", address=address, got=scheme, hint=hint)
 
 
+def _unusable(scheme: str, address: str, kind: str) -> BadConfig:
+    variable = f"MODELCACHE_FSSPEC_{scheme.upper()}"
+    hint = f"they are in [fsspec.storage.{scheme}], or {variable}, JSON, by the names of fsspec's filesystem"
+    if scheme in AZURE_SCHEMES:
+        hint = f"an account is needed, as in `abfs://CONTAINER@ACCOUNT.dfs.core.windows.net/…`, AZURE_STORAGE_ACCOUNT_NAME or {variable}"
+    return BadConfig(f"the `{scheme}` filesystem can't be made with the arguments that it has ({kind})", address=address, hint=hint)
+
+
 def _arguments_of_uri(kind: Filesystem, uri: StorageUri, secrets: UriSecrets) -> dict[str, Any]:
     """What the class itself reads from a URL with userinfo in it, percent-decoded."""
     userinfo = "" if secrets.userinfo is None else f"{secrets.userinfo}@"
@@ -133,4 +149,6 @@ def _without_secrets(value: Any) -> Any:
     if not isinstance(value, Mapping):
         return value
     kept = {str(name): _without_secrets(inner) for name, inner in value.items() if not _SECRET.search(str(name))}
+    if isinstance(connection := value.get("connection_string"), str):  # Azure's: `AccountName=…;AccountKey=…;BlobEndpoint=…`
+        kept["connection"] = _without_secrets(dict(pair.split("=", 1) for pair in connection.split(";") if "=" in pair))
     return {name: inner for name, inner in kept.items() if inner != {}}

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+AZURE_SCHEMES = ("az", "abfs", "abfss")
+
 
 @dataclass(frozen=True, slots=True)
 class FsspecOptions:
@@ -13,6 +15,12 @@ class FsspecOptions:
 
     Attributes:
         storage: by scheme, the arguments of its filesystem (`storage_options`), as its documentation names them. Secrets.
+        azure: arguments of the filesystem of `az`, `abfs` and `abfss`, where `storage` doesn't name them. Secrets.
     """
 
     storage: Mapping[str, Mapping[str, Any]] = field(default_factory=dict, repr=False)
+    azure: Mapping[str, str] = field(default_factory=dict, repr=False)
+
+    def arguments(self, scheme: str) -> dict[str, Any]:
+        """Of the filesystem of a scheme."""
+        return (dict(self.azure) if scheme in AZURE_SCHEMES else {}) | dict(self.storage.get(scheme, {}))

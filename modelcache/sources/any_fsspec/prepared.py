@@ -13,6 +13,9 @@ def prepared(filesystem: Filesystem, timeouts: Timeouts) -> Filesystem:
     session = getattr(filesystem, "session", None)
     if "webhdfs" in _protocols(filesystem) and session is not None:
         _prepare_webhdfs(session, timeouts)
+    client = getattr(filesystem, "service_client", None)
+    if "abfs" in _protocols(filesystem) and client is not None:
+        _prepare_azure(client)
     return filesystem
 
 
@@ -31,6 +34,13 @@ def _prepare_webhdfs(session: Any, timeouts: Timeouts) -> None:
 
     session.send = send_in_time
     session.hooks["response"].append(_refuse_errors)
+
+
+def _prepare_azure(client: Any) -> None:
+    """Of an Azure `BlobServiceClient`, which tries again for one and a half minutes by itself; so do we, with a deadline and a word."""
+    policy: Any = getattr(getattr(client, "_config", None), "retry_policy", None)
+    if hasattr(policy, "total_retries"):
+        policy.total_retries = 0
 
 
 def _refuse_errors(response: Any, **_: Any) -> None:

@@ -41,7 +41,11 @@ def look(filesystem: Filesystem, path: str, address: str) -> Stated:
 
 
 def described(filesystem: Filesystem, info: Info, path: str, address: str) -> Stated:
-    """Raises ProtocolViolation: it does not state the size."""
+    """Raises ProtocolViolation: it does not state the size, or serves other bytes than it states the size of."""
+    encoding = (info.get("content_settings") or {}).get("content_encoding")  # Azure's
+    if encoding not in (None, "", "identity"):
+        hint = "store it without, or leave it out with a pattern"
+        raise ProtocolViolation("the object is stored with a Content-Encoding", address=address, got=ascii(encoding), hint=hint)
     modified = None
     if not has_time(info) and _says(filesystem, "modified"):
         modified = filesystem.modified(path)
