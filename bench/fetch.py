@@ -15,7 +15,6 @@ import datetime
 import json
 import os
 import random
-import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
@@ -30,6 +29,7 @@ from bench.model import make_model
 from bench.origins import PREFIX, Served, nginx_with, seaweedfs_with
 from bench.origins_gcs import gcs_with
 from bench.origins_hub import hub_with
+from bench.pictures import drawn
 from modelcache.testing.servers import Certificate
 from modelcache.units import GIB, MIB, parse_bytes
 
@@ -39,7 +39,6 @@ SERIES = ("shared", "pinned")
 """`shared`: client and server have all cores. `pinned`: the server has the first alone, the client the last."""
 DEFAULT_FILES = 4
 HERE = Path(__file__).parent
-PLOT_TIMEOUT_S = 120
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +75,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print("\n".join(report.verdicts(table)), end="\n\n")
     print(out)
     if options.plot:
-        print(_plot(options.cache, out))
+        print(drawn(options.cache, out))
 
 
 def measure(plan: Plan, place: Place) -> Iterator[dict[str, Any]]:
@@ -137,14 +136,6 @@ def _say(server: str, series: str, number: int, contender: Contender, took: dict
         f"{server} {series} {number}: {contender.name:20} {took['rate_gib_per_s']:.3f} GiB/s ({took['rate_to_exit_gib_per_s']:.3f} to exit)"
         f", {took['cpu_s_per_gib']:.2f} CPU s/GiB, {took['peak_rss_bytes'] / MIB:.0f} MiB\n"
     )
-
-
-def _plot(cache: Path, lines: Path) -> Path:
-    install(cache, ["plot"])
-    picture = lines.with_suffix(".svg")
-    python = cache / "venv-plot" / "bin" / "python"
-    subprocess.run([str(python), str(HERE / "plot.py"), str(lines), str(picture)], check=True, timeout=PLOT_TIMEOUT_S)
-    return picture
 
 
 # -- options --------------------------------------------------------------------------------------------------------
