@@ -12,7 +12,8 @@ from modelcache.errors import BadConfig
 
 Attributes = Mapping[str, str | int | float | bool]
 NAME = "modelcache-agent"
-EXPORT_TIMEOUT_S = 10.0
+EXPORT_TIMEOUT_S = 2.0
+"""With the time that calls have to end, within the 30 s that kubelet gives."""
 NANO = 1_000_000_000
 
 

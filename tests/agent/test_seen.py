@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 import urllib.request
 from collections.abc import Iterator
@@ -17,9 +18,10 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from daemonset.server import SERVICE
 from modelcache.agent.client import AgentClient
-from modelcache.errors import AgentDraining, NotFound
+from modelcache.errors import AgentDraining, NoSpace, NotFound
 from modelcache.testing.agents import RunningAgent, agent
 from modelcache.testing.fault_server import Call, FaultServer
+from tests.docs.documents import ROOT, between, rows
 
 
 @pytest.fixture
@@ -48,17 +50,61 @@ def test_metrics_count_what_happened_and_name_no_model(node: RunningAgent) -> No
         with pytest.raises(NotFound):
             client.ensure(f"{server.endpoint}/nothing")
         client.verify(uri)
+        server.put("/ahead/weights", b"a" * 1000)
+        client.prewarm([f"{server.endpoint}/ahead/weights"])
+        client.evict(f"{server.endpoint}/ahead/weights")
     found = samples(node)
     assert found["modelcache_ensures_total", "fetched,waiting"] == 1
+    assert found["modelcache_ensures_total", "fetched,prewarm"] == 1
+    assert found["modelcache_refusals_total", "not-found"] == 1
+    for phase in ("resolving", "reserving", "fetching", "publishing"):
+        assert found["modelcache_phase_seconds_count", phase] == 2 + (phase == "resolving")
     assert found["modelcache_ensures_total", "hit,waiting"] == 1
     assert found["modelcache_ensures_total", "not-found,waiting"] == 1
     assert found["modelcache_fetched_bytes_total", "waiting,http"] == 100_000
     assert found["modelcache_read_back_bytes_total", ""] == 100_000
+    assert found["modelcache_evictions_total", "request"] == 1
     assert found["modelcache_leases", "lease"] == 1
     assert found["modelcache_store_content_bytes", ""] == 100_000
     assert found["modelcache_ensures_under_way", "waiting"] == 0
     for secret in ("secret-model", "pod-of-somebody", str(server.port)):
         assert secret not in get(node, "/metrics")
+
+
+def test_what_was_evicted_for_room_and_who_got_none_is_counted(tmp_path: Path) -> None:
+    with agent(tmp_path, {"MODELCACHE_MAX_BYTES": "5MiB"}) as node, FaultServer() as server, AgentClient(node.admin) as client:
+        for name in ("a", "b", "c"):
+            server.put(f"/m/{name}", name.encode() * (3 << 20))
+        client.ensure(f"{server.endpoint}/m/a")
+        client.ensure(f"{server.endpoint}/m/b", lease=("pod", 600.0))
+        with pytest.raises(NoSpace):
+            client.ensure(f"{server.endpoint}/m/c")
+        found = samples(node)
+        [evicted] = [entry for entry in client.recent() if entry.event == "evicted"]
+    assert found["modelcache_evictions_total", "room"] == 1
+    assert found["modelcache_evicted_bytes_total", "room"] >= 3 << 20
+    assert found["modelcache_refusals_total", "no-space"] == found["modelcache_ensures_total", "no-space,waiting"] == 1
+    assert evicted.model == f"{server.endpoint}/m/a"
+
+
+def test_the_document_has_every_metric_with_its_labels(node: RunningAgent) -> None:
+    with FaultServer() as server, AgentClient(node.admin) as client:
+        server.put("/m", b"w" * 1000)
+        client.ensure(f"{server.endpoint}/m")
+        with pytest.raises(NotFound):
+            client.ensure(f"{server.endpoint}/nothing")
+    text = (ROOT / "docs/agent.md").read_text(encoding="utf-8")
+    documented = {row[0].strip("`"): set(re.findall(r"`(\w+)`", re.sub(r"\(.*?\)", "", row[1]))) for row in rows(between(text, "metrics"))}
+    shown = get(node, "/metrics")
+    names = {name for name in re.findall(r"^# TYPE (\S+)", shown, re.MULTILINE) if not name.endswith("_created")}
+    labels: dict[str, set[str]] = {}
+    for family in text_string_to_metric_families(shown):
+        for each in family.samples:
+            name = f"{family.name}_total" if family.type == "counter" else family.name
+            labels.setdefault(name, set()).update(each.labels.keys() - {"le"})
+
+    assert names == documented.keys()
+    assert {name: found for name, found in labels.items() if name in names} == {name: documented[name] for name in labels.keys() & names}
 
 
 def test_bytes_are_counted_once_whoever_waits_for_them(node: RunningAgent) -> None:

@@ -8,6 +8,8 @@ from modelcache.abc.source import Listing
 from modelcache.abc.store import Limits
 from modelcache.errors import BodyCut, Cancelled, NoSpace
 from modelcache.fetch.engine import FetchEngine
+from modelcache.fetch.plan import Priority
+from modelcache.fetch.progress import Phase
 from modelcache.patience import Cancellation
 from modelcache.testing.fetching import SMALL_CHUNK_BYTES as CHUNK
 from modelcache.testing.fetching import in_background, running_engine
@@ -18,6 +20,23 @@ from modelcache.uri import StorageUri
 from tests.unit.ensure.bench import SIZE, Bench, check
 
 pytestmark = pytest.mark.usefixtures("chunk_bytes")
+
+
+class Heard:
+    """`Listener`."""
+
+    def __init__(self) -> None:
+        self.came_bytes = self.here_bytes = 0
+        self.phases: list[Phase] = []
+
+    def came(self, uri: str, priority: Priority, count: int) -> None:
+        self.came_bytes += count
+
+    def was_here(self, uri: str, count: int) -> None:
+        self.here_bytes += count
+
+    def spent(self, uri: str, phase: Phase, elapsed_s: float) -> None:
+        self.phases.append(phase)
 
 
 def test_what_was_fetched_before_a_cancellation_serves_the_next_try(store: MemoryStore) -> None:
@@ -35,9 +54,13 @@ def test_what_was_fetched_before_a_cancellation_serves_the_next_try(store: Memor
         with in_background(stop), pytest.raises(Cancelled):
             ensure.run(cancel)
         gate.open()
+        heard = Heard()
+        engine.incoming.listen(heard)
         ensured = bench.ensure(source)
     check(store, ensured, {"w": content(40 * CHUNK)})
     assert ensured.progress.bytes_reused == 22 * CHUNK
+    assert (heard.came_bytes, heard.here_bytes) == (18 * CHUNK, 22 * CHUNK)
+    assert heard.phases == [Phase.RESOLVING, Phase.RESERVING, Phase.FETCHING, Phase.PUBLISHING]
     assert source.books.bytes["w"] == 40 * CHUNK
 
 
