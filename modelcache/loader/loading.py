@@ -28,7 +28,7 @@ from modelcache.patience import Cancellation
 from modelcache.units import GIB
 
 AHEAD_BYTES = GIB
-"""Read beyond the extent that is handed out; exceeded by at most one extent."""
+"""Read beyond the extent that is handed out; exceeded by at most one extent. What is mapped doesn't count: behind it the disk is read."""
 AHEAD_EXTENTS = 64
 """And no more than so many: where single tensors are wanted, an extent may be a page."""
 IDLE_LIMIT_BYTES = GIB
@@ -147,7 +147,7 @@ def _readings(
 
 
 def _wants_more(under_way: Sequence[Reading]) -> bool:
-    return len(under_way) < AHEAD_EXTENTS and sum(reading.extent.span.size_bytes for reading in under_way) < AHEAD_BYTES
+    return len(under_way) < AHEAD_EXTENTS and sum(reading.read_bytes for reading in under_way) < AHEAD_BYTES
 
 
 def _shards(extents: Sequence[Extent]) -> Sequence[int]:

@@ -35,6 +35,11 @@ class Reading:
         self._parts = parts
         self._owner_pid = owner_pid
 
+    @property
+    def read_bytes(self) -> int:
+        """Of what is read for it, and takes memory until it is handed out; a file's own pages take none."""
+        return self.extent.span.size_bytes if self._parts else 0
+
     def wait(self) -> Mapping[Way, int]:
         """Wait until every byte is there; how many came by which way.
 

@@ -1,17 +1,24 @@
-"""Which pages the page cache is asked about."""
+"""Which pages the page cache is asked about, and what is read while mapped ones are in use."""
 
 from __future__ import annotations
 
 import os
+import threading
+from contextlib import closing
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.torch import save_file
 
-from modelcache.loader import residency
+import modelcache
+from modelcache.loader import loading, residency
+from modelcache.loader.files import Way
 from modelcache.loader.residency import WINDOW_BYTES, WINDOW_EVERY_BYTES
+from modelcache.loader.shard_file import ShardFile
 from modelcache.ranges import ByteRange
 from modelcache.units import MIB
 
@@ -58,3 +65,24 @@ def test_a_descriptor_that_is_none_is_an_error(tmp_path: Path) -> None:
     os.close(fd)
     with pytest.raises(OSError, match="Bad file descriptor"):
         residency.resident_share(fd, ByteRange(0, 1))
+
+
+def test_the_disk_is_read_behind_what_is_mapped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number in (1, 2):
+        save_file({f"t{number}": torch.full((MIB,), number, dtype=torch.int16)}, tmp_path / f"{number}.safetensors")
+    read = threading.Event()
+    real = ShardFile.read
+
+    def told(self: ShardFile, block: ByteRange, into: memoryview) -> Way:
+        read.set()
+        return real(self, block, into)
+
+    monkeypatch.setattr(ShardFile, "read", told)
+    monkeypatch.setattr(ShardFile, "may_map", lambda self, span: self.path.name == "1.safetensors")
+    monkeypatch.setattr(loading, "AHEAD_BYTES", 1)
+    with closing(modelcache.stream(tmp_path)) as tensors:
+        assert next(tensors)[0] == "t1"
+        assert read.wait(60), "the second file is read while the first, mapped, is in the consumer's hands"
+        name, tensor = next(tensors)
+    assert name == "t2"
+    assert tensor.eq(2).all()
