@@ -1,20 +1,20 @@
-"""What does the agent cost who asks it? Hits at a steady rate, and a request that comes while the node prewarms.
+"""What does the agent cost who asks it? On a store of 5,000 blobs: hits at a steady rate, a request that comes while the node prewarms,
+and the memory that all that takes, with 8 fetches at once.
 
-python -m bench.agent                  200 hits a second for 10 s; 20 models of 64 MiB ahead of a waiting one, 3 times
+python -m bench.agent                  200 hits a second for 10 s; 20 models of 64 MiB ahead of a waiting one; each 3 times
 python -m bench.agent --seconds 2 --models 4 --size 16MiB --times 1
 """
 
 from __future__ import annotations
 
 import argparse
-import datetime
-import json
 import shutil
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from statistics import median, quantiles
 from typing import Any
@@ -22,7 +22,9 @@ from typing import Any
 import psutil
 
 from bench import machine
+from bench.lines import add_options, facts, file_for, record
 from bench.model import make_model
+from bench.store import FILES, fill_store
 from modelcache.agent.client import AgentClient
 from modelcache.errors import Cancelled, NotCached
 from modelcache.fetch.plan import Priority
@@ -34,6 +36,8 @@ from modelcache.units import MIB, parse_bytes
 
 RATE_PER_S = 200
 CLIENTS = 8
+AT_ONCE = 8
+"""Fetches at once, when memory is looked at."""
 P99_LIMIT_MS = 5.0
 RSS_LIMIT_MIB = 300
 FIRST_BYTE_LIMIT_S = 1.0
@@ -42,17 +46,9 @@ FIRST_BYTE_LIMIT_S = 1.0
 
 def main(arguments: Sequence[str] | None = None) -> None:
     options = _parser().parse_args(arguments)
-    out: Path = options.out or Path(__file__).parent / "results" / f"agent-{datetime.datetime.now(datetime.UTC):%Y-%m-%d-%H%M}.jsonl"
-    out.parent.mkdir(parents=True, exist_ok=True)
-    line = {
-        "bench": "agent",
-        "at": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        **measure(options),
-        "load_1min": machine.load(),
-        "machine": machine.facts(options.cache),
-    }
-    with out.open("a") as file:
-        file.write(json.dumps(line) + "\n")
+    out = file_for("agent", options.out)
+    line = facts("agent", machine.facts(options.cache)) | measure(options)
+    record(line, out)
     print("| what | value |\n|---|---|")
     print("\n".join(f"| {name} | {value:.2f} |" for name, value in line.items() if isinstance(value, float)))
     print("\n".join(verdicts(line)))
@@ -80,53 +76,72 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         files = [next((models / f"m{number}").glob("*.safetensors")) for number in range(options.models + 1)]
         with Nginx(models) as origin:
             uris = [f"{origin.endpoint}/{file.relative_to(models)}" for file in files]
-            (place / "a").mkdir()
+            fill_store(place / "a" / "store", options.blobs // FILES)
             with agent(place / "a", {"MODELCACHE_REFRESH_S": "86400"}) as running:
-                taken = _hits(running, uris[-1], options.seconds)
+                taken = _hits(running, uris[-1], options)
                 taken |= _waiting(running, uris, options.times)
+                _at_once(running, uris[:AT_ONCE])
                 [pid] = running.process.pids()
                 taken["agent_peak_rss_bytes"] = _peak_bytes(pid)
     finally:
         shutil.rmtree(place, ignore_errors=True)
-    return taken | {"model_bytes": options.size, "prewarmed": options.models, "times": options.times}
+    return taken | {"model_bytes": options.size, "prewarmed": options.models, "blobs": options.blobs, "times": options.times}
 
 
 # -- hits -----------------------------------------------------------------------------------------------------------
 
 
-def _hits(running: RunningAgent, uri: str, seconds: float) -> dict[str, Any]:
-    """Clients that together ask RATE_PER_S times a second, each on its own beat, whether or not the last answer was late."""
+def _hits(running: RunningAgent, uri: str, options: argparse.Namespace) -> dict[str, Any]:
+    """Clients that together ask RATE_PER_S times a second, each on its own beat, whether or not the last answer was late; medians.
+
+    `late_p99_ms`: how late the same beats are when nothing is asked, which is this machine's and not the agent's.
+    """
     [pid] = running.process.pids()
-    with AgentClient(running.admin) as client:
-        client.ensure(uri)
-    before_s = _cpu_s(pid)
+    taken: dict[str, list[float]] = {"late_p99_ms": [], "hit_p50_ms": [], "hit_p99_ms": [], "hits_per_s": [], "agent_cpu_share": []}
+    with ExitStack() as stack, ThreadPoolExecutor(CLIENTS) as threads:
+        clients = [stack.enter_context(AgentClient(running.admin)) for _ in range(CLIENTS)]
+        for client in clients:
+            client.ensure(uri)
+        for _ in range(options.times):
+            late_ms, _ = _beats(threads, [lambda: None] * CLIENTS, options.seconds / 2)
+            before_s = _cpu_s(pid)
+            hits_ms, took_s = _beats(threads, [partial(client.ensure, uri) for client in clients], options.seconds)
+            taken["agent_cpu_share"].append((_cpu_s(pid) - before_s) / took_s)
+            taken["hits_per_s"].append(len(hits_ms) / took_s)
+            taken["hit_p50_ms"].append(median(hits_ms))
+            taken["hit_p99_ms"].append(quantiles(hits_ms, n=100)[-1])
+            taken["late_p99_ms"].append(quantiles(late_ms, n=100)[-1])
+    return {name: median(values) for name, values in taken.items()} | {"hit_p99_ms_of_each": taken["hit_p99_ms"]}
+
+
+def _beats(threads: ThreadPoolExecutor, asks: Sequence[Callable[[], object]], seconds: float) -> tuple[list[float], float]:
+    """Milliseconds from when each was due to its answer, and seconds that all took."""
     started_s = time.monotonic()
-    with ThreadPoolExecutor(CLIENTS) as threads:
-        runs = list(threads.map(lambda number: _beat(running, uri, number, seconds), range(CLIENTS)))
-    taken_s = time.monotonic() - started_s
-    hits_ms = [each for run in runs for each in run]
-    return {
-        "hits": len(hits_ms),
-        "hits_per_s": len(hits_ms) / taken_s,
-        "hit_p50_ms": median(hits_ms),
-        "hit_p99_ms": quantiles(hits_ms, n=100)[-1],
-        "agent_cpu_share": (_cpu_s(pid) - before_s) / taken_s,
-    }
+    runs = list(threads.map(lambda number: _beat(asks[number], number, seconds), range(len(asks))))
+    return [each for run in runs for each in run], time.monotonic() - started_s
 
 
-def _beat(running: RunningAgent, uri: str, number: int, seconds: float) -> list[float]:
+def _beat(ask: Callable[[], object], number: int, seconds: float) -> list[float]:
     every_s = CLIENTS / RATE_PER_S
     taken_ms = []
-    with AgentClient(running.admin) as client:
-        client.ensure(uri)
-        next_s = time.monotonic() + every_s * number / CLIENTS
-        until_s = next_s + seconds
-        while next_s < until_s:
-            time.sleep(max(0.0, next_s - time.monotonic()))
-            client.ensure(uri)
-            taken_ms.append((time.monotonic() - next_s) * 1e3)  # from when it was due: a late answer delays nobody's question
-            next_s += every_s
+    next_s = time.monotonic() + every_s * number / CLIENTS
+    until_s = next_s + seconds
+    while next_s < until_s:
+        time.sleep(max(0.0, next_s - time.monotonic()))
+        ask()
+        taken_ms.append((time.monotonic() - next_s) * 1e3)  # from when it was due: a late answer delays nobody's question
+        next_s += every_s
     return taken_ms
+
+
+def _at_once(running: RunningAgent, uris: Sequence[str]) -> None:
+    """Fetch all of these together, for memory's sake."""
+    with AgentClient(running.admin) as client, ThreadPoolExecutor(len(uris)) as threads:
+        for uri in uris:
+            _forget(client, uri)
+        list(threads.map(client.ensure, uris))
+        client.list()
+        client.status()
 
 
 # -- who waits ------------------------------------------------------------------------------------------------------
@@ -169,10 +184,6 @@ def _prewarming(running: RunningAgent, uris: Sequence[str]) -> Iterator[None]:
         return
     cancel = Cancellation()
     moving = threading.Event()
-
-    def note(look: Progress) -> None:
-        if look.bytes_fetched:
-            moving.set()
 
     def bring(uri: str) -> None:
         with AgentClient(running.admin) as client:
@@ -217,9 +228,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--seconds", type=float, default=10.0, help="of hits; default: %(default)s")
     parser.add_argument("--models", type=int, default=20, help="to prewarm; default: %(default)s")
     parser.add_argument("--size", type=parse_bytes, default=64 * MIB, help="of each; default: 64MiB")
-    parser.add_argument("--times", type=int, default=3, help="that a model is waited for; default: %(default)s")
-    parser.add_argument("--cache", type=Path, default=Path(".cache/bench"), help="for models and the store: %(default)s")
-    parser.add_argument("--out", type=Path, help="file that the line is added to; default: bench/results/agent-DATE.jsonl")
+    parser.add_argument("--times", type=int, default=3, help="of each; default: %(default)s")
+    parser.add_argument("--blobs", type=int, default=5000, help="that the store has before; default: %(default)s")
+    add_options(parser, "agent", cache="models and the store")
     return parser
 
 
