@@ -20,6 +20,7 @@ from modelcache.cli.exit_codes import ExitCode
 from modelcache.cli.export import export
 from modelcache.cli.failures import report
 from modelcache.cli.gc import gc
+from modelcache.cli.grant import grant
 from modelcache.cli.import_ import import_
 from modelcache.cli.inspect_ import inspect as inspect_model
 from modelcache.cli.load import load
@@ -45,6 +46,7 @@ COMMANDS: tuple[tuple[Command, str], ...] = (
     (prewarm, FETCHING),
     (import_, FETCHING),
     (rates, FETCHING),
+    (grant, FETCHING),
     (ls, LOOKING),
     (show, LOOKING),
     (inspect_model, LOOKING),
