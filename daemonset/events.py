@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 
+from daemonset.announcing import Announce, Announcement
 from modelcache.abc.store import Damage, Evicted
 from modelcache.upkeep.repair import MendedSnapshot, RepairedBlob, Unrepaired
 
@@ -16,28 +17,35 @@ def tell_evicted(evicted: Evicted) -> None:
     logger.info("evicted on request: %s", evicted.digest, extra={"event": "evicted", "model": model, "fields": fields})
 
 
-def tell_damaged(damage: Damage) -> None:
-    fields = {
-        "path": str(damage.path),
-        "reason": damage.reason,
-        "chunks": len(damage.chunks),
-        "withdrawn": len(damage.withdrawn),
-        "held": len(damage.still_held),
-    }
+def tell_damaged(damage: Damage, announce: Announce) -> None:
+    held, withdrawn = len(damage.still_held), len(damage.withdrawn)
+    fields = {"path": str(damage.path), "reason": damage.reason, "chunks": len(damage.chunks), "withdrawn": withdrawn, "held": held}
     logger.warning("damaged: `%s`: %s", damage.path, damage.reason, extra={"event": "damaged", "fields": fields})
+    said = "a record of the store is damaged on the disk; the agent's log says which"
+    if damage.digest is not None:
+        of = f"{withdrawn} snapshots are out of service, {held} still show it"
+        said = f"{damage.digest} is damaged on the disk: {damage.reason}; it is kept aside, {of}"
+    announce(Announcement("DamageFound", said, warning=True))
 
 
-def tell_repaired(blob: RepairedBlob) -> None:
-    logger.warning("repaired: %s", blob.digest, extra={"event": "repaired", "model": blob.uri, "fields": {"digest": str(blob.digest)}})
+def tell_repaired(blob: RepairedBlob, announce: Announce) -> None:
+    fields = {"digest": str(blob.digest)}
+    logger.warning("repaired: %s", blob.digest, extra={"event": "repaired", "model": blob.uri, "fields": fields})
+    announce(Announcement("DamageRepaired", f"{blob.digest} is whole again"))
 
 
-def tell_mended(mended: MendedSnapshot) -> None:
-    fields = {"digest": str(mended.digest), "files": len(mended.files), "holders": ", ".join(mended.holders)}
-    said = "%s was repaired while it was held: who has its old files open reads those"
-    logger.warning(said, mended.digest, extra={"event": "mended", "fields": fields})
+def tell_mended(mended: MendedSnapshot, announce: Announce) -> None:
+    holders = ", ".join(mended.holders)
+    fields = {"digest": str(mended.digest), "files": len(mended.files), "holders": holders}
+    said = f"{mended.digest} was repaired while it was held: who has its old files open reads those"
+    logger.warning(said, extra={"event": "mended", "fields": fields})
+    announce(Announcement("ReplacedUnderHolders", f"{said}; held by {holders}", warning=True))
 
 
-def tell_unrepaired(left: Unrepaired) -> None:
+def tell_unrepaired(left: Unrepaired, announce: Announce) -> None:
     model = left.uris[0] if left.uris else None
     fields = {"digest": str(left.digest)}
     logger.error("not repaired: %s: %s", left.digest, left.why, extra={"event": "unrepaired", "model": model, "fields": fields})
+    announce(
+        Announcement("RepairFailed", f"{left.digest} can't be repaired, and is out of service; the agent's log says why", warning=True)
+    )

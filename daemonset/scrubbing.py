@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
+from daemonset.announcing import Announce, silently
 from daemonset.events import tell_damaged, tell_mended, tell_repaired, tell_unrepaired
 from daemonset.metrics import Metrics
 from modelcache.abc.store import VerifyReport
@@ -58,11 +59,14 @@ class Credit:
 class Scrubber:
     """Scrubs from a part's time after its beginning, until `ending` or its end. A context manager."""
 
-    def __init__(self, cache: ModelCache, metrics: Metrics, budget: ScrubBudget, ending: Cancellation) -> None:
+    def __init__(
+        self, cache: ModelCache, metrics: Metrics, budget: ScrubBudget, ending: Cancellation, announce: Announce = silently
+    ) -> None:
         self._cache = cache
         self._metrics = metrics
         self._budget = budget
         self._ending = ending
+        self._announce = announce
         self._credit = Credit(budget)
         self._thread = threading.Thread(target=self._work, name="agent scrub", daemon=True)
 
@@ -103,12 +107,12 @@ class Scrubber:
 
     def _repair(self, found: VerifyReport) -> None:
         for damage in found.damages:
-            tell_damaged(damage)
+            tell_damaged(damage, self._announce)
         report = self._cache.repair(verified=found, cancel=self._ending)
         self._metrics.repaired(len(report.blobs), len(report.unrepaired))
         for blob in report.blobs:
-            tell_repaired(blob)
+            tell_repaired(blob, self._announce)
         for mended in report.mended:
-            tell_mended(mended)
+            tell_mended(mended, self._announce)
         for left in report.unrepaired:
-            tell_unrepaired(left)
+            tell_unrepaired(left, self._announce)

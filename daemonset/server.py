@@ -18,6 +18,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from daemonset import sockets
+from daemonset.announcing import Announce, Announcer, silently
 from daemonset.calls import Calls, Waiters
 from daemonset.cluster import Member, Membership
 from daemonset.metrics import Metrics
@@ -36,6 +37,7 @@ from modelcache.agent.v1.agent_pb2_grpc import add_AgentServicer_to_server
 from modelcache.cache import ModelCache
 from modelcache.config import Config
 from modelcache.errors import StoreFault
+from modelcache.k8s.api import ApiServer
 
 logger = logging.getLogger(__name__)
 WAITERS = 384
@@ -136,7 +138,7 @@ class Agent:
             for path, access in self._accesses():
                 self._servers.append(self._serve(path, AgentService(cache, self._calls, Waiters(WAITERS), access, seen)))
                 stack.callback(sockets.remove, path)
-            stack.enter_context(Scrubber(cache, metrics, self._scrub, self._calls.ending))
+            stack.enter_context(Scrubber(cache, metrics, self._scrub, self._calls.ending, self._announcer(stack)))
             if self._membership is not None:
                 stack.enter_context(Member(cache, metrics, self._membership))
             self._stack = stack.pop_all()
@@ -161,6 +163,13 @@ class Agent:
         if not self._serving:
             return "starting"
         return "draining" if self._calls.draining else None
+
+    def _announcer(self, stack: ExitStack) -> Announce:
+        membership = self._membership
+        if membership is None:
+            return silently
+        server = stack.enter_context(closing(ApiServer(membership.place)))
+        return stack.enter_context(Announcer(server, membership.node))
 
     def _serve_web(self, stack: ExitStack, metrics: Metrics, cache: ModelCache) -> None:
         watching = self._watching

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import tarfile
 from pathlib import Path
 from typing import Any
@@ -135,6 +136,15 @@ def test_the_log_in_memory_is_bounded() -> None:
     assert len(recent.entries()) == KEPT
     assert recent.entries()[-1].message.startswith(f"{KEPT + 9} ")
     assert max(len(entry.message) for entry in recent.entries()) == TEXT_CHARACTERS
+
+
+def test_the_document_names_every_event() -> None:
+    text = (ROOT / "docs/agent.md").read_text(encoding="utf-8")
+    documented = {name for row in rows(between(text, "log events")) for name in re.findall(r"`(\w+)`", row[0])}
+    sources = [path.read_text(encoding="utf-8") for part in ("daemonset", "modelcache") for path in (ROOT / part).rglob("*.py")]
+    logged = {name for source in sources for name in re.findall(r'extra=\{\s*"event": "(\w+)"', source)}
+
+    assert logged | {"hit", "fetched"} == documented
 
 
 def test_the_document_names_the_fields_of_a_line() -> None:
