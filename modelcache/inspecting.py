@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 from modelcache.abc.source import Listing, RemoteFile, Source
 from modelcache.cache import ModelCache
+from modelcache.digest import digits_of
 from modelcache.errors import BadCheckpoint, NotCached, NotFound
 from modelcache.loader.checkpoint import SUFFIX, open_checkpoint
 from modelcache.loader.header import LENGTH_BYTES, Header, header_bytes, parse_header
@@ -42,7 +43,7 @@ def inspect(cache: ModelCache, name: str, *, cancel: Cancellation | None = None)
     """Tensors of a model's safetensors files: name, dtype, shape, place.
 
     Args:
-        name: what `ModelCache.find` takes; a URI that isn't here is asked for at its origin, where only headers are read.
+        name: what `ModelCache.find` takes; a URI or path that isn't here is asked for at its origin, where only headers are read.
 
     Raises:
         NotFound: it has no safetensors files. BadCheckpoint: a header makes no sense.
@@ -51,8 +52,8 @@ def inspect(cache: ModelCache, name: str, *, cancel: Cancellation | None = None)
     try:
         info = cache.find(name)
     except NotCached:
-        if "://" not in name:
-            raise
+        if digits_of(name) is not None:
+            raise  # a digest is at no origin
         return cache.at_origin(name, lambda listing, source: _remote(listing, source, cancel or Cancellation()), cancel=cancel)
     checkpoint = open_checkpoint(info.path)
     headers = [(str(shard.path.relative_to(info.path)), shard.header) for shard in checkpoint.shards]

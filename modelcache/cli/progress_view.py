@@ -179,7 +179,7 @@ class Reading:
         self._title = title
         self._phase = phase
         self._clock = clock
-        self._started_s = clock()
+        self._started_s = self._known_s = clock()
 
     @property
     def elapsed_s(self) -> float:
@@ -187,7 +187,10 @@ class Reading:
 
     def look(self, bytes_done: int, bytes_total: int) -> Look:
         elapsed_s = self.elapsed_s
-        rate = bytes_done / elapsed_s if elapsed_s >= SETTLED_S and bytes_done else None
+        if not bytes_total:
+            self._known_s = self._clock()  # what passes until it is known what there is, torch's import for one, is no byte's time
+        counted_s = self._clock() - self._known_s
+        rate = bytes_done / counted_s if counted_s >= SETTLED_S and bytes_done else None
         eta_s = (bytes_total - bytes_done) / rate if rate and bytes_done >= bytes_total * SETTLED_SHARE else None
         fields: dict[str, object] = {
             "phase": self._phase,

@@ -107,8 +107,10 @@ def test_a_pull_that_waits_for_a_busy_origin_says_so(cli: Executable, server: Fa
 
 
 def test_reading_tells_rate_and_time_left_once_they_mean_something() -> None:
-    now_s = 100.0
+    now_s = 90.0
     reading = Reading("everything", clock=lambda: now_s)
+    now_s = 100.0
+    reading.look(0, 0)
     first = reading.look(10, 100)
     now_s = 102.0
     small_ones_first = reading.look(10, 10_000)

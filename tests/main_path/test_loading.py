@@ -83,10 +83,11 @@ def test_what_is_no_checkpoint(tmp_path: Path) -> None:
 def test_the_commands(tmp_path: Path, served: Path, tensors: dict[str, torch.Tensor], capfd: pytest.CaptureFixture[str]) -> None:
     size_bytes = sum(tensor.nbytes for tensor in tensors.values())
     arguments = ["--root", str(tmp_path / "root"), "--json"]
-    assert main(["inspect", *arguments, f"file://{served}"]) == 0
-    document = json.loads(capfd.readouterr().out)
-    assert document["here"] is False
-    assert {each["name"] for each in document["files"][0]["tensors"]} == set(tensors)
+    for name in (f"file://{served}", str(served)):
+        assert main(["inspect", *arguments, name]) == 0
+        document = json.loads(capfd.readouterr().out)
+        assert document["here"] is False
+        assert {each["name"] for each in document["files"][0]["tensors"]} == set(tensors)
     assert main(["load", *arguments, f"file://{served}"]) == 0
     document = json.loads(capfd.readouterr().out)
     assert (document["tensors"], document["tensor_bytes"]) == (len(tensors), size_bytes)
