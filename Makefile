@@ -27,7 +27,7 @@ VLLM := .cache/vllm
 .PHONY: help demo demo-store demo-model test test-cluster test-vllm lint fuzz soak bench clean
 
 help:  ## this list
-	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
+	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 21
 
 demo: demo-store demo-model  ## from an authenticated S3 server to a model that answers: both halves
 
@@ -56,7 +56,7 @@ test-cluster: $(MADE)/dev  ## the tests against a real API server and etcd, and 
 	done
 	[[ "$$chosen" = *"not image"* ]] || $(RUN) -m tools.image .cache/image
 	[[ "$$chosen" = *"not cluster and not image"* ]] ||
-		$(RUN) -m pytest -m "$$chosen" -o faulthandler_timeout=0 $(PYTEST_ARGS) tests/cluster tests/image
+		$(RUN) -m pytest -m "$$chosen" -o faulthandler_timeout=0 $(PYTEST_ARGS) tests/cluster
 
 test-vllm: $(MADE)/dev $(MADE)/demo-model $(MADE)/vllm  ## the load format in vLLM's own engine, on the CPU: 3 GB installed once, then some minutes
 	$(RUN) -m pytest -m vllm -o faulthandler_timeout=0 $(PYTEST_ARGS)

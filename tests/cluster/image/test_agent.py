@@ -3,42 +3,17 @@
 from __future__ import annotations
 
 import os
-import subprocess
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
-from modelcache.testing.small_filesystem import small_filesystem
+from modelcache.testing.servers import Certificate
 from modelcache.units import MIB
+from tests.cluster.image.conftest import PODS, Image, mounted
+from tests.cluster.image.container import ADDRESS, Container, Refused
 from tests.deploy.manifests import agents_pod, one
-from tests.image.conftest import Image
-from tests.image.container import ADDRESS, Container, Refused
 
 pytestmark = [pytest.mark.image, pytest.mark.root, pytest.mark.timeout(600)]
-PODS = "var/lib/kubelet/pods"
-
-
-@contextmanager
-def mounted(*arguments: str | Path) -> Iterator[None]:
-    subprocess.run(["mount", *map(str, arguments)], check=True)
-    try:
-        yield
-    finally:
-        subprocess.run(["umount", "--lazy", str(arguments[-1])], check=True)
-
-
-@pytest.fixture
-def host(tmp_path: Path) -> Iterator[Path]:
-    """A host with kubelet's pods, one of which has a volume; what is mounted here is seen by who mounted it `HostToContainer`."""
-    with small_filesystem(tmp_path / "disk", size_bytes=256 * MIB) as directory:
-        subprocess.run(["mount", "--make-shared", str(directory)], check=True)
-        (directory / PODS).mkdir(parents=True, mode=0o750)
-        token = directory / PODS / "agent" / "volumes" / "token"
-        token.mkdir(parents=True)
-        with mounted("-t", "tmpfs", "tmpfs", token):
-            yield directory
 
 
 def answer(path: str) -> list[str]:
@@ -49,10 +24,12 @@ def answer(path: str) -> list[str]:
     return ["python", "-c", question]
 
 
-def test_it_starts_serves_sees_mounts_of_the_host_and_ends_within_its_grace(image: Image, host: Path) -> None:
+def test_it_starts_serves_sees_mounts_of_the_host_and_ends_within_its_grace(image: Image, host: Path, certificate: Certificate) -> None:
     pod, config = agents_pod(), {"modelcache-agent": one("ConfigMap")["data"]}
+    away = {"KUBERNETES_SERVICE_HOST": ADDRESS, "KUBERNETES_SERVICE_PORT": "1"}  # nobody answers there: all that is here is served
+    account = {"token": "no-token", "ca.crt": certificate.ca.read_text(), "namespace": "modelcache-system"}
     probes = {kind: pod["containers"][0][kind]["httpGet"]["path"] for kind in ("startupProbe", "readinessProbe", "livenessProbe")}
-    with Container(image.rootfs, pod, host, config=config) as agent:
+    with Container(image.rootfs, pod, host, config=config, account=account, environ=away) as agent:
         for path in probes.values():
             assert agent.wait_for(*answer(path)) == "ok\n\n"
         assert "modelcache_agent_info" in agent.do(*answer("/metrics"))

@@ -12,11 +12,12 @@ from types import TracebackType
 from typing import Any, Self
 
 from modelcache.patience import Deadline
-from tests.image import seccomp
+from tests.cluster.image import seccomp
 
 ADDRESS = "127.0.0.1"
 """Its pod's: nothing but the loopback is in its network."""
 DEADLINE_S = 100.0
+ACCOUNT = "service-account"
 NAMESPACES = ("pid", "ipc", "uts", "mount")
 KERNELS = (
     ("/proc", "proc", ()),
@@ -40,6 +41,8 @@ class Container:
         host: stands for `/` of the host, where the pod's hostPath volumes are.
         config: `data` of ConfigMaps by name.
         command: in place of the manifest's, which then has its arguments, too.
+        account: what kubelet mounts of a service account: `token`, `ca.crt`, `namespace`.
+        environ: what kubelet adds, such as where the API server is.
         shares_network: it has the network of the test, as with `hostNetwork`.
     """
 
@@ -50,6 +53,8 @@ class Container:
         host: Path,
         *,
         config: Mapping[str, Mapping[str, str]] = {},
+        account: Mapping[str, str] = {},
+        environ: Mapping[str, str] = {},
         command: Sequence[str] = (),
         shares_network: bool = False,
     ) -> None:
@@ -58,7 +63,11 @@ class Container:
         self._state = self._directory / "state"
         self._host = host
         self._config = config
+        self._environ = environ
         (self._directory / "volumes").mkdir(parents=True)
+        if account:
+            pod = _with_account(pod)
+            self._config = {**config, ACCOUNT: account}
         self.log = self._directory / "log"
         bundle = self._bundle(rootfs, pod, command, shares_network)
         (self._directory / "config.json").write_text(json.dumps(bundle), encoding="utf-8")
@@ -127,6 +136,7 @@ class Container:
         assert security["capabilities"] == {"drop": ["ALL"]}
         assert security["seccompProfile"] == {"type": "RuntimeDefault"}
         environ = {"PATH": "/opt/modelcache/bin:/usr/local/bin:/usr/bin:/bin", "PYTHONDONTWRITEBYTECODE": "1", "PYTHONUNBUFFERED": "1"}
+        environ |= self._environ
         environ |= {each["name"]: _value(each) for each in container.get("env", [])}
         arguments = list(command) or [*container["command"], *container["args"]]
         volumes = {each["name"]: each for each in pod.get("volumes", [])}
@@ -170,6 +180,15 @@ class Container:
             {"HostToContainer": "rslave"}.get(mount.get("mountPropagation", ""), "rprivate"),
         ]
         return {"destination": mount["mountPath"], "type": "bind", "source": str(source), "options": options}
+
+
+def _with_account(pod: Mapping[str, Any]) -> Mapping[str, Any]:
+    """As the admission of service accounts adds it."""
+    assert pod["automountServiceAccountToken"]
+    mount = {"name": ACCOUNT, "mountPath": "/var/run/secrets/kubernetes.io/serviceaccount", "readOnly": True}
+    first, *others = pod["containers"]
+    containers = [{**first, "volumeMounts": [*first["volumeMounts"], mount]}, *others]
+    return {**pod, "containers": containers, "volumes": [*pod["volumes"], {"name": ACCOUNT, "configMap": {"name": ACCOUNT}}]}
 
 
 def _value(variable: Mapping[str, Any]) -> str:

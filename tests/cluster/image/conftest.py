@@ -6,16 +6,22 @@ import json
 import secrets
 import subprocess
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from modelcache.testing.small_filesystem import small_filesystem
+from modelcache.units import MIB
 from tools.image import BASE, PROJECT, buildah
 
 PARTS = PROJECT / ".cache/image"
 """Where tools/image.py puts the base and the packages."""
+
+
+PODS = "var/lib/kubelet/pods"
 
 
 @dataclass(frozen=True)
@@ -45,6 +51,27 @@ def image() -> Iterator[Image]:
         if container:
             _do("rm", container)
         _do("rmi", name)
+
+
+@contextmanager
+def mounted(*arguments: str | Path) -> Iterator[None]:
+    subprocess.run(["mount", *map(str, arguments)], check=True)
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", "--lazy", str(arguments[-1])], check=True)
+
+
+@pytest.fixture
+def host(tmp_path: Path) -> Iterator[Path]:
+    """A host with kubelet's pods, one of which has a volume; what is mounted here is seen by who mounted it `HostToContainer`."""
+    with small_filesystem(tmp_path / "disk", size_bytes=256 * MIB) as directory:
+        subprocess.run(["mount", "--make-shared", str(directory)], check=True)
+        (directory / PODS).mkdir(parents=True, mode=0o750)
+        token = directory / PODS / "agent" / "volumes" / "token"
+        token.mkdir(parents=True)
+        with mounted("-t", "tmpfs", "tmpfs", token):
+            yield directory
 
 
 def _do(*arguments: str) -> str:

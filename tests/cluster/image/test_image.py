@@ -13,9 +13,9 @@ import pytest
 
 from modelcache.testing.servers import SeaweedFS
 from modelcache.units import MIB
+from tests.cluster.image.conftest import PARTS, Image
+from tests.cluster.image.container import Container
 from tests.deploy.manifests import agents_pod
-from tests.image.conftest import PARTS, Image
-from tests.image.container import Container
 from tools.image import PROJECT
 
 pytestmark = [pytest.mark.image, pytest.mark.root, pytest.mark.timeout(600)]
