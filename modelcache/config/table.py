@@ -240,6 +240,12 @@ SETTINGS: tuple[Setting, ...] = (
     ),
     setting("hf.ca_file", "hf.ca_file", PATH, "MODELCACHE_HF_CA_FILE", "CA bundle of the endpoint and its CDN", absent="the system's"),
     setting(
+        "fsspec.hdfs_secret_dir", "fsspec.hdfs_secret_dir", PATH, "MODELCACHE_HDFS_SECRET_DIR HDFS_SECRET_DIR",
+        "where KServe's secret of HDFS lies: then `hdfs` and `webhdfs` URIs are paths, and the secret names the name nodes "
+        "([uris.md](uris.md#schemes))",
+        absent="none: the URI names its name node",
+    ),
+    setting(
         "fsspec.storage", "fsspec.storage", STORAGE, (Variable("MODELCACHE_FSSPEC_<SCHEME>", storage_of_variables),),
         "arguments of fsspec's filesystem of a scheme (its `storage_options`); the variables, JSON, count in place of all of the file's",
         absent="none", example='[fsspec.storage.az]\naccount_name = "models"',

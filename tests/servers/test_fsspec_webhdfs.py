@@ -12,7 +12,18 @@ from urllib.parse import quote
 import pytest
 
 from modelcache.abc.source import Listing
-from modelcache.errors import AccessDenied, ModelCacheError, NotFound, OriginBusy, OriginStalled, OriginUnreachable, SourceChanged
+from modelcache.config import Config
+from modelcache.errors import (
+    AccessDenied,
+    BadConfig,
+    InvalidUri,
+    ModelCacheError,
+    NotFound,
+    OriginBusy,
+    OriginStalled,
+    OriginUnreachable,
+    SourceChanged,
+)
 from modelcache.patience import Cancellation
 from modelcache.ranges import ByteRange
 from modelcache.sources.any_fsspec import FsspecOptions, FsspecSource
@@ -111,3 +122,64 @@ def test_a_node_that_is_not_there_and_one_that_does_not_answer(hdfs: WebHdfs) ->
         with pytest.raises(OriginStalled):
             listed(source, uri)
         source.close()
+
+
+# -- KServe's secret ----------------------------------------------------------------------------------------------------
+
+
+def secret_of(directory: Path, **files: str) -> FsspecOptions:
+    directory.mkdir(exist_ok=True)
+    for name, text in files.items():
+        (directory / name).write_text(f"{text}\n")
+    return Config.load({"HOME": "/nowhere", "HDFS_SECRET_DIR": str(directory)}).fsspec
+
+
+@pytest.mark.parametrize("text", ["hdfs://m/sub", "webhdfs://m/sub", "hdfs://m/sub/config.json"])
+def test_with_kserves_secret_a_uri_is_a_path(hdfs: WebHdfs, tmp_path: Path, text: str) -> None:
+    options = secret_of(tmp_path / "s", HDFS_NAMENODE=f"http://{hdfs.authority}", USER_PROXY="someone", HEADERS='{"x-token": "t0ken"}')
+    uri, secrets = parse_uri(text)
+    source = FsspecSource(uri, secrets, options, Timeouts())
+    assert {file.path: read(source, file) for file in listed(source, uri).files} == {"config.json": b"{}"}
+    assert {query["doas"] for _, _, query in hdfs.books.asked} == {"someone"}
+    assert {headers["x-token"] for headers in hdfs.books.headers} == {"t0ken"}
+    assert str(source.origin).startswith(f"{uri.scheme}://m?")
+    assert "t0ken" not in f"{source.origin}{options}"
+    source.close()
+
+
+def test_the_name_node_that_serves_is_asked(hdfs: WebHdfs, tmp_path: Path) -> None:
+    with WebHdfs(tmp_path / "root") as standby:
+        standby.books.standby = True
+        nodes = f"http://127.0.0.1:1;http://{standby.authority};http://{hdfs.authority}"
+        options = secret_of(tmp_path / "s", HDFS_NAMENODE=nodes, HDFS_ROOTPATH="/m/")
+        uri, secrets = parse_uri("hdfs://sub")
+        source = FsspecSource(uri, secrets, options, Timeouts(connect_s=2, stall_s=2))
+        assert [file.path for file in listed(source, uri).files] == ["config.json"]
+        assert len(standby.books.asked) == 1
+        source.close()
+        hdfs.books.standby = True
+        source = FsspecSource(uri, secrets, options, Timeouts(connect_s=2, stall_s=2))
+        with pytest.raises(AccessDenied):
+            listed(source, uri)
+        source.close()
+
+
+UNUSABLE = [
+    ({}, "names no name node"),
+    ({"HDFS_NAMENODE": "nn:9870"}, "HTTPS?"),
+    ({"HDFS_NAMENODE": "http://nn:x"}, "https"),
+    ({"HDFS_NAMENODE": "http://nn:1", "KERBEROS_PRINCIPAL": "me"}, "Kerberos"),
+    ({"HDFS_NAMENODE": "http://nn:1", "HEADERS": '{"a": "s3cret'}, "JSON"),
+    ({"HDFS_NAMENODE": "http://nn:1", "HEADERS": "[]"}, "JSON"),
+    ({"HDFS_NAMENODE": "x" * 70_000}, "bytes"),
+]
+
+
+@pytest.mark.parametrize(("files", "why"), UNUSABLE)
+def test_a_secret_that_can_t_be_used_is_told_by_its_file(tmp_path: Path, files: dict[str, str], why: str) -> None:
+    uri, secrets = parse_uri("hdfs://m")
+    with pytest.raises(BadConfig, match=f"(?i){why}") as caught:
+        FsspecSource(uri, secrets, secret_of(tmp_path / "s", **files), Timeouts())
+    assert "s3cret" not in str(caught.value.as_dict())
+    with pytest.raises(InvalidUri):
+        FsspecSource(*parse_uri("hdfs://me:pw@m/x"), secret_of(tmp_path / "t", HDFS_NAMENODE="http://nn:1"), Timeouts())

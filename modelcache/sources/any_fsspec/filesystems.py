@@ -5,12 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
 from modelcache.errors import BadConfig, InvalidUri, ModelCacheError, UnknownScheme
+from modelcache.sources.any_fsspec.hdfs import HDFS_SCHEMES, HdfsSecret, read_secret
 from modelcache.sources.any_fsspec.options import AZURE_SCHEMES, FsspecOptions
 from modelcache.uri import StorageUri, UriSecrets
 
@@ -51,9 +53,10 @@ class Home:
     prefix: str
     arguments: Mapping[str, Any] = field(repr=False)
     endpoint: str
+    hdfs: HdfsSecret | None = field(default=None, repr=False)
 
-    def make(self) -> Filesystem:
-        """A new instance; may connect.
+    def make(self, prepare: Callable[[Filesystem], Filesystem]) -> Filesystem:
+        """A new instance, prepared; may connect.
 
         Raises:
             UnknownScheme: a package that it only now imports is not installed.
@@ -61,12 +64,32 @@ class Home:
         """
         refusal: ModelCacheError
         try:
-            return self.kind(**self.arguments, skip_instance_cache=True)
+            if self.hdfs is not None:
+                return self._active(self.hdfs, prepare)
+            return prepare(self.kind(**self.arguments, skip_instance_cache=True))
         except ImportError:
             refusal = _missing_package(self.scheme, self.endpoint.partition("?")[0])
         except (ValueError, TypeError) as error:  # its text may hold what it was given
             refusal = _unusable(self.scheme, self.endpoint.partition("?")[0], type(error).__name__)
         raise refusal
+
+    def _active(self, hdfs: HdfsSecret, prepare: Callable[[Filesystem], Filesystem]) -> Filesystem:
+        """Of the first name node that serves; of one alone, that one, whatever it says."""
+        failure: OSError | None = None
+        for node in hdfs.nodes:
+            made = prepare(self.kind(**node, skip_instance_cache=True))
+            made.session.headers.update(hdfs.headers)
+            if len(hdfs.nodes) == 1:
+                return made
+            try:
+                made.info("/")
+            except OSError as error:  # not there, or in standby
+                made.session.close()
+                failure = error
+            else:
+                return made
+        assert failure is not None
+        raise failure
 
     def path(self, uri: StorageUri) -> str:
         """What the filesystem calls the place that a URI names; a query (`?versionid=`) is a part of names where there are any."""
@@ -80,6 +103,8 @@ def home_of(uri: StorageUri, secrets: UriSecrets, options: FsspecOptions) -> Hom
         UnknownScheme: refused, unknown to fsspec, or its package is not installed.
         InvalidUri: signing parameters, or arguments of the wrong kind.
     """
+    if uri.scheme in HDFS_SCHEMES and options.hdfs_secret_dir is not None:
+        return _kserves_hdfs(uri, secrets, options.hdfs_secret_dir)
     kind = _class(uri.scheme, str(uri))
     if secrets.query:
         hint = f"give the credential to the filesystem: MODELCACHE_FSSPEC_{uri.scheme.upper()}='{{…}}', JSON of its storage options"
@@ -90,6 +115,16 @@ def home_of(uri: StorageUri, secrets: UriSecrets, options: FsspecOptions) -> Hom
     root: str = kind._strip_protocol(bare)
     prefix: str = kind._strip_protocol(f"{bare}/x").removesuffix("x")
     return Home(uri.scheme, kind, root, prefix, configured | of_uri, bare + _told_apart(configured, secrets))
+
+
+def _kserves_hdfs(uri: StorageUri, secrets: UriSecrets, directory: Path) -> Home:
+    """As KServe reads it: the whole body is a path, and the secret says where."""
+    if secrets:
+        raise InvalidUri(f"`{uri.scheme}://` URIs take no credential where KServe's secret of HDFS has it", address=str(uri))
+    hdfs = read_secret(directory)
+    root = f"{hdfs.root}/{uri.authority}"
+    endpoint = f"{uri.scheme}://{uri.authority}{_fingerprint(hdfs.places)}"
+    return Home(uri.scheme, _class("webhdfs", str(uri)), root, f"{root}/", {}, endpoint, hdfs)
 
 
 def _class(scheme: str, address: str) -> Filesystem:
@@ -141,7 +176,11 @@ def _told_apart(configured: Mapping[str, Any], secrets: UriSecrets) -> str:
     user = (secrets.userinfo or "").partition(":")[0]
     if not places and not user:
         return ""
-    text = json.dumps([places, user], sort_keys=True, default=str)
+    return _fingerprint([places, user])
+
+
+def _fingerprint(places: Any) -> str:
+    text = json.dumps(places, sort_keys=True, default=str)
     return f"?{hashlib.sha256(text.encode()).hexdigest()[:16]}"
 
 

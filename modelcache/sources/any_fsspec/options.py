@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 AZURE_SCHEMES = ("az", "abfs", "abfss")
@@ -15,11 +16,15 @@ class FsspecOptions:
 
     Attributes:
         storage: by scheme, the arguments of its filesystem (`storage_options`), as its documentation names them. Secrets.
+        hdfs_secret_dir: where KServe's secret of HDFS lies, with a file for each of its keys; read whenever a source is made. None: `hdfs`
+            and `webhdfs` URIs name their name node.
         azure: arguments of the filesystem of `az`, `abfs` and `abfss`, where `storage` doesn't name them. Secrets.
     """
 
     storage: Mapping[str, Mapping[str, Any]] = field(default_factory=dict, repr=False)
     azure: Mapping[str, str] = field(default_factory=dict, repr=False)
+
+    hdfs_secret_dir: Path | None = None
 
     def arguments(self, scheme: str) -> dict[str, Any]:
         """Of the filesystem of a scheme."""

@@ -55,7 +55,7 @@ class FsspecSource:
         """
         self._home = home_of(uri, secrets, options)
         self._timeouts = timeouts
-        self._pool = Pool(lambda: prepared(self._home.make(), timeouts))
+        self._pool = Pool(lambda: self._home.make(lambda made: prepared(made, timeouts)))
 
     @property
     def origin(self) -> Origin:
