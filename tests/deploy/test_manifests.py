@@ -94,3 +94,16 @@ def test_the_pod_has_limits_probes_and_nothing_of_roots_but_the_files() -> None:
 def test_no_registry_is_named_so_whose_image_it_is_an_overlay_says() -> None:
     text = "".join(path.read_text(encoding="utf-8") for path in (*DEPLOY.rglob("*.yaml"), PROJECT / "Dockerfile"))
     assert not re.search(r"(?:image:|FROM|ARG BASE=)\s*[\w-]+(?:\.[\w-]+)+[/:]\w+/", text)
+
+
+def test_the_document_has_what_is_there() -> None:
+    document = (PROJECT / "docs/deploy.md").read_text(encoding="utf-8")
+    arguments = re.findall(r"(?m)^ARG (\w+)(?:=(\S+))?$", (PROJECT / "Dockerfile").read_text(encoding="utf-8"))
+    assert len(arguments) == 5
+    for name, default in arguments:
+        assert re.search(rf"(?m)^\|[^|\n]*`{name}`[^|\n]*\| {f'`{default}`' if default else 'none'} \|", document), name
+    for each in objects():
+        if each["kind"] != "ClusterRoleBinding":
+            assert re.search(rf"(?m)^\| [^|\n]*\b{each['kind']}\b[^|\n]*`{each['metadata']['name']}` \|", document), each["kind"]
+    for mount in container()["volumeMounts"]:
+        assert f"\n| `{mount['mountPath']}` |" in document
