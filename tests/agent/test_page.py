@@ -5,8 +5,10 @@ from __future__ import annotations
 import http.client
 import json
 import socket
+import threading
 import urllib.request
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -179,6 +181,32 @@ def test_what_names_models_is_for_who_may_see_it(node: RunningAgent, cluster: Fa
     assert asked(node, "/readyz")[0] == 200
 
 
+def half_and_no_more(call: Call) -> None:
+    if call.received.method == "HEAD" or len(call.proper.body) < 1_000_000:
+        call.reply(call.proper)
+        return
+    call.send(call.proper.head() + call.proper.body[:500_000])
+    call.ended.wait(60.0)
+
+
+@contextmanager
+def on_its_way(node: RunningAgent, uri: str) -> Iterator[None]:
+    """Somebody waits for a model that doesn't come."""
+    cancel = Cancellation()
+
+    def ask() -> None:
+        with AgentClient(node.admin) as client, suppress(ModelCacheError):
+            client.ensure(uri, cancel=cancel)
+
+    thread = threading.Thread(target=ask)
+    thread.start()
+    try:
+        yield
+    finally:
+        cancel.cancel()
+        thread.join()
+
+
 def test_the_page_shows_it_in_a_browser_and_no_name_is_markup(node: RunningAgent, tmp_path: Path) -> None:
     with FaultServer() as server, AgentClient(node.admin) as client, Browser(tmp_path) as browser:
         server.put(f"/m/{NASTY}", b"n" * 3_000_000)
@@ -201,6 +229,14 @@ def test_the_page_shows_it_in_a_browser_and_no_name_is_markup(node: RunningAgent
         assert "fetched" in browser.text("#events")
         assert "available" in browser.text("#room")
         assert browser.text("#moving tbody") == "none"
+        server.put("/m/slow", b"s" * 5_000_000)
+        server.fail("/m/slow", half_and_no_more)
+        with on_its_way(node, f"{server.endpoint}/m/slow"):
+            browser.until(lambda: f"{server.endpoint}/m/slow fetching" in browser.text("#moving"), "the model on its way")
+            assert "4.8 MiB" in browser.text("#moving")
+            assert (
+                f'modelcache_model_wanted_bytes{{model="{server.endpoint}/m/slow"}} 5e+06' in asked(node, "/modelcache/metrics", "good")[1]
+            )
         assert browser.run("return document.querySelectorAll('main img, main b').length") == 0
         assert "good" not in browser.run("return location.href + document.cookie + Object.keys(localStorage) + Object.keys(sessionStorage)")
         refusals = [said for said in browser.complaints() if "401" not in said and "403" not in said]
