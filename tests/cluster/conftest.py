@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,6 +14,7 @@ from modelcache.k8s import crds
 from modelcache.k8s.names import API
 from modelcache.patience import Deadline
 from modelcache.testing.servers.control_plane import ControlPlane
+from tests.cluster.nodes import RULES, Node
 
 UNPACKED = Path(".cache/kube")
 """Where tools/environment.py puts kube-apiserver."""
@@ -42,3 +44,12 @@ def until(holds: Callable[[], bool], what: str, *, deadline_s: float = 60.0) -> 
     while not holds():
         assert not deadline.passed, f"waited {deadline_s:g} s for {what}"
         time.sleep(0.05)
+
+
+@pytest.fixture
+def node(served: ControlPlane, tmp_path: Path) -> Node:
+    """Of this test, with an agent's rights and no others."""
+    namespace, token_file = served.namespace(), tmp_path / "token"
+    token_file.write_text(served.service_account(namespace, "modelcache-agent"))
+    served.allow(f"system:serviceaccount:{namespace}:modelcache-agent", RULES)
+    return Node(served, namespace, f"node-{secrets.token_hex(4)}", token_file)

@@ -2,71 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import secrets
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from modelcache.agent.client import AgentClient
-from modelcache.k8s.names import API, NODES
-from modelcache.testing.agents import RunningAgent, agent
+from modelcache.k8s.names import API, GROUP, NODES, STATUS_ANNOTATION
 from modelcache.testing.servers import Nginx
-from modelcache.testing.servers.control_plane import ControlPlane
+from tests.cluster.api_faults import SILENCE, FaultyApi
 from tests.cluster.conftest import until
+from tests.cluster.nodes import ANNOTATE, Node, following, model_of
 
 pytestmark = pytest.mark.cluster
-
-RULES = [
-    {"apiGroups": ["serving.kserve.io"], "resources": [NODES], "verbs": ["get", "list", "watch"]},
-    {"apiGroups": ["serving.kserve.io"], "resources": [f"{NODES}/status"], "verbs": ["patch"]},
-]
-
-
-@dataclass(frozen=True)
-class Node:
-    """A LocalModelNode and what follows it."""
-
-    plane: ControlPlane
-    name: str
-    token_file: Path
-
-    @property
-    def path(self) -> str:
-        return f"{API}/{NODES}/{self.name}"
-
-    def want(self, *models: dict[str, Any]) -> None:
-        status, _ = self.plane.try_ask("PATCH", self.path, {"spec": {"localModels": list(models)}})
-        if status == 404:
-            made = {"apiVersion": "serving.kserve.io/v1alpha1", "kind": "LocalModelNode", "metadata": {"name": self.name}}
-            self.plane.ask("POST", f"{API}/{NODES}", made | {"spec": {"localModels": list(models)}})
-
-    def status(self) -> dict[str, Any]:
-        found: dict[str, Any] = self.plane.ask("GET", self.path).get("status") or {}
-        return found
-
-    def state(self, key: str) -> str | None:
-        return (self.status().get("modelStatus") or {}).get(key)
-
-    def told(self, key: str) -> dict[str, Any]:
-        found: dict[str, Any] = (self.status().get("models") or {}).get(key) or {}
-        return found
-
-    def options(self, url: str | None = None) -> list[str]:
-        ca = ["--api-ca", str(self.plane.ca_file)] if url is None else []
-        return ["--node-name", self.name, "--api-server", url or self.plane.url, *ca, "--api-token", str(self.token_file)]
-
-
-@pytest.fixture
-def node(served: ControlPlane, tmp_path: Path) -> Node:
-    """Of this test, with an agent's rights and no others."""
-    namespace, token_file = served.namespace(), tmp_path / "token"
-    token_file.write_text(served.service_account(namespace, "modelcache-agent"))
-    served.allow(f"system:serviceaccount:{namespace}:modelcache-agent", RULES)
-    return Node(served, f"node-{secrets.token_hex(4)}", token_file)
 
 
 @pytest.fixture
@@ -75,17 +25,6 @@ def origin(nginx: Nginx) -> Path:
     directory = nginx.directory / name
     directory.mkdir()
     return directory
-
-
-def model_of(nginx: Nginx, directory: Path, name: str, data: bytes) -> dict[str, Any]:
-    (directory / name).write_bytes(data)
-    return {"modelName": name.partition(".")[0], "sourceModelUri": f"{nginx.endpoint}/{directory.name}/{name}"}
-
-
-@contextmanager
-def following(node: Node, directory: Path, *options: str, url: str | None = None) -> Iterator[RunningAgent]:
-    with agent(directory, options=[*node.options(url), *options]) as running:
-        yield running
 
 
 def test_the_node_is_made_to_match_and_says_so(node: Node, nginx: Nginx, origin: Path, tmp_path: Path) -> None:
@@ -110,3 +49,71 @@ def test_the_node_is_made_to_match_and_says_so(node: Node, nginx: Nginx, origin:
         node.want(two)
         until(lambda: [str(each.digest) for each in client.list()] == [node.told("two")["digest"]], "the first model to go")
         until(lambda: list(node.status()["modelStatus"]) == ["two"], "the status without it")
+
+
+def test_faults_of_the_api_server_are_got_over(node: Node, nginx: Nginx, origin: Path, tmp_path: Path) -> None:
+    one, two = model_of(nginx, origin, "one.bin", b"1" * 1000), model_of(nginx, origin, "two.bin", b"2" * 1000)
+    node.want(one)
+    with FaultyApi(node.plane.url, node.plane.ca_file) as api:
+        api.fail("list", 500, 429)
+        api.fail("watch", 410, SILENCE, 500)
+        api.fail("apply", 409, 429, 500)
+        with following(node, tmp_path, "--watch-silence", "2", url=api.url) as running, AgentClient(running.admin) as client:
+            until(lambda: node.state("one") == "ModelDownloaded", "the model, reported")
+            until(lambda: api.faults_left == 0 and api.count("watch") >= 4, "every fault to be met")
+            assert api.hung == 1
+            assert api.count("list") >= 4  # two failed, one succeeded, and one more after the 410
+            node.want(one, two)
+            until(lambda: node.state("two") == "ModelDownloaded", "a change, seen after all of them")
+
+            # away: what is here stays, and is served, also to an agent that begins anew
+            with api.down():
+                ensured = client.ensure(one["sourceModelUri"])
+                assert (ensured.snapshot.path / "one.bin").read_bytes() == b"1" * 1000
+                running.end()
+                with following(node, tmp_path, "--watch-silence", "2", url=api.url) as again, AgentClient(again.admin) as other:
+                    before = api.count("list")
+                    until(lambda: api.count("list") > before + 1, "the new agent to ask in vain")
+                    assert sorted(lease.holder for each in other.list() for lease in each.leases) == ["cluster:one", "cluster:two"]
+
+
+def test_a_model_that_fails_says_why_and_kserves_definition_gets_an_annotation(node: Node, nginx: Nginx, tmp_path: Path) -> None:
+    node.plane.allow(f"system:serviceaccount:{node.namespace}:modelcache-agent", [ANNOTATE])
+    uri = f"{nginx.endpoint}/there-is-none/model.bin"
+    path = f"/apis/apiextensions.k8s.io/v1/customresourcedefinitions/{NODES}.{GROUP}"
+    status = "/spec/versions/0/schema/openAPIV3Schema/properties/status/properties"
+    ours = node.plane.ask("GET", path)["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["status"]["properties"]
+    kserves = [{"op": "replace", "path": status, "value": {"modelStatus": ours["modelStatus"]}}]
+    node.plane.ask("PATCH", path, kserves, content="application/json-patch+json")
+    try:
+        until(lambda: not takes(node, {"observedGeneration": 1}), "KServe's definition to be in force")
+        node.want({"modelName": "gone", "sourceModelUri": uri})
+        with following(node, tmp_path):
+            until(lambda: node.state("gone") == "ModelDownloadError", "the error")
+
+            def annotated() -> bool:
+                annotations = node.plane.ask("GET", node.path)["metadata"].get("annotations") or {}
+                told = json.loads(annotations.get(STATUS_ANNOTATION, "{}"))
+                return bool(told) and "errorCode" in told["models"]["gone"]
+
+            until(annotated, "the annotation")
+            assert list(node.status()) == ["modelStatus"]
+    finally:
+        back = [{"op": "replace", "path": status, "value": ours}]
+        node.plane.ask("PATCH", path, back, content="application/json-patch+json")
+        until(lambda: takes(node, {"observedGeneration": 1}), "our definition to be in force again")
+    with following(node, tmp_path):
+        until(lambda: node.told("gone").get("errorCode") == "not-found", "the error in the status itself")
+
+
+def takes(node: Node, status: dict[str, Any]) -> bool:
+    """Whether the served definition has room for this."""
+    body = {"apiVersion": "serving.kserve.io/v1alpha1", "kind": "LocalModelNode", "status": status}
+    path = f"{node.path}-probe"
+    body["metadata"] = {"name": f"{node.name}-probe"}
+    made = {**body, "spec": {"localModels": []}}
+    node.plane.try_ask("POST", f"{API}/{NODES}", made)
+    answered, _ = node.plane.try_ask(
+        "PATCH", f"{path}/status?fieldManager=probe&force=true&dryRun=All", body, content="application/apply-patch+yaml"
+    )
+    return bool(answered == 200)

@@ -24,7 +24,7 @@ import secrets
 import ssl
 import urllib.error
 import urllib.request
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,7 @@ APPLY = "application/apply-patch+yaml"
 _FIELD_MANAGER = "tests"
 
 Object = dict[str, Any]
+Body = Object | Sequence[Object] | str
 
 
 class ControlPlane:
@@ -92,7 +93,7 @@ class ControlPlane:
         """Start it again, at the address it had."""
         self._apiserver.start_again()
 
-    def ask(self, method: str, path: str, body: Object | str | None = None, *, token: str | None = None, content: str | None = None) -> Any:
+    def ask(self, method: str, path: str, body: Body | None = None, *, token: str | None = None, content: str | None = None) -> Any:
         """The answer to a request that must succeed.
 
         Args:
@@ -107,7 +108,7 @@ class ControlPlane:
         return answer
 
     def try_ask(
-        self, method: str, path: str, body: Object | str | None = None, *, token: str | None = None, content: str | None = None
+        self, method: str, path: str, body: Body | None = None, *, token: str | None = None, content: str | None = None
     ) -> tuple[int, Any]:
         """Status and answer, whatever they are."""
         data = None if body is None else (body if isinstance(body, str) else json.dumps(body)).encode()
