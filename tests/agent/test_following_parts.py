@@ -1,0 +1,125 @@
+"""What an agent in a cluster decides by itself: when to report, what a secret says, what a LocalModelNode wants."""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from daemonset.backoff import Backoff
+from daemonset.credentials import values_of, values_of_storage
+from daemonset.reporting import LEAST_S, PROGRESS_EVERY_S, Told, due_s
+from daemonset.tenants import NAMES
+from modelcache.errors import BadConfig
+from modelcache.k8s.grants import render_grant
+from modelcache.k8s.node import ModelReport, State, Storage, WantedModel, status_of, wanted_models
+
+MOVING = ModelReport(State.DOWNLOADING, bytes_done=100, bytes_total=1000, bytes_per_s=7, started_at_s=1.0)
+TOLD = Told({"m": MOVING}, 3, 50.0)
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({}, None),
+        ({"bytes_per_s": 9}, None),
+        ({"bytes_done": 149}, None),
+        ({"bytes_done": 150}, 50.0 + PROGRESS_EVERY_S),
+        ({"bytes_done": 40}, 50.0 + PROGRESS_EVERY_S),
+        ({"bytes_done": 1000, "state": State.DOWNLOADED}, 50.0 + LEAST_S),
+        ({"error_code": "no-space"}, 50.0 + LEAST_S),
+        ({"digest": "sha256:1"}, 50.0 + LEAST_S),
+    ],
+)
+def test_a_change_is_told_at_once_and_progress_now_and_then(change: dict[str, Any], expected: float | None) -> None:
+    assert due_s(TOLD, {"m": dataclasses.replace(MOVING, **change)}, 3) == expected
+
+
+def test_another_spec_is_told_and_so_is_the_first_one() -> None:
+    assert due_s(TOLD, TOLD.reports, 4) == 50.0 + LEAST_S
+    assert due_s(TOLD, {}, 3) == 50.0 + LEAST_S
+    assert due_s(None, {}, 3) == 0.0
+
+
+@given(st.integers(1, 1000), st.none() | st.floats(0, 3600))
+def test_pauses_grow_up_to_a_bound_and_are_as_long_as_was_asked_for(failures: int, asked_s: float | None) -> None:
+    pause_s = Backoff(1.0, 60.0).after(failures, asked_s)
+    bound_s = min(2.0 ** min(failures - 1, 10), 60.0)
+    assert max(bound_s / 2, asked_s or 0) <= pause_s <= max(bound_s, asked_s or 0)
+
+
+def test_what_a_node_is_to_have_is_read_as_kserve_writes_it() -> None:
+    models = [
+        {"modelName": "m", "sourceModelUri": "hf://o/m", "namespace": "", "nodeGroup": "g"},
+        {"modelName": "m", "sourceModelUri": "s3://b/m", "namespace": "a", "serviceAccountName": "sa", "storage": {"key": "k"}},
+        {"modelName": "m", "sourceModelUri": "s3://another/m", "namespace": "a"},
+    ]
+    assert wanted_models({"spec": {"localModels": models}}) == {
+        "m": WantedModel("m", "hf://o/m"),
+        "a/m": WantedModel("m", "s3://b/m", "a", "sa", Storage("k")),
+    }
+    assert wanted_models({"metadata": {}}) == {}
+
+
+def test_a_status_has_the_limits_of_its_schema_and_leaves_out_what_is_unknown() -> None:
+    failed = ModelReport(State.ERROR, error_code="no-space", error_text="x" * 9999, started_at_s=0.9)
+    status = status_of({"m": failed, "here": ModelReport(State.DOWNLOADED)}, 2)
+    assert status["modelStatus"] == {"m": "ModelDownloadError", "here": "ModelDownloaded"}
+    assert status["copies"] == {"available": 1, "total": 2, "failed": 1}
+    told = status["models"]["m"]
+    assert told["startedAt"] == "1970-01-01T00:00:00Z"
+    assert len(told["errorText"]) == 500
+    assert {"finishedAt", "digest", "revision"}.isdisjoint(told)
+
+
+def secret(data: dict[str, str], annotations: dict[str, str] | None = None) -> dict[str, Any]:
+    encoded = {key: base64.b64encode(text.encode()).decode() for key, text in data.items()}
+    return {"metadata": {"name": "s", "annotations": annotations}, "data": encoded}
+
+
+def test_a_secret_is_read_by_kserves_names() -> None:
+    keys = {"awsAccessKeyID": "a", "awsSecretAccessKey": "s", "ca.crt": "theirs"}
+    told = {"serving.kserve.io/s3-endpoint": "host:9000", "serving.kserve.io/s3-useanoncredential": "false", "other/s3-region": "r"}
+    found = values_of(secret(keys, told))
+    assert found == {
+        "AWS_ACCESS_KEY_ID": "a",
+        "AWS_SECRET_ACCESS_KEY": "s",
+        "S3_ENDPOINT": "host:9000",
+        "awsAnonymousCredential": "false",
+    }
+    assert set(found) <= set(NAMES)
+    assert values_of(secret({"HF_TOKEN": "t"}, {"serving.kserve.io/s3-endpoint": "no S3 secret"})) == {"HF_TOKEN": "t"}
+    assert values_of(secret({"https-host": "h", "headers": "{}", "h-headers": "{}"})) == {
+        "https-host": "h",
+        "headers": "{}",
+        "h-headers": "{}",
+    }
+    assert values_of(secret({".dockerconfigjson": "{}"})) == {}
+    with pytest.raises(BadConfig, match="AZURE_CLIENT_ID") as caught:
+        values_of(secret({"AZURE_CLIENT_ID": "the-value"}))
+    assert "the-value" not in str(caught.value.as_dict())
+
+
+def test_an_entry_of_the_storage_secret_is_overridden_and_never_told() -> None:
+    entry = json.dumps({"type": "s3", "access_key_id": "a", "secret_access_key": "s", "region": "r", "bucket": "b"})
+    assert values_of_storage(entry, {"region": "other"}, "e") == {
+        "AWS_ACCESS_KEY_ID": "a",
+        "AWS_SECRET_ACCESS_KEY": "s",
+        "AWS_DEFAULT_REGION": "other",
+    }
+    assert values_of_storage('{"type": "hf", "token": "t"}', {}, "e") == {"HF_TOKEN": "t"}
+    for broken in ("secret text", '["secret text"]', '{"type": {"a": "secret text"}}', '{"type": "hdfs", "x": "secret text"}'):
+        with pytest.raises(BadConfig) as caught:
+            values_of_storage(broken, {}, "e")
+        assert "secret text" not in str(caught.value.as_dict())
+
+
+@pytest.mark.parametrize(("secret_name", "namespace"), [("a\nrules: []", "ns"), ("x_y", "ns"), ("ok", "a.b"), ("", "ns"), ('"', "ns")])
+def test_no_name_writes_rules_of_its_own(secret_name: str, namespace: str) -> None:
+    with pytest.raises(BadConfig):
+        render_grant(secret_name, namespace, agent=("modelcache-system", "modelcache-agent"))
