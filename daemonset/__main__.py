@@ -80,11 +80,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--socket", type=Path, default=AGENT_SOCKET, help="the administrator's; default: %(default)s")
     parser.add_argument("--driver-socket", type=Path, help="the CSI driver's; default: none")
     parser.add_argument("--http", type=_address, metavar="ADDRESS:PORT", help="for health, metrics and the page; default: none")
-    parser.add_argument("--grace", type=float, default=GRACE_S, metavar="SECONDS", help="to end what is under way; default: %(default)s")
+    parser.add_argument("--grace", type=_grace, default=GRACE_S, metavar="SECONDS", help="to end what is under way; default: %(default)s")
     parser.add_argument("--pods-dir", type=Path, help="kubelet's directory of pods, such as /var/lib/kubelet/pods; default: no kubelet")
     parser.add_argument(
         "--volume-grace",
-        type=float,
+        type=_grace,
         default=VOLUME_GRACE_S,
         metavar="SECONDS",
         help="from a volume's lease to its mount; default: %(default)s",
@@ -175,17 +175,28 @@ def _size(text: str) -> int:
 
 
 def _seconds(text: str) -> float:
-    seconds = float(text)
-    if not 0 < seconds <= DAY_S:
-        raise argparse.ArgumentTypeError("it is over 0 and at most a day")
+    seconds = _grace(text)
+    if seconds == 0:
+        raise argparse.ArgumentTypeError("it is over 0")
+    return seconds
+
+
+def _grace(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"`{text}` is no number of seconds") from None
+    if not 0 <= seconds <= DAY_S:
+        raise argparse.ArgumentTypeError("it is at least 0 and at most a day")
     return seconds
 
 
 def _address(text: str) -> tuple[str, int]:
     host, _, port = text.rpartition(":")
-    if not port.isdecimal() or int(port) > 65535:
+    address = host.strip("[]")
+    if not address or not port.isdecimal() or int(port) > 65535:  # without an address it would be every network's
         raise argparse.ArgumentTypeError(f"`{text}` is no ADDRESS:PORT")
-    return host.strip("[]"), int(port)
+    return address, int(port)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,26 @@
+"""The agent's options: what makes no sense is refused before anything is opened."""
+
+from __future__ import annotations
+
+import pytest
+
+from daemonset.__main__ import main
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "said"),
+    [
+        ("--http", "9090", "no ADDRESS:PORT"),
+        ("--http", ":9090", "no ADDRESS:PORT"),
+        ("--http", "127.0.0.1:99999", "no ADDRESS:PORT"),
+        ("--grace", "-1", "at least 0"),
+        ("--grace", "nan", "at least 0"),
+        ("--volume-grace", "soon", "no number of seconds"),
+        ("--scrub-every", "0", "over 0"),
+        ("--scrub-rate", "fast", "not a size"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(option: str, value: str, said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main([f"{option}={value}"])
+    assert said in capsys.readouterr().err
