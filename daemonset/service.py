@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import contextvars
 import os
-import queue
-import threading
 import time
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from typing import Generic, TypeVar
 
 import grpc
 
@@ -18,6 +14,7 @@ from daemonset.calls import Calls, Waiters
 from daemonset.events import tell_evicted
 from daemonset.metrics import Metrics
 from daemonset.refusals import with_holders
+from daemonset.telling import at_once, both, told
 from daemonset.tenants import caller_of
 from modelcache import __version__
 from modelcache.abc.snapshot import Snapshot
@@ -37,12 +34,8 @@ from modelcache.prewarm import DEFAULT_JOBS
 from modelcache.ranges import ByteRange
 from modelcache.sources.throttled import RateLimits
 
-T = TypeVar("T")
-R = TypeVar("R")
 LEASE_TRIES = 5
 """A snapshot may be evicted between its ensure and its lease; then it is ensured again."""
-HEARTBEAT_S = 1.0
-"""A call that lasts tells its progress at least so often, so that its client knows a slow one from a dead one."""
 MAX_TTL_S = 30 * 86_400.0
 """Of a lease; who needs a snapshot for longer pins it."""
 
@@ -91,7 +84,7 @@ class AgentService(AgentServicer):
             def run(tell: Callable[[Progress], None], cancel: Cancellation) -> pb.Ensured:
                 with self._metrics.ensuring(request.uri, wire.priority_of(request.priority)) as counted:
                     try:
-                        found = self._ensured(request, caller, _both(counted.look, tell), cancel)
+                        found = self._ensured(request, caller, both(counted.look, tell), cancel)
                     except NoSpace as error:
                         if caller is not None:
                             raise  # tenants don't learn of each other
@@ -103,7 +96,7 @@ class AgentService(AgentServicer):
             if here is not None and here[1].HasField("lease"):
                 held.append(here[1].lease.id)
             try:
-                with closing(_told(run, context) if here is None else _said_at_once(here)) as said:
+                with closing(told(run, context) if here is None else at_once(here)) as said:
                     for what in said:
                         if isinstance(what, Progress):
                             yield pb.EnsureReply(progress=wire.progress_message(what))
@@ -190,7 +183,7 @@ class AgentService(AgentServicer):
                 self._metrics.prewarmed(report)
                 return wire.prewarm_message(report)
 
-            for what in _told(run, context):
+            for what in told(run, context):
                 if what is None:
                     yield pb.PrewarmReply()
                 elif isinstance(what, tuple):
@@ -237,7 +230,7 @@ class AgentService(AgentServicer):
                 self._metrics.verified(report.bytes_read, len(report.damages))
                 return wire.report_message(report)
 
-            for what in _told(run, context):
+            for what in told(run, context):
                 if what is None:
                     yield pb.VerifyReply()
                 elif isinstance(what, tuple):
@@ -323,64 +316,6 @@ class AgentService(AgentServicer):
         with self._calls.under_way(context, begins_work=False, awaited=False):
             return pb.DrainReply(left=self._calls.drain(request.timeout_s))
         raise AssertionError("unreachable")
-
-
-@dataclass(frozen=True, slots=True)
-class _Said(Generic[T, R]):
-    """One of these, from the thread that works."""
-
-    told: tuple[T] | None = None
-    result: tuple[R] | None = None
-    error: BaseException | None = None
-
-
-def _told(run: Callable[[Callable[[T], None], Cancellation], R], context: grpc.ServicerContext) -> Generator[T | R, None, None]:
-    """What `run` tells, the last of it again at least every HEARTBEAT_S, and its result at the end. A client that goes away ends it."""
-    said: queue.SimpleQueue[_Said[T, R]] = queue.SimpleQueue()
-    cancel = Cancellation()
-
-    def work() -> None:
-        try:
-            said.put(_Said(result=(run(lambda what: said.put(_Said(told=(what,))), cancel),)))
-        except BaseException as error:
-            said.put(_Said(error=error))
-
-    if not context.add_callback(cancel.cancel):
-        return  # its client has gone already
-    thread = threading.Thread(target=contextvars.copy_context().run, args=(work,), name="agent call")
-    thread.start()
-    last: tuple[T] | None = None
-    try:
-        while True:
-            try:
-                what = said.get(timeout=HEARTBEAT_S)
-            except queue.Empty:
-                if last is not None:
-                    yield last[0]
-                continue
-            if what.error is not None:
-                raise what.error
-            if what.result is not None:
-                yield what.result[0]
-                return
-            if what.told is not None:
-                last = what.told
-                yield last[0]
-    finally:
-        cancel.cancel()
-        thread.join()
-
-
-def _said_at_once(told: tuple[T, R]) -> Generator[T | R, None, None]:
-    yield from told
-
-
-def _both(first: Callable[[T], None], then: Callable[[T], None]) -> Callable[[T], None]:
-    def call(what: T) -> None:
-        first(what)
-        then(what)
-
-    return call
 
 
 def _reply(lease: Lease) -> pb.LeaseReply:
