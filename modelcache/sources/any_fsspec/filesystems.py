@@ -112,6 +112,9 @@ def home_of(uri: StorageUri, secrets: UriSecrets, options: FsspecOptions) -> Hom
     bare = f"{uri.scheme}://{uri.authority}"
     configured = options.arguments(uri.scheme)
     of_uri = _arguments_of_uri(kind, uri, secrets)
+    if uri.scheme == "oss" and not configured.get("endpoint"):
+        hint = 'MODELCACHE_FSSPEC_OSS=\'{"endpoint": "https://oss-REGION.aliyuncs.com", …}\', or [fsspec.storage.oss]'
+        raise BadConfig("an endpoint is needed for `oss://`", address=str(uri), hint=hint)
     root: str = kind._strip_protocol(bare)
     prefix: str = kind._strip_protocol(f"{bare}/x").removesuffix("x")
     return Home(uri.scheme, kind, root, prefix, configured | of_uri, bare + _told_apart(configured, secrets))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from modelcache.errors import AccessDenied
 from modelcache.sources.any_fsspec.filesystems import Filesystem
 from modelcache.transport import Timeouts
 
@@ -16,7 +17,14 @@ def prepared(filesystem: Filesystem, timeouts: Timeouts) -> Filesystem:
     client = getattr(filesystem, "service_client", None)
     if "abfs" in _protocols(filesystem) and client is not None:
         _prepare_azure(client)
+    if is_oss(filesystem):
+        _prepare_oss(filesystem)
     return filesystem
+
+
+def is_oss(filesystem: Filesystem) -> bool:
+    """Whether it is ossfs's, which is asked in ways of its own."""
+    return "oss" in _protocols(filesystem)
 
 
 def _protocols(filesystem: Filesystem) -> tuple[str, ...]:
@@ -34,6 +42,23 @@ def _prepare_webhdfs(session: Any, timeouts: Timeouts) -> None:
 
     session.send = send_in_time
     session.hooks["response"].append(_refuse_errors)
+
+
+def _prepare_oss(filesystem: Filesystem) -> None:
+    """ossfs takes a prefix that may not be listed for an empty one."""
+    listed = getattr(filesystem, "_get_object_info_list", None)
+    if listed is None:
+        return
+
+    def list_or_refuse(bucket: str, prefix: str, *how: Any) -> Any:
+        try:
+            return listed(bucket, prefix, *how)
+        except Exception as error:
+            if type(error).__name__ != "AccessDenied":
+                raise
+        raise AccessDenied("a part of the place may not be listed (403 Forbidden)", address=f"oss://{bucket}/{prefix}")
+
+    filesystem._get_object_info_list = list_or_refuse
 
 
 def _prepare_azure(client: Any) -> None:

@@ -11,6 +11,7 @@ from typing import Any, Self
 from modelcache.abc.source import RemoteFile
 from modelcache.errors import BodyCut, InvalidUri, ProtocolViolation, SourceChanged
 from modelcache.sources.any_fsspec.filesystems import Filesystem
+from modelcache.sources.any_fsspec.prepared import is_oss
 from modelcache.sources.any_fsspec.versions import Stated, has_time, stated
 
 Info = Mapping[str, Any]
@@ -134,8 +135,8 @@ class Reader:
             part = self._handle.read(left_bytes)
             if not part:
                 break
-            parts.append(part)
-            left_bytes -= len(part)
+            parts.append(part[:left_bytes] if is_oss(self.filesystem) else part)  # ossfs counts the last byte of a range in
+            left_bytes -= len(parts[-1])
         return b"".join(parts)
 
 
@@ -162,6 +163,8 @@ def _walks(filesystem: Filesystem) -> bool:
     from fsspec import AbstractFileSystem
     from fsspec.asyn import AsyncFileSystem
 
+    if is_oss(filesystem):
+        return True  # its `find` does so, too
     if isinstance(filesystem, AsyncFileSystem):
         walks: bool = type(filesystem)._find is AsyncFileSystem._find
         return walks
