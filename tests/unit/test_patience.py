@@ -154,6 +154,7 @@ def test_a_signal_handler_may_cancel_at_any_instruction(work: str) -> None:
 
         def call() -> None:
             with cancel.on_cancel(lambda: calls.append("outer")):
+                sys._getframe().f_trace_opcodes = True  # Python 3.12 asks at settrace whether any frame wants them
                 sys.settrace(trace)
                 try:
                     {"cancel": cancel.cancel, "wait": lambda: cancel.wait(0), "check": cancel.check}.get(work, register)()
