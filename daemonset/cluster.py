@@ -45,11 +45,15 @@ class Membership:
 class Member:
     """A context manager: the node is made to match its LocalModelNode from its beginning to its end."""
 
-    def __init__(self, cache: ModelCache, metrics: Metrics, membership: Membership) -> None:
+    def __init__(self, cache: ModelCache, metrics: Metrics, membership: Membership, ending: Cancellation) -> None:
+        """
+        Args:
+            ending: asked for when the agent takes no new work: what nobody waits for ends then.
+        """
         self._cache = cache
         self._metrics = metrics
         self._membership = membership
-        self._ending = Cancellation()
+        self._ending = ending
         self._stack = ExitStack()
 
     def __enter__(self) -> Self:
@@ -68,6 +72,7 @@ class Member:
                 reporter.seen(node)
 
             stack.enter_context(keeper)
+            stack.enter_context(self._ending.on_cancel(keeper.end))
             stack.enter_context(reporter)
             stack.enter_context(Follower(api, membership.node, seen, self._ending))
             self._stack = stack.pop_all()

@@ -11,7 +11,7 @@ from modelcache.config import Config
 from modelcache.config.headers import KSERVES_SUFFIX
 from modelcache.errors import AccessDenied, BadConfig
 from modelcache.k8s.api import ApiServer, Object
-from modelcache.k8s.names import S3_ANNOTATIONS, STORAGE_SECRET
+from modelcache.k8s.names import S3_ANNOTATIONS, STORAGE_SECRET, expect_label, expect_subdomain
 from modelcache.k8s.node import Storage, WantedModel
 from modelcache.patience import Cancellation
 from modelcache.permission import Caller
@@ -99,6 +99,8 @@ class Credentials:
         return values_of_storage(text, storage.parameters, f"`{key}` of the secret `{STORAGE_SECRET}` of namespace `{namespace}`")
 
     def _get(self, namespace: str, resource: str, name: str, cancel: Cancellation) -> Object:
+        expect_label("a namespace", namespace)
+        expect_subdomain("a secret or a service account", name)
         try:
             return self._api.get(f"/api/v1/namespaces/{namespace}/{resource}/{name}", cancel)
         except AccessDenied as error:

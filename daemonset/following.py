@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import Self
 
 from daemonset.backoff import Backoff
-from modelcache.errors import Cancelled, ModelCacheError, NotFound
+from modelcache.errors import Cancelled, ModelCacheError, NotFound, ProtocolViolation
 from modelcache.k8s.api import ApiServer, Object, VersionGone
 from modelcache.k8s.names import API, NODES
 from modelcache.patience import Cancellation
@@ -77,9 +77,11 @@ class Follower:
     def _list(self) -> None:
         """Raises what `ApiServer.get` raises; NotFound: the resource isn't served, which says nothing about the object."""
         found = self._api.get(f"{API}/{NODES}", self._ending, self._selector)
-        items = found.get("items") or []
+        items, version = found.get("items") or [], (found.get("metadata") or {}).get("resourceVersion")
+        if not isinstance(version, str):
+            raise ProtocolViolation("the API server's list has no version", address=f"GET {API}/{NODES}")
         self._seen(items[0] if items else None)
-        self._version = str(found["metadata"]["resourceVersion"])
+        self._version = version
 
     def _watch(self) -> bool:
         """Until the server ends it. Whether anything came."""

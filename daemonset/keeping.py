@@ -91,14 +91,18 @@ class Keeper:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.end()
+        self._thread.join()
+        self._pool.shutdown()
+
+    def end(self) -> None:
+        """Begin nothing more, and break off what is under way. Idempotent, quick."""
         with self._changed:
             self._ending = True
             cancels = [each.cancel for each in self._kept.values()]
             self._changed.notify_all()
         for cancel in cancels:
             cancel.cancel()
-        self._thread.join()
-        self._pool.shutdown()
 
     def want(self, models: Mapping[str, WantedModel], told: Mapping[str, Object], *, evict: bool = True) -> None:
         """From now on these, and no others.

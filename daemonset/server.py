@@ -140,7 +140,7 @@ class Agent:
                 stack.callback(sockets.remove, path)
             stack.enter_context(Scrubber(cache, metrics, self._scrub, self._calls.ending, self._announcer(stack)))
             if self._membership is not None:
-                stack.enter_context(Member(cache, metrics, self._membership))
+                stack.enter_context(Member(cache, metrics, self._membership, self._calls.ending))
             self._stack = stack.pop_all()
         return self
 

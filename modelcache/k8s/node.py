@@ -70,25 +70,42 @@ class ModelReport:
 
 
 def wanted_models(node: Object) -> dict[str, WantedModel]:
-    """By key, in the order of the spec; of two with one key the first."""
+    """By key, in the order of the spec; of two with one key the first. KServe's minimal definitions check nothing: what names no model
+    and URI is left out.
+    """
     found: dict[str, WantedModel] = {}
-    for each in (node.get("spec") or {}).get("localModels") or ():
-        storage = each.get("storage")
+    listed = (node.get("spec") or {}).get("localModels")
+    for each in listed if isinstance(listed, list) else ():
+        if not isinstance(each, dict) or not _text_in(each, "modelName") or not _text_in(each, "sourceModelUri"):
+            continue
         model = WantedModel(
             name=each["modelName"],
             uri=each["sourceModelUri"],
-            namespace=each.get("namespace") or None,
-            service_account=each.get("serviceAccountName") or None,
-            storage=None if storage is None else Storage(storage.get("key") or None, dict(storage.get("parameters") or {})),
+            namespace=_text_in(each, "namespace"),
+            service_account=_text_in(each, "serviceAccountName"),
+            storage=_storage(each.get("storage")),
         )
         found.setdefault(model.key, model)
     return found
 
 
+def _storage(told: object) -> Storage | None:
+    if not isinstance(told, dict):
+        return None
+    parameters = told.get("parameters")
+    texts = {str(name): str(value) for name, value in parameters.items()} if isinstance(parameters, dict) else {}
+    return Storage(_text_in(told, "key"), texts)
+
+
+def _text_in(told: Object, name: str) -> str | None:
+    value = told.get(name)
+    return value if isinstance(value, str) and value else None
+
+
 def told_models(node: Object) -> Mapping[str, Object]:
     """What the status says of each model besides KServe's word."""
     models = (node.get("status") or {}).get("models")
-    return models if isinstance(models, dict) else {}
+    return {key: told for key, told in models.items() if isinstance(told, dict)} if isinstance(models, dict) else {}
 
 
 def times_of(told: Object) -> tuple[float | None, float | None]:

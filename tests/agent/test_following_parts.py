@@ -63,7 +63,13 @@ def test_what_a_node_is_to_have_is_read_as_kserve_writes_it() -> None:
         "m": WantedModel("m", "hf://o/m"),
         "a/m": WantedModel("m", "s3://b/m", "a", "sa", Storage("k")),
     }
-    assert wanted_models({"metadata": {}}) == {}
+    for broken in (
+        {},
+        {"spec": None},
+        {"spec": {"localModels": "m"}},
+        {"spec": {"localModels": [1, {"modelName": "m"}, {"modelName": 1}]}},
+    ):
+        assert wanted_models(broken) == {}
 
 
 def test_a_status_has_the_limits_of_its_schema_and_leaves_out_what_is_unknown() -> None:

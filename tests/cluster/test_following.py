@@ -11,6 +11,7 @@ import pytest
 
 from modelcache.agent.client import AgentClient
 from modelcache.k8s.names import API, GROUP, NODES, STATUS_ANNOTATION
+from modelcache.sources.throttled import RateLimits
 from modelcache.testing.servers import Nginx
 from tests.cluster.api_faults import SILENCE, FaultyApi
 from tests.cluster.conftest import until
@@ -46,7 +47,13 @@ def test_the_node_is_made_to_match_and_says_so(node: Node, nginx: Nginx, origin:
         assert node.status()["observedGeneration"] == 2
         assert node.told("one") == told
 
+        client.set_rates(RateLimits(total=100_000))
+        node.want(one, two, model_of(nginx, origin, "slow.bin", b"3" * 8_000_000))
+        until(lambda: node.state("slow") == "ModelDownloading" and node.told("slow").get("bytesTotal") == 8_000_000, "a fetch, reported")
+        assert client.status(brief=True).moving
+
         node.want(two)
+        until(lambda: not client.status(brief=True).moving, "the fetch that nobody wants any more to end")
         until(lambda: [str(each.digest) for each in client.list()] == [node.told("two")["digest"]], "the first model to go")
         until(lambda: list(node.status()["modelStatus"]) == ["two"], "the status without it")
 
