@@ -44,6 +44,7 @@ ALLOWED = [
     resource(NODES, "patch", group=GROUP, sub="status"),
     resource("tokenreviews", "create", group="authentication.k8s.io"),
     resource("subjectaccessreviews", "create", group="authorization.k8s.io"),
+    resource("events", "create", namespace="default"),
 ]
 REFUSED = [
     *(resource("secrets", verb, namespace=place) for verb in ("get", "list", "watch", "create") for place in ("", SYSTEM_NAMESPACE)),
