@@ -6,6 +6,7 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from http import HTTPStatus
 from pathlib import Path
 from socket import AF_INET6
 from typing import Any
@@ -14,12 +15,12 @@ from urllib.request import urlopen
 import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from prometheus_client import CollectorRegistry
 
 from daemonset import server as server_module
 from daemonset.calls import RETRY_AFTER_S, Calls
+from daemonset.reviews import nobody
 from daemonset.server import Agent, Sockets
-from daemonset.web import Web
+from daemonset.web import TEXT, Pages, Web
 from modelcache.abc.snapshot import Snapshot
 from modelcache.abc.store import Lease
 from modelcache.agent import client as client_module
@@ -201,6 +202,7 @@ def test_a_second_socket_that_fails_ends_the_first(tmp_path: Path, socket: Path)
 
 def test_health_is_served_over_ipv6() -> None:
     mapped = "::ffff:127.0.0.1"  # this machine's, where its loopback has no IPv6 address, too
-    with Web((mapped, 0), CollectorRegistry(), lambda: None) as web, urlopen(f"http://127.0.0.1:{web.port}/readyz", timeout=10) as answer:
+    served = Pages({"/readyz": lambda accept: (HTTPStatus.OK, TEXT, b"ok\n")}, {})
+    with Web((mapped, 0), served, nobody) as web, urlopen(f"http://127.0.0.1:{web.port}/readyz", timeout=10) as answer:
         assert answer.read() == b"ok\n"
         assert web._server.socket.family == AF_INET6
