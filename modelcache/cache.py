@@ -15,7 +15,7 @@ from typing import TypeVar
 from modelcache.abc.ingest import Route
 from modelcache.abc.snapshot import Ref, RefHead, RefKey, Snapshot
 from modelcache.abc.source import Listing, Source
-from modelcache.abc.store import CollectReport, Evicted, SnapshotInfo, Usage
+from modelcache.abc.store import SnapshotInfo, Usage
 from modelcache.abc.upkeep import Upkeep
 from modelcache.carry.carrying import Carrying
 from modelcache.config import Config
@@ -380,43 +380,10 @@ class ModelCache(Upkeeping, Prewarming, Carrying, SingleFiles, Leasing):
         """Each fetch of this process: how urgent it is, and whether it has requests in flight or waits for others."""
         return self._engine.queue()
 
-    # -- keeping and removing ---------------------------------------------------------------------------------------
-
-    def evict(self, name: str, *, dry_run: bool = False) -> Evicted:
-        """Remove a snapshot and what only it needs. A URI that shares its snapshot with other URIs, or whose snapshot was taken
-        out of service: only its ref goes.
-
-        Raises:
-            InUse: a lease or pin holds it.
-            NotCached: it is not here.
-        """
-        uri = None if digits_of(name) is not None else str(parse_uri(name)[0])
-        try:
-            info = self.find(name)
-        except NotCached:
-            dangling = [] if uri is None else self._refs_of(name)
-            if not dangling:
-                raise
-            return self._forget([ref.head for ref in dangling], dry_run)
-        refs = [ref for ref in info.refs if ref.key.uri == uri]
-        if refs and len(refs) < len(info.refs):
-            return self._forget(refs, dry_run)
-        return self._store.evict(info.digest, dry_run=dry_run)
-
-    def _forget(self, refs: Sequence[RefHead], dry_run: bool) -> Evicted:
-        if not dry_run:
-            for ref in refs:
-                self._store.forget(ref.key)
-        return Evicted(refs[0].manifest, tuple(ref.key.uri for ref in refs), 0)
-
     @property
     def made_room(self) -> Made:
         """What this process has evicted for what came."""
         return self._made_room()
-
-    def collect(self, *, need_bytes: int = 0, dry_run: bool = False) -> CollectReport:
-        """Remove what nobody needs, and make room for `need_bytes` by evicting the least recently used."""
-        return self._store.collect(need_bytes=need_bytes, dry_run=dry_run)
 
     @property
     def _open_source(self) -> OpenSource:

@@ -1,12 +1,16 @@
-"""Named holds on snapshots: the part of `ModelCache` that keeps what somebody uses."""
+"""Named holds on snapshots: the part of `ModelCache` that keeps what somebody uses, and removes what nobody does."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
-from modelcache.abc.store import Lease, SnapshotInfo
+from modelcache.abc.snapshot import Ref, RefHead
+from modelcache.abc.store import CollectReport, Evicted, Lease, SnapshotInfo
 from modelcache.abc.upkeep import Upkeep
+from modelcache.digest import digits_of
+from modelcache.errors import NotCached
+from modelcache.uri import parse_uri
 
 
 class Leasing(ABC):
@@ -17,6 +21,10 @@ class Leasing(ABC):
     @abstractmethod
     def find(self, name: str) -> SnapshotInfo:
         """The snapshot of a URI, a digest or its first digits."""
+
+    @abstractmethod
+    def _refs_of(self, name: str) -> Sequence[Ref]:
+        """What a URI is to the owner."""
 
     def lease(self, name: str, *, holder: str, ttl_s: float) -> Lease:
         """Keep a snapshot for `ttl_s` seconds, unless renewed or released before.
@@ -45,3 +53,36 @@ class Leasing(ABC):
     def unpin(self, name: str, *, holder: str | None = None) -> int:
         """End the pins of one holder, or all; how many there were."""
         return self._store.unpin(self.find(name).digest, holder=holder)
+
+    # -- removing ---------------------------------------------------------------------------------------------------
+
+    def evict(self, name: str, *, dry_run: bool = False) -> Evicted:
+        """Remove a snapshot and what only it needs. A URI that shares its snapshot with other URIs, or whose snapshot was taken
+        out of service: only its ref goes.
+
+        Raises:
+            InUse: a lease or pin holds it.
+            NotCached: it is not here.
+        """
+        uri = None if digits_of(name) is not None else str(parse_uri(name)[0])
+        try:
+            info = self.find(name)
+        except NotCached:
+            dangling = [] if uri is None else self._refs_of(name)
+            if not dangling:
+                raise
+            return self._forget([ref.head for ref in dangling], dry_run)
+        refs = [ref for ref in info.refs if ref.key.uri == uri]
+        if refs and len(refs) < len(info.refs):
+            return self._forget(refs, dry_run)
+        return self._store.evict(info.digest, dry_run=dry_run)
+
+    def _forget(self, refs: Sequence[RefHead], dry_run: bool) -> Evicted:
+        if not dry_run:
+            for ref in refs:
+                self._store.forget(ref.key)
+        return Evicted(refs[0].manifest, tuple(ref.key.uri for ref in refs), 0)
+
+    def collect(self, *, need_bytes: int = 0, dry_run: bool = False) -> CollectReport:
+        """Remove what nobody needs, and make room for `need_bytes` by evicting the least recently used."""
+        return self._store.collect(need_bytes=need_bytes, dry_run=dry_run)
