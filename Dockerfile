@@ -24,8 +24,8 @@ RUN --mount=type=bind,from=wheels,target=/wheels \
  && /opt/build/bin/pip --python /opt/modelcache/bin/python --disable-pip-version-check --no-input \
       install --no-cache-dir --no-compile --only-binary=:all: --no-binary=modelcache -f /wheels \
       --constraint=/src/constraints.txt "modelcache[${EXTRAS}] @ file:///src" \
- && cd /opt/modelcache/lib/python3*/site-packages/botocore/data \
- && find . -mindepth 1 -maxdepth 1 -type d ! -name s3 ! -name sts ! -name 'sso*' ! -name signin -exec rm -r {} + \
+ && find /opt/modelcache/lib -regex '.*/botocore/data/[^/]+' -type d \
+      ! -name s3 ! -name sts ! -name 'sso*' ! -name signin -prune -exec rm -r {} + \
  && /opt/modelcache/bin/python -m compileall -q --invalidation-mode=unchecked-hash /opt/modelcache/lib
 
 FROM ${BASE}
