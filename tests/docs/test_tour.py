@@ -53,7 +53,7 @@ def test_each_command_prints_what_the_readme_shows(tmp_path: Path) -> None:
     here = tmp_path / "here"
     write_stand_in(here / "llama", size_bytes=24 * MIB, shards=2, seed=1)
     shutil.copytree(here / "llama", here / "llama-copy")
-    environ = {name: value for name, value in os.environ.items() if not name.startswith("MODELCACHE_")}
+    environ = {name: value for name, value in os.environ.items() if not name.startswith("MODELCACHE_") or name.endswith("_WATERMARK")}
     environ |= {"HOME": str(tmp_path), "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}", "NO_COLOR": "1"}
     environ.pop("XDG_CACHE_HOME", None)
     shown = tour()
