@@ -78,5 +78,3 @@ def _do(*arguments: str) -> str:
     done = subprocess.run(buildah(PARTS, *arguments), capture_output=True, text=True, stdin=subprocess.DEVNULL, check=False)
     assert done.returncode == 0, f"buildah {arguments[0]}: {done.stdout[-2000:]}{done.stderr[-4000:]}"
     return done.stdout.strip()
-
-
