@@ -240,3 +240,13 @@ def test_a_packed_api_server_is_compared_and_unpacked_and_its_absence_told(
     unpacked = tmp_path / ".cache/kube/kube-apiserver"
     assert unpacked.read_bytes() == b"#!/bin/true"
     assert unpacked.stat().st_mode & 0o777 == 0o755
+
+
+def test_who_is_not_root_is_told_that_the_image_is_left_out(
+    environment: ModuleType, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("os.geteuid", lambda: 1000)
+    with pytest.raises(SystemExit) as ended:
+        environment.image()
+    assert ended.value.code == 3
+    assert "left out: all tests of the image" in capsys.readouterr().err
