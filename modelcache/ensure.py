@@ -33,7 +33,7 @@ from modelcache.fetch.turns import Awaited
 from modelcache.manifest import Manifest, ManifestFile
 from modelcache.patience import Cancellation
 from modelcache.permission import Admission, OwnersAdmission
-from modelcache.stated import expect_stated, pinned
+from modelcache.stated import compared_with, expect_stated, pinned
 from modelcache.uri import StorageUri
 
 CHANGE_TRIES = 3
@@ -293,7 +293,7 @@ class Ensure:
         request = FetchRequest(
             uri=self._key.uri,
             source=self._source,
-            remote=tuple(_compared(item, known.sha256) for item, known in zip(listing.files, wanted, strict=True)),
+            remote=tuple(compared_with(item, known.sha256) for item, known in zip(listing.files, wanted, strict=True)),
             ingest=ingest,
             identities=tuple(item.identity for item in wanted),
             priority=self._priority,
@@ -382,11 +382,6 @@ def _hit_progress(uri: str, size_bytes: int, files: int, started_s: float) -> Pr
         elapsed_s=time.monotonic() - started_s,
         hit=True,
     )
-
-
-def _compared(item: RemoteFile, known: Digest | None) -> RemoteFile:
-    """With the digest that an earlier fetch of this very version defined among those it is compared with (semantics, Integrity)."""
-    return item if known is None or known in item.digests else replace(item, digests=(*item.digests, known))
 
 
 def _version(listing: Listing, item: RemoteFile) -> str:

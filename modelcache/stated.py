@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from modelcache.abc.ingest import IncomingFile
-from modelcache.abc.source import Listing
+from modelcache.abc.source import Listing, RemoteFile
 from modelcache.digest import Algorithm, Digest
 from modelcache.errors import DigestMismatch, InvalidUri
 
@@ -37,6 +37,11 @@ def pinned(listing: Listing, digest: Digest) -> Listing:
         )
     digests = tuple(item for item in only.digests if item.algorithm is not Algorithm.SHA256)
     return replace(listing, files=(replace(only, digests=(*digests, digest)),))
+
+
+def compared_with(item: RemoteFile, known: Digest | None) -> RemoteFile:
+    """A file with the digest that an earlier fetch of this very version defined among those it is compared with (semantics, Integrity)."""
+    return item if known is None or known in item.digests else replace(item, digests=(*item.digests, known))
 
 
 def expect_stated(listing: Listing, files: Sequence[IncomingFile]) -> None:

@@ -349,10 +349,8 @@ class MemoryStore:
         needed -= 0 if earlier is None else earlier.room_bytes
         if needed <= self._available_bytes():
             return
-        home = ingest.key.compartment
-        holding = {content_of(file.sha256, home) for file in ingest.files if file.sha256 is not None}
-        held = {lease.manifest for lease in self.leases()}
-        held |= {name for name in self._manifests if self._named({name}) & holding}
+        holding = {content_of(file.sha256, ingest.key.compartment) for file in ingest.files if file.sha256 is not None}
+        held = {lease.manifest for lease in self.leases()} | {name for name in self._manifests if self._named({name}) & holding}
         available = self._available_bytes()
         evictable = self._content_bytes(set(self._manifests)) - self._content_bytes(held)
         ended = [key for key, ingest in self.shelf.kept.items() if key != returned]
@@ -381,8 +379,7 @@ class MemoryStore:
 
     def _withdraw(self, content: Content) -> Damage:
         blob, digest = self.shelf.blobs.pop(content), bare(content)
-        showing = [name for name in self._manifests if content in self._named({name})]
-        held = {lease.manifest for lease in self.leases()}
+        showing, held = [name for name in self._manifests if content in self._named({name})], {lease.manifest for lease in self.leases()}
         withdrawn = tuple(name for name in showing if name not in held)
         for name in withdrawn:
             del self._manifests[name]
