@@ -338,7 +338,10 @@ def _expect_rates(rates: RateLimits) -> None:
 def _resident(path: str, size_bytes: int) -> float | None:
     if size_bytes == 0:
         return 1.0
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError as error:  # not held: it may be evicted while it is looked at
+        raise NotCached("a file of the snapshot is gone: it is evicted meanwhile", address=path, hint="ensure it again") from error
     try:
         return resident_share(fd, ByteRange(0, size_bytes))
     finally:

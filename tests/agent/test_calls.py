@@ -69,6 +69,12 @@ def test_a_model_is_fetched_held_shown_and_removed(client: AgentClient, server: 
     assert shown.info == next(each for each in client.list() if each.digest == had.snapshot.digest)
     assert client.verify(uri).damages == ()
     assert client.residency(uri)[0].size_bytes == 100_000
+    file = had.snapshot.path / "weights"
+    away = node.root.parent / "away"
+    file.rename(away)  # as an eviction does in the middle of the look
+    with pytest.raises(NotCached, match="gone"):
+        client.residency(uri)
+    away.rename(file)
     assert (client.release(had.lease.id), client.release(had.lease.id)) == (True, False)
     pin = client.pin(uri, holder="me")
     assert (pin.kind, client.unpin(uri, holder="you"), client.unpin(uri)) == ("pin", 0, 1)
