@@ -31,6 +31,9 @@ NOT_DECLARED = "not declared in schema"
 LOOK_AGAIN_S = 600.0
 """After which a definition that lacked our fields is tried again."""
 
+NO_GENERATION = -1
+"""Of no spec: Kubernetes counts from 1."""
+
 Reports = Mapping[str, ModelReport]
 
 
@@ -54,6 +57,13 @@ def due_s(told: Told | None, reports: Reports, generation: int) -> float | None:
         return told.at_s + LEAST_S
     moved = (abs(report.bytes_done - told.reports[key].bytes_done) / max(report.bytes_total, 1) for key, report in reports.items())
     return told.at_s + PROGRESS_EVERY_S if any(share >= PROGRESS_SHARE for share in moved) else None
+
+
+def unless_overwritten(told: Told, node: Object) -> Told:
+    """The same; to be told again if somebody wrote another status over it, or this is one of before. When stays: who writes over
+    each of ours at once gets no answer sooner than LEAST_S after the last."""
+    states = (node.get("status") or {}).get("modelStatus", {})
+    return told if states == states_of(told.reports)["modelStatus"] else replace(told, generation=NO_GENERATION)
 
 
 def _settled(report: ModelReport) -> ModelReport:
@@ -96,11 +106,7 @@ class Reporter:
                 self._generation = self._told = None
             else:
                 self._generation = int(node["metadata"].get("generation", 0))
-                if (
-                    self._told is not None
-                    and (node.get("status") or {}).get("modelStatus", {}) != states_of(self._told.reports)["modelStatus"]
-                ):
-                    self._told = None  # somebody wrote another status over it, or this is one of before
+                self._told = None if self._told is None else unless_overwritten(self._told, node)
             self._changed.notify_all()
 
     def _work(self) -> None:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from daemonset.backoff import Backoff
 from daemonset.credentials import values_of, values_of_storage
-from daemonset.reporting import LEAST_S, PROGRESS_EVERY_S, Told, due_s
+from daemonset.reporting import LEAST_S, PROGRESS_EVERY_S, Told, due_s, unless_overwritten
 from daemonset.tenants import NAMES
 from modelcache.errors import BadConfig
 from modelcache.k8s.grants import render_grant
@@ -44,6 +44,15 @@ def test_another_spec_is_told_and_so_is_the_first_one() -> None:
     assert due_s(TOLD, TOLD.reports, 4) == 50.0 + LEAST_S
     assert due_s(TOLD, {}, 3) == 50.0 + LEAST_S
     assert due_s(None, {}, 3) == 0.0
+
+
+def test_who_writes_over_each_report_is_not_answered_without_a_pause() -> None:
+    ours: dict[str, Any] = {"status": {"modelStatus": {"m": "ModelDownloading"}}}
+    assert due_s(unless_overwritten(TOLD, ours), TOLD.reports, 3) is None
+    for theirs in ({"m": "ModelDownloaded"}, {}, {"m": "ModelDownloading", "other": "ModelDownloaded"}):
+        found = unless_overwritten(TOLD, {"status": {"modelStatus": theirs}})
+        assert due_s(found, TOLD.reports, 3) == 50.0 + LEAST_S
+        assert due_s(unless_overwritten(found, ours), TOLD.reports, 3) == 50.0 + LEAST_S  # what was told may have come before theirs
 
 
 @given(st.integers(1, 1000), st.none() | st.floats(0, 3600))
