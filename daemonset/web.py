@@ -40,6 +40,9 @@ HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "X-Frame-Options": "DENY",
 }
+OWN_HOSTS = frozenset({"", "localhost", "127.0.0.1", "::1"})
+"""What a forwarded socket is called by who forwards it. Another name in a browser is that of a page whose DNS now leads here: with the
+socket there is no token that it would lack."""
 TEXT, JSON = "text/plain; charset=utf-8", "application/json"
 
 Answer = tuple[HTTPStatus, str, bytes]
@@ -116,6 +119,8 @@ class _Server(ThreadingHTTPServer):
     daemon_threads = True
     pages: Pages
     admit: Admit
+    hosts: frozenset[str] | None = None
+    """By which what names models may be asked for; None: by any."""
 
 
 class _Server6(_Server):
@@ -124,6 +129,7 @@ class _Server6(_Server):
 
 class _UnixServer(_Server):
     address_family = socket.AF_UNIX
+    hosts = OWN_HOSTS
 
     @classmethod
     def at(cls, path: Path) -> _UnixServer:
@@ -156,6 +162,9 @@ class _Page(BaseHTTPRequestHandler):
         more: dict[str, str] = {}
         make = self.server.pages.public.get(path)
         if make is None and path in self.server.pages.named:
+            if not self._is_asked_by_its_name():
+                self._answer((HTTPStatus.MISDIRECTED_REQUEST, TEXT, b"this is no host of that name: ask for localhost\n"), {})
+                return
             try:
                 verdict = self.server.admit(self.headers.get("Authorization"), path)
             except ModelCacheError as error:
@@ -174,6 +183,13 @@ class _Page(BaseHTTPRequestHandler):
 
     def do_HEAD(self) -> None:
         self.do_GET()
+
+    def _is_asked_by_its_name(self) -> bool:
+        hosts, told = self.server.hosts, self.headers.get("Host", "")
+        try:
+            return hosts is None or (urlsplit(f"//{told}").hostname or "") in hosts
+        except ValueError:
+            return False
 
     def _answer(self, answer: Answer, more: dict[str, str]) -> None:
         status, kind, body = answer

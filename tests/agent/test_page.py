@@ -142,12 +142,12 @@ def asked(node: RunningAgent, path: str, token: str | None = None) -> tuple[int,
             return error.code, error.read().decode(), error.headers
 
 
-def by_socket(path: Path, target: str) -> tuple[int, str]:
+def by_socket(path: Path, target: str, host: str = "localhost:9090") -> tuple[int, str]:
     connection = http.client.HTTPConnection("localhost", timeout=30)
     connection.sock = socket.socket(socket.AF_UNIX)
     connection.sock.connect(str(path))
     try:
-        connection.request("GET", target)
+        connection.request("GET", target, headers={"Host": host})
         answer = connection.getresponse()
         return answer.status, answer.read().decode()
     finally:
@@ -173,7 +173,11 @@ def test_what_names_models_is_for_who_may_see_it(node: RunningAgent, cluster: Fa
         assert "private-model" not in asked(node, path)[1]
 
     assert (tmp_path / "h.sock").stat().st_mode & 0o777 == 0o600
-    assert by_socket(tmp_path / "h.sock", named[0])[0] == 200
+    for path in named:
+        assert [by_socket(tmp_path / "h.sock", path, host)[0] for host in ("localhost", "127.0.0.1:9", "[::1]:9", "")] == [200] * 4
+        for rebound in ("attacker.example:9090", "localhost.attacker.example", "x@attacker.example", "["):
+            status, said = by_socket(tmp_path / "h.sock", path, rebound)
+            assert (status, "private-model" in said) == (421, False)
     for path in (TOKEN_REVIEWS, ACCESS_REVIEWS):
         cluster.fail(path, lambda call: call.reply(Reply(500, {}, b"")))
     assert asked(node, named[0], "another")[0] == 503
