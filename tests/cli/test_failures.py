@@ -231,11 +231,22 @@ def test_secrets_in_urls_headers_and_pairs_are_hidden(secret: str) -> None:
         f"X-Amz-Security-Token: {secret}",
         f"aws_secret_access_key = {secret}",
         f"password={secret}",
+        f"DefaultEndpointsProtocol=https;AccountName=a;AccountKey={secret};EndpointSuffix=core.windows.net",
+        f"?sv=2021&sig={secret}&se=1",
+        f"{{'account_key': '{secret}', 'connection_string': None}}",
     ):
         assert secret not in redact(text, {})
+
+
+@pytest.mark.parametrize(
+    "variable", ["AWS_SECRET_ACCESS_KEY", "AZURE_STORAGE_ACCOUNT_KEY", "AZURE_STORAGE_KEY", "AZURE_STORAGE_CONNECTION_STRING", "X_API_KEY"]
+)
+def test_a_key_that_begins_like_a_path_is_a_key(variable: str) -> None:
+    assert redact("the library said /bXRuL+k9aTk3 here", {variable: "/bXRuL+k9aTk3"}) == f"the library said {HIDDEN} here"
 
 
 def test_words_are_left_alone() -> None:
     text = "".join(traceback.format_exception(ValueError("no such file: /models/token.json at s3://bucket/key, 3 left")))
 
-    assert redact(text, {"HF_TOKEN_PATH": "/models/token.json", "USE_TOKEN": "true"}) == text
+    places = dict.fromkeys(("HF_TOKEN_PATH", "GOOGLE_APPLICATION_CREDENTIALS", "AWS_WEB_IDENTITY_TOKEN_FILE"), "/models/token.json")
+    assert redact(text, {**places, "USE_TOKEN": "true"}) == text
