@@ -33,6 +33,7 @@ from modelcache.permission import Caller
 from modelcache.prewarm import DEFAULT_JOBS
 from modelcache.ranges import ByteRange
 from modelcache.sources.throttled import RateLimits
+from modelcache.uri import redact_url
 
 LEASE_TRIES = 5
 """A snapshot may be evicted between its ensure and its lease; then it is ensured again."""
@@ -135,7 +136,7 @@ class AgentService(AgentServicer):
             found = self._leased(request, snapshot)
             if found is not None:
                 return found
-        raise NotCached(f"`{request.uri}` was evicted each time before it could be held", hint="make room: `modelcache df`")
+        raise NotCached(f"`{redact_url(request.uri)}` was evicted each time before it could be held", hint="make room: `modelcache df`")
 
     def _leased(self, request: pb.EnsureRequest, snapshot: Snapshot) -> pb.Ensured | None:
         """With the lease that was asked for; None: the snapshot is gone already."""
