@@ -169,6 +169,7 @@ class Keeper:
     def _run(self, kept: _Kept) -> None:
         wait_s = LEAST_REFRESH_S
         try:
+            self._recall(kept)
             snapshot = self._brought(kept)
             self._succeeded(kept, snapshot)
             kept.failures = 0
@@ -191,6 +192,27 @@ class Keeper:
                 kept.due_s = time.monotonic() + wait_s
                 self._running -= 1
                 self._changed.notify_all()
+
+    def _recall(self, kept: _Kept) -> None:
+        """What an agent before this one brought is here, whatever comes of looking for a newer version."""
+        if kept.report.state is State.DOWNLOADED:
+            return
+        uri = str(parse_uri(kept.wanted.uri)[0])
+        for pin in self._pins():
+            if pin.holder != f"{HOLDER}{kept.wanted.key}":
+                continue
+            try:
+                info = self._cache.find(str(pin.manifest))
+            except NotCached:
+                continue
+            if (ref := next((ref for ref in info.refs if ref.key.uri == uri), None)) is None:
+                continue  # what was wanted under this name before
+            digest, size = str(info.digest), info.size_bytes
+            times = times_of(kept.told) if kept.told.get("digest") == digest else (None, None)
+            with self._changed:
+                kept.report = ModelReport(State.DOWNLOADED, size, size, 0, *times, revision=ref.revision, digest=digest)
+            self._tell_changed()
+            return
 
     def _brought(self, kept: _Kept) -> Snapshot:
         """Here, and pinned."""

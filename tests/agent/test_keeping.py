@@ -1,0 +1,61 @@
+"""What an agent says of the models that an agent before it has brought."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+from daemonset.keeping import Keeper
+from daemonset.metrics import Metrics
+from modelcache.cache import ModelCache
+from modelcache.config import Config
+from modelcache.errors import OriginBusy
+from modelcache.k8s.node import ModelReport, Object, State, WantedModel
+from modelcache.patience import Cancellation
+from modelcache.permission import Caller
+from modelcache.testing.store_fixtures import NO_LIMITS
+
+TOLD = {"startedAt": "2026-01-02T03:04:05Z", "finishedAt": "2026-01-02T03:04:06Z"}
+
+
+def outcome(root: Path, model: WantedModel, told: Mapping[str, Object], *, away: bool) -> ModelReport:
+    """What a new agent reports when it has tried. `away`: nobody gives it the model's credential."""
+    changed = threading.Event()
+
+    def caller_of(model: WantedModel, cancel: Cancellation) -> Caller | None:
+        if away:
+            raise OriginBusy("the API server is away")
+        return None
+
+    def is_tried() -> bool:
+        found = keeper.reports()[model.key]
+        return found.error_code is not None if away else found.state is State.DOWNLOADED
+
+    with (
+        ModelCache(config=Config(root=root, limits=NO_LIMITS)) as cache,
+        Keeper(cache, Metrics(cache), caller_of, changed.set) as keeper,
+    ):
+        keeper.want({model.key: model}, told)
+        while not is_tried():
+            assert changed.wait(30.0)
+            changed.clear()
+        return keeper.reports()[model.key]
+
+
+def test_what_is_here_is_downloaded_after_a_restart_though_it_cant_be_looked_at_anew(tmp_path: Path) -> None:
+    origin = tmp_path / "m"
+    origin.mkdir()
+    (origin / "weights").write_bytes(b"w" * 1000)
+    model = WantedModel("m", f"file://{origin}")
+    first = outcome(tmp_path / "root", model, {}, away=False)
+    told = {"m": {"digest": first.digest, **TOLD}}
+
+    found = outcome(tmp_path / "root", model, told, away=True)
+    assert (found.state, found.error_code) == (State.DOWNLOADED, "origin-busy")
+    assert (found.digest, found.revision, found.bytes_done, found.bytes_total) == (first.digest, first.revision, 1000, 1000)
+    assert (found.started_at_s, found.finished_at_s) == (1767323045.0, 1767323046.0)
+
+    another = outcome(tmp_path / "root", replace(model, uri=f"file://{tmp_path}/other"), told, away=True)
+    assert (another.state, another.error_code, another.digest) == (State.ERROR, "origin-busy", None)
