@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import socket
+import sys
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -122,6 +123,13 @@ class _Server(ThreadingHTTPServer):
     hosts: frozenset[str] | None = None
     """By which what names models may be asked for; None: by any."""
 
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Into the log, a line as every other."""
+        if isinstance(sys.exception(), OSError):
+            logger.debug("who asked has gone: %s", sys.exception())
+        else:
+            logger.exception("an answer failed")
+
 
 class _Server6(_Server):
     address_family = socket.AF_INET6
@@ -158,7 +166,10 @@ class _Page(BaseHTTPRequestHandler):
     sys_version = ""
 
     def do_GET(self) -> None:
-        path = urlsplit(self.path).path
+        try:
+            path = urlsplit(self.path).path
+        except ValueError:
+            path = ""
         more: dict[str, str] = {}
         make = self.server.pages.public.get(path)
         if make is None and path in self.server.pages.named:

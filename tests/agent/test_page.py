@@ -4,25 +4,30 @@ from __future__ import annotations
 
 import http.client
 import json
+import logging
 import socket
+import struct
 import threading
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 from urllib.error import HTTPError
 
 import pytest
 
-from daemonset.reviews import ACCESS_REVIEWS, AT_ONCE, KEPT, TOKEN_REVIEWS, TTL_S, Reviews, Verdict, by
+from daemonset.reviews import ACCESS_REVIEWS, AT_ONCE, KEPT, TOKEN_REVIEWS, TTL_S, Reviews, Verdict, by, nobody
+from daemonset.web import TEXT, Answer, Pages, Web
 from modelcache.agent.client import AgentClient
 from modelcache.errors import AgentBusy, ModelCacheError, OriginBusy
 from modelcache.patience import Cancellation
 from modelcache.testing.agents import RunningAgent, agent
 from modelcache.testing.fault_server import Call, FaultServer, Reply
 from modelcache.testing.servers.browser import Browser
+from modelcache.testing.servers.ports import LOOPBACK
 
 ALICE = {"username": "alice", "uid": "7", "groups": ["ops"], "extra": {"scopes": ["a"]}}
 NASTY = "%3Cimg%20src=x%20onerror=alert(1)%3E"
@@ -183,6 +188,44 @@ def test_what_names_models_is_for_who_may_see_it(node: RunningAgent, cluster: Fa
     assert asked(node, named[0], "another")[0] == 503
     assert by_socket(tmp_path / "h.sock", named[0])[0] == 200
     assert asked(node, "/readyz")[0] == 200
+
+
+def test_who_goes_or_asks_nonsense_leaves_nothing_but_lines_of_the_log(
+    capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked, gone, handled = threading.Event(), threading.Event(), threading.Semaphore(0)
+
+    def fails(accept: str) -> Answer:
+        raise ZeroDivisionError
+
+    def late(accept: str) -> Answer:
+        asked.set()
+        gone.wait(30.0)
+        return HTTPStatus.OK, TEXT, b"x" * 5_000_000
+
+    with Web((LOOPBACK, 0), Pages({"/late": late, "/fails": fails}, {}), nobody) as web:
+        handle = web._server.handle_error
+
+        def handled_now(request: Any, address: Any) -> None:
+            handle(request, address)
+            handled.release()
+
+        monkeypatch.setattr(web._server, "handle_error", handled_now)
+        said = []
+        for target in ("http://[/x", "/fails", "/late"):
+            with socket.create_connection((LOOPBACK, web.port), timeout=30) as asking:
+                asking.sendall(f"GET {target} HTTP/1.1\r\n\r\n".encode())
+                if target == "/late":
+                    assert asked.wait(30.0)
+                    asking.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # its end is a reset
+                else:
+                    said.append(asking.makefile("rb").readline()[:12])
+        gone.set()
+        assert handled.acquire(timeout=30.0)
+        assert handled.acquire(timeout=30.0)
+    assert said == [b"HTTP/1.0 404", b""]
+    assert [record.message for record in caplog.records if record.levelno > logging.DEBUG] == ["an answer failed"]
+    assert capfd.readouterr().err == ""
 
 
 def half_and_no_more(call: Call) -> None:
