@@ -34,7 +34,8 @@ LEAST_SECRET_CHARACTERS = 8
 def redact(text: str, environ: Mapping[str, str]) -> str:
     """`text` without userinfo, queries, credential headers, `secret=…` pairs, what looks like a key or token, and values of variables
     that are named like one."""
-    for name, value in environ.items():
+    for name, told in environ.items():
+        value = told.strip()  # a secret that was made from a file ends with a line feed, and is used without
         if len(value) >= LEAST_SECRET_CHARACTERS and _SECRET_NAME.search(name) and not (value[0] == "/" and _PLACE_NAME.search(name)):
             text = text.replace(value, HIDDEN)
     text = _URL.sub(lambda match: redact_url(match.group()), text)

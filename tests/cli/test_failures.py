@@ -242,7 +242,7 @@ def test_secrets_in_urls_headers_and_pairs_are_hidden(secret: str) -> None:
     "variable", ["AWS_SECRET_ACCESS_KEY", "AZURE_STORAGE_ACCOUNT_KEY", "AZURE_STORAGE_KEY", "AZURE_STORAGE_CONNECTION_STRING", "X_API_KEY"]
 )
 def test_a_key_that_begins_like_a_path_is_a_key(variable: str) -> None:
-    assert redact("the library said /bXRuL+k9aTk3 here", {variable: "/bXRuL+k9aTk3"}) == f"the library said {HIDDEN} here"
+    assert redact("the library said /bXRuL+k9aTk3 here", {variable: "/bXRuL+k9aTk3\n"}) == f"the library said {HIDDEN} here"
 
 
 def test_words_are_left_alone() -> None:
