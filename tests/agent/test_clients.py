@@ -5,8 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
@@ -18,6 +17,7 @@ from modelcache.agent.client import AgentClient
 from modelcache.chunks import CHUNK_BYTES
 from modelcache.testing.agents import RunningAgent, agent
 from modelcache.testing.fault_server import Call, FaultServer
+from modelcache.testing.polling import until
 from tests.agent.test_seen import samples
 from tests.cli.conftest import WEIGHTS, stalled_from
 from tests.cli.executable import started
@@ -45,14 +45,6 @@ def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningAgent]:
 def server() -> Iterator[FaultServer]:
     with FaultServer() as made:
         yield made
-
-
-def until(holds: Callable[[], bool]) -> None:
-    """Look again and again; fails when it does not hold in time."""
-    pause, until_s = threading.Event(), time.monotonic() + DEADLINE_S
-    while not holds():
-        assert time.monotonic() < until_s
-        pause.wait(0.05)
 
 
 def under_way(node: RunningAgent) -> float:
@@ -89,7 +81,7 @@ def test_clients_that_vanish_in_mid_stream_leave_nothing(node: RunningAgent, ser
     _killed(node, server, 0)
     left = process.num_fds(), process.num_threads()
     _killed(node, server, 1)
-    until(lambda: process.num_fds() <= left[0] and process.num_threads() <= left[1])
+    until(lambda: process.num_fds() <= left[0] and process.num_threads() <= left[1], "what they used to be given back")
     with AgentClient(node.admin) as client:
         assert [lease for info in client.list() for lease in info.leases] == []
         server.fail("/m/0-0", lambda call: call.reply(call.proper))
@@ -109,7 +101,10 @@ def _killed(node: RunningAgent, server: FaultServer, number: int) -> None:
             stack.enter_context(started([sys.executable, "-c", ASK, str(node.admin), uri], cwd=here, stderr=subprocess.DEVNULL))
             for uri in uris
         ]
-        until(lambda: sum(each.bytes_done == CHUNK_BYTES for each in client.status(brief=True).moving) == VANISHING)
+        until(
+            lambda: sum(each.bytes_done == CHUNK_BYTES for each in client.status(brief=True).moving) == VANISHING,
+            "all of them to have a chunk",
+        )
         for one in asking:
             one.kill()
-        until(lambda: not client.status(brief=True).moving and under_way(node) == 0)
+        until(lambda: not client.status(brief=True).moving and under_way(node) == 0, "nothing to be under way")

@@ -24,6 +24,7 @@ from modelcache.fetch.progress import Progress
 from modelcache.patience import Cancellation
 from modelcache.testing.agents import RunningAgent, agent
 from modelcache.testing.fault_server import FaultServer
+from modelcache.testing.polling import until
 from tests.cli.conftest import WEIGHTS, stalled_from
 from tests.cli.executable import DEADLINE_S, EXECUTABLE, started
 
@@ -94,6 +95,7 @@ def test_ctrl_c_ends_the_call_and_the_next_one_goes_on_from_there(node: RunningA
         assert json.loads(out)["error"]["message"] == f"cancelled; 4.0 MiB of 9.0 MiB are here: {url}"
         with pytest.raises(NotCached):
             client.show(url)
+        until(lambda: not client.status(brief=True).moving, "the fetch to end")  # who comes before joins it, and its stalled requests
         server.fail("/stalls", lambda call: call.reply(call.proper))
         looks: list[Progress] = []
         had = client.ensure(url, progress=looks.append)

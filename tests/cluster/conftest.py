@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import os
 import secrets
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from modelcache.k8s import crds
 from modelcache.k8s.names import API
-from modelcache.patience import Deadline
+from modelcache.testing.polling import until
 from modelcache.testing.servers.control_plane import ControlPlane
 from tests.cluster.nodes import RULES, Node
 
@@ -36,14 +35,6 @@ def served(control_plane: ControlPlane) -> ControlPlane:
         control_plane.create("/apis/apiextensions.k8s.io/v1/customresourcedefinitions", crds.text_of(name))
     until(lambda: all(control_plane.try_ask("GET", f"{API}/{name}")[0] == 200 for name in crds.NAMES), "the resources to be served")
     return control_plane
-
-
-def until(holds: Callable[[], bool], what: str, *, deadline_s: float = 60.0) -> None:
-    """Poll until something holds. Raises AssertionError: it did not in time."""
-    deadline = Deadline.after(deadline_s)
-    while not holds():
-        assert not deadline.passed, f"waited {deadline_s:g} s for {what}"
-        time.sleep(0.05)
 
 
 @pytest.fixture

@@ -11,9 +11,9 @@ import pytest
 
 from modelcache.agent.client import AgentClient
 from modelcache.k8s.grants import render_grant
+from modelcache.testing.polling import until
 from modelcache.testing.servers import SeaweedFS
 from modelcache.testing.servers.control_plane import ControlPlane
-from tests.cluster.conftest import until
 from tests.cluster.nodes import Node, following
 
 pytestmark = pytest.mark.cluster

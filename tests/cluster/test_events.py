@@ -13,8 +13,8 @@ from modelcache.k8s.names import API, NODES
 from modelcache.testing.agents import agent
 from modelcache.testing.crash import flip_bit
 from modelcache.testing.fault_server import FaultServer
+from modelcache.testing.polling import until
 from modelcache.testing.servers.control_plane import ControlPlane
-from tests.cluster.conftest import until
 
 pytestmark = pytest.mark.cluster
 RULES = [

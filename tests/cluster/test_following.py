@@ -12,9 +12,9 @@ import pytest
 from modelcache.agent.client import AgentClient
 from modelcache.k8s.names import API, GROUP, NODES, STATUS_ANNOTATION
 from modelcache.sources.throttled import RateLimits
+from modelcache.testing.polling import until
 from modelcache.testing.servers import Nginx
 from tests.cluster.api_faults import SILENCE, FaultyApi
-from tests.cluster.conftest import until
 from tests.cluster.nodes import ANNOTATE, Node, following, model_of
 
 pytestmark = pytest.mark.cluster

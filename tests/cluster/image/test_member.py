@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from modelcache.k8s.names import AGENT, API, NODES, SYSTEM_NAMESPACE
+from modelcache.testing.polling import until
 from modelcache.testing.servers.control_plane import ControlPlane
 from modelcache.testing.servers.ports import free_ports
 from modelcache.units import MIB
-from tests.cluster.conftest import until
 from tests.cluster.deployed import deploy
 from tests.cluster.image.conftest import Image
 from tests.cluster.image.container import ADDRESS, Container
