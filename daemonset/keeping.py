@@ -17,7 +17,7 @@ from daemonset.metrics import Metrics
 from modelcache.abc.snapshot import Snapshot
 from modelcache.abc.store import Lease, LeaseKind
 from modelcache.cache import ModelCache
-from modelcache.errors import Cancelled, InUse, ModelCacheError, NotCached
+from modelcache.errors import Cancelled, ErrorCode, InUse, ModelCacheError, NotCached
 from modelcache.fetch.plan import Priority
 from modelcache.fetch.progress import Phase, Progress
 from modelcache.k8s.node import ModelReport, Object, State, WantedModel, times_of
@@ -35,6 +35,7 @@ LEAST_REFRESH_S = 60.0
 PIN_TRIES = 3
 """A snapshot may be evicted between its ensure and its pin; then it is ensured again."""
 SWEEP_AGAIN_S = 60.0
+STALE = "the origin could not be asked for a newer version: this is the last one that is known"
 
 
 class CallerOf(Protocol):
@@ -241,6 +242,8 @@ class Keeper:
     def _look(self, kept: _Kept, progress: Progress) -> None:
         with self._changed:
             report = kept.report
+            if report.state is State.DOWNLOADED and progress.bytes_total == 0:
+                return  # looking for a newer version: what is here is no less for it
             seen = replace(report, bytes_done=progress.bytes_done, bytes_total=progress.bytes_total)
             if progress.phase is not Phase.DONE:
                 seen = replace(seen, bytes_per_s=int(progress.rate_bytes_per_s))
@@ -270,6 +273,8 @@ class Keeper:
                 finished_at_s=times[1],
                 revision=revision,
                 digest=digest,
+                error_code=str(ErrorCode.ORIGIN_UNREACHABLE) if snapshot.stale else None,
+                error_text=STALE if snapshot.stale else None,
             )
             self._sweep_due_s = time.monotonic()  # an older version of it, or its own pin if it came too late
         self._tell_changed()

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
+
+import pytest
 
 from daemonset.keeping import Keeper
 from daemonset.metrics import Metrics
 from modelcache.cache import ModelCache
 from modelcache.config import Config
 from modelcache.errors import OriginBusy
+from modelcache.fetch.progress import Phase, Progress
 from modelcache.k8s.node import ModelReport, Object, State, WantedModel
 from modelcache.patience import Cancellation
 from modelcache.permission import Caller
+from modelcache.sources.retrying import RetryLimits
+from modelcache.testing.fault_server import FaultServer
 from modelcache.testing.store_fixtures import NO_LIMITS
 
 TOLD = {"startedAt": "2026-01-02T03:04:05Z", "finishedAt": "2026-01-02T03:04:06Z"}
@@ -59,3 +64,33 @@ def test_what_is_here_is_downloaded_after_a_restart_though_it_cant_be_looked_at_
 
     another = outcome(tmp_path / "root", replace(model, uri=f"file://{tmp_path}/other"), told, away=True)
     assert (another.state, another.error_code, another.digest) == (State.ERROR, "origin-busy", None)
+
+
+def test_an_origin_that_is_away_is_told_beside_what_is_here_and_takes_nothing_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("daemonset.keeping.LEAST_REFRESH_S", 0.05)
+    config = Config(root=tmp_path / "root", limits=NO_LIMITS, refresh_s=0.0, retry=RetryLimits(base_s=0.0, attempts=3))
+    seen: list[ModelReport] = []
+    changed = threading.Condition()
+
+    def tell() -> None:
+        with changed:
+            seen.extend(keeper.reports().values())
+            changed.notify_all()
+
+    def until(holds: Callable[[ModelReport], bool]) -> None:
+        with changed:
+            assert changed.wait_for(lambda: bool(seen) and holds(seen[-1]), 30.0)
+
+    with ModelCache(config=config) as cache, Keeper(cache, Metrics(cache), lambda model, cancel: None, tell) as keeper:
+        with FaultServer() as origin:
+            origin.put("/m/weights", b"w" * 1000)
+            keeper.want({"m": WantedModel("m", f"{origin.endpoint}/m/weights")}, {})
+            until(lambda report: report.state is State.DOWNLOADED)
+        until(lambda report: report.error_code is not None)
+        found = seen[-1]
+        keeper._look(keeper._kept["m"], Progress("u", Phase.RESOLVING))
+        while_asking = keeper.reports()["m"]
+    assert (found.state, found.error_code) == (State.DOWNLOADED, "origin-unreachable")
+    assert [(each.bytes_done, each.bytes_total) for each in (found, while_asking)] == [(1000, 1000)] * 2
