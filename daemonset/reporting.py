@@ -16,7 +16,7 @@ from daemonset.backoff import Backoff
 from modelcache.errors import AccessDenied, Cancelled, ModelCacheError, NotFound
 from modelcache.k8s.api import ApiServer
 from modelcache.k8s.names import AGENT, API, NODES, STATUS_ANNOTATION
-from modelcache.k8s.node import ModelReport, Object, node_with, states_of, status_of
+from modelcache.k8s.node import ModelReport, Object, node_with, state_texts, states_of, status_of
 from modelcache.patience import Cancellation
 
 logger = logging.getLogger(__name__)
@@ -62,8 +62,7 @@ def due_s(told: Told | None, reports: Reports, generation: int) -> float | None:
 def unless_overwritten(told: Told, node: Object) -> Told:
     """The same; to be told again if somebody wrote another status over it, or this is one of before. When stays: who writes over
     each of ours at once gets no answer sooner than LEAST_S after the last."""
-    states = (node.get("status") or {}).get("modelStatus", {})
-    return told if states == states_of(told.reports)["modelStatus"] else replace(told, generation=NO_GENERATION)
+    return told if state_texts(node) == states_of(told.reports)["modelStatus"] else replace(told, generation=NO_GENERATION)
 
 
 def _settled(report: ModelReport) -> ModelReport:

@@ -236,7 +236,8 @@ def _event(found: Object, address: str) -> Event:
     if not isinstance(kind, str) or not isinstance(told, dict):
         raise ProtocolViolation("not an event of a watch", address=address)
     if kind == "ERROR":
-        raise error_of(int(told.get("code", 500)), str(told.get("message", ""))[:500], address)
+        code = told.get("code")
+        raise error_of(code if isinstance(code, int) else HTTPStatus.INTERNAL_SERVER_ERROR, str(told.get("message", ""))[:500], address)
     if not isinstance(told.get("metadata"), dict) or "resourceVersion" not in told["metadata"]:
         raise ProtocolViolation("an event's object has no version", address=address)
     return Event(kind, told)

@@ -74,7 +74,7 @@ def wanted_models(node: Object) -> dict[str, WantedModel]:
     and URI is left out.
     """
     found: dict[str, WantedModel] = {}
-    listed = (node.get("spec") or {}).get("localModels")
+    listed = _part(node, "spec").get("localModels")
     for each in listed if isinstance(listed, list) else ():
         if not isinstance(each, dict) or not _text_in(each, "modelName") or not _text_in(each, "sourceModelUri"):
             continue
@@ -87,6 +87,11 @@ def wanted_models(node: Object) -> dict[str, WantedModel]:
         )
         found.setdefault(model.key, model)
     return found
+
+
+def _part(node: Object, name: str) -> Object:
+    found = node.get(name)
+    return found if isinstance(found, dict) else {}
 
 
 def _storage(told: object) -> Storage | None:
@@ -102,9 +107,14 @@ def _text_in(told: Object, name: str) -> str | None:
     return value if isinstance(value, str) and value else None
 
 
+def state_texts(node: Object) -> object:
+    """KServe's word on each model, as the API server has it."""
+    return _part(node, "status").get("modelStatus") or {}
+
+
 def told_models(node: Object) -> Mapping[str, Object]:
     """What the status says of each model besides KServe's word."""
-    models = (node.get("status") or {}).get("models")
+    models = _part(node, "status").get("models")
     return {key: told for key, told in models.items() if isinstance(told, dict)} if isinstance(models, dict) else {}
 
 

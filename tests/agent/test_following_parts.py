@@ -15,9 +15,10 @@ from daemonset.backoff import Backoff
 from daemonset.credentials import values_of, values_of_storage
 from daemonset.reporting import LEAST_S, PROGRESS_EVERY_S, Told, due_s, unless_overwritten
 from daemonset.tenants import NAMES
-from modelcache.errors import BadConfig
+from modelcache.errors import BadConfig, OriginBusy
+from modelcache.k8s.api import _event as event_of
 from modelcache.k8s.grants import render_grant
-from modelcache.k8s.node import ModelReport, State, Storage, WantedModel, status_of, wanted_models
+from modelcache.k8s.node import ModelReport, State, Storage, WantedModel, status_of, told_models, wanted_models
 
 MOVING = ModelReport(State.DOWNLOADING, bytes_done=100, bytes_total=1000, bytes_per_s=7, started_at_s=1.0)
 TOLD = Told({"m": MOVING}, 3, 50.0)
@@ -76,9 +77,12 @@ def test_what_a_node_is_to_have_is_read_as_kserve_writes_it() -> None:
         {},
         {"spec": None},
         {"spec": {"localModels": "m"}},
+        {"spec": ["m"], "status": ["m"]},
         {"spec": {"localModels": [1, {"modelName": "m"}, {"modelName": 1}]}},
     ):
         assert wanted_models(broken) == {}
+        assert told_models(broken) == {}
+        assert due_s(unless_overwritten(Told({}, 3, 50.0), broken), {}, 3) is None
 
 
 def test_a_status_has_the_limits_of_its_schema_and_leaves_out_what_is_unknown() -> None:
@@ -90,6 +94,12 @@ def test_a_status_has_the_limits_of_its_schema_and_leaves_out_what_is_unknown() 
     assert told["startedAt"] == "1970-01-01T00:00:00Z"
     assert len(told["errorText"]) == 500
     assert {"finishedAt", "digest", "revision"}.isdisjoint(told)
+
+
+@pytest.mark.parametrize("told", [{}, {"code": None}, {"code": "many"}, {"code": 503}])
+def test_what_ends_a_watch_is_an_error_whatever_its_status_is(told: dict[str, Any]) -> None:
+    with pytest.raises(OriginBusy):
+        event_of({"type": "ERROR", "object": told}, "GET /watched")
 
 
 def secret(data: dict[str, str], annotations: dict[str, str] | None = None) -> dict[str, Any]:
