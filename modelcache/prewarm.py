@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 from modelcache.abc.snapshot import Ref, Snapshot
 from modelcache.abc.source import Listing
-from modelcache.abc.store import Store
+from modelcache.abc.store import Store, Usage
 from modelcache.errors import BadConfig, Cancelled, ModelCacheError, NoSpace, NotCached, Unavailable
 from modelcache.fetch.progress import Progress
 from modelcache.patience import Cancellation
@@ -180,13 +180,14 @@ class Prewarm:
         if needed_bytes == 0:
             return
         usage = self._store.usage()
-        if needed_bytes > usage.available_bytes + usage.evictable_bytes:
+        freeable_bytes = usage.evictable_bytes + _begun_bytes(usage)
+        if needed_bytes > usage.available_bytes + freeable_bytes:
             raise NoSpace(
                 f"what is missing of these models takes {format_bytes(needed_bytes)}; {format_bytes(usage.available_bytes)} can be booked "
-                f"and {format_bytes(usage.evictable_bytes)} freed",
+                f"and {format_bytes(freeable_bytes)} freed",
                 needed_bytes=needed_bytes,
                 available_bytes=usage.available_bytes,
-                evictable_bytes=usage.evictable_bytes,
+                evictable_bytes=freeable_bytes,
                 held_bytes=usage.leased_bytes,
             )
 
@@ -232,6 +233,13 @@ def _each_once(uris: Iterable[str]) -> tuple[dict[int, PrewarmOutcome], dict[int
             outcomes[number] = PrewarmOutcome(str(asked[0]))
             texts[number] = text
     return outcomes, texts
+
+
+def _begun_bytes(usage: Usage) -> int:
+    """What fetches have brought and no snapshot shows: whoever wants it goes on with it, or waits for it; what nobody wants may go. Each
+    fetch books for itself in the end."""
+    unshown_bytes = usage.content_bytes - usage.own_bytes - usage.shared_bytes
+    return usage.ingest_bytes + usage.trash_bytes + max(0, unshown_bytes)
 
 
 def _missing(store: Store, listing: Listing, ref: Ref | None) -> dict[str, int]:

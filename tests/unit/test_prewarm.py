@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from modelcache import Config, ModelCache
-from modelcache.abc.snapshot import Snapshot
+from modelcache.abc.snapshot import RefKey, Snapshot
 from modelcache.abc.source import Listing, Origin, RemoteFile
 from modelcache.abc.store import Limits
 from modelcache.digest import Digest
@@ -20,7 +20,7 @@ from modelcache.patience import Cancellation
 from modelcache.prewarm import Asking, Lookup, Prewarm, PrewarmReport, read_list
 from modelcache.store.store import LocalStore
 from modelcache.testing.memory_source import MemorySource
-from modelcache.testing.store_filling import content, digest_of, fill, manifest_of
+from modelcache.testing.store_filling import content, digest_of, fill, manifest_of, table_of, wanted, write_chunks
 from modelcache.testing.store_fixtures import NO_LIMITS
 from modelcache.units import MIB
 from modelcache.unpack import files_at
@@ -118,6 +118,23 @@ def test_room_is_for_all_together_and_each_content_once(tmp_path: Path) -> None:
         origins.prewarm(one, two, three)
     assert raised.value.needed_bytes == 23 * MIB
     assert origins.brought == []
+
+
+def test_room_is_for_what_was_broken_off(tmp_path: Path) -> None:
+    """Of a file that is half here no more than the other half is needed, and a file that came whole is needed no more."""
+    store = LocalStore(tmp_path / "root", Limits(max_bytes=30 * MIB, high_watermark=1.0, low_watermark=1.0))
+    (uri,) = names(1)
+    files = {"whole": content(9 * MIB, seed=1), "half": content(16 * MIB, seed=2)}
+    ingest = store.ingest(RefKey(uri, "https://models:443"), wanted(files))
+    whole, half = ingest.files
+    write_chunks(whole, files["whole"])
+    whole.complete(digest_of(files["whole"]), table_of(files["whole"]))
+    write_chunks(half, files["half"], [0, 1])
+    ingest.keep()
+    origins = Origins(store, {uri: listing(uri, *((path, len(data), None) for path, data in files.items()))})
+
+    assert origins.prewarm(uri).failed == ()
+    assert origins.brought == [uri]
 
 
 @pytest.mark.parametrize(
