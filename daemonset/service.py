@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 
 import grpc
 
@@ -14,6 +16,7 @@ from daemonset.calls import Calls, Waiters
 from daemonset.events import tell_evicted
 from daemonset.metrics import Metrics
 from daemonset.refusals import with_holders
+from daemonset.shares import Share, Shares
 from daemonset.telling import at_once, both, told
 from daemonset.tenants import caller_of
 from modelcache import __version__
@@ -25,20 +28,23 @@ from modelcache.agent.v1 import agent_pb2 as pb
 from modelcache.agent.v1.agent_pb2_grpc import AgentServicer
 from modelcache.cache import ModelCache
 from modelcache.config.headers import expect_host
-from modelcache.errors import AccessDenied, BadConfig, NoSpace, NotCached, NotFound
+from modelcache.errors import AccessDenied, BadConfig, Cancelled, ModelCacheError, NoSpace, NotCached, NotFound
 from modelcache.fetch.progress import Progress
 from modelcache.loader.residency import resident_share
 from modelcache.patience import Cancellation
 from modelcache.permission import Caller
 from modelcache.prewarm import DEFAULT_JOBS
 from modelcache.ranges import ByteRange
+from modelcache.refresh import Refresh
 from modelcache.sources.throttled import RateLimits
 from modelcache.uri import redact_url
 
+logger = logging.getLogger(__name__)
 LEASE_TRIES = 5
 """A snapshot may be evicted between its ensure and its lease; then it is ensured again."""
 MAX_TTL_S = 30 * 86_400.0
 """Of a lease; who needs a snapshot for longer pins it."""
+MAX_DRAIN_S = 86_400.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,8 +69,10 @@ class Seen:
 class AgentService(AgentServicer):
     """Answers on one socket."""
 
-    def __init__(self, cache: ModelCache, calls: Calls, waiters: Waiters, access: Access, seen: Seen) -> None:
+    def __init__(self, cache: ModelCache, calls: Calls, waiters: Waiters, access: Access, seen: Seen, shares: Shares | None = None) -> None:
+        """`shares`: what callers get without a proof of their own; None: nothing."""
         self._cache = cache
+        self._shares = shares or Shares(cache)
         self._metrics = seen.metrics
         self._recent = seen.recent
         self._calls = calls
@@ -79,13 +87,14 @@ class AgentService(AgentServicer):
             caller = self._caller(request)
             _expect_ttl(request.lease_ttl_s, wanted=bool(request.lease_holder))
 
+            share = None if caller is None else self._shares.of(request.uri, caller)
             held: list[str] = []
-            here = self._here(request, caller)
+            here = self._here(request, caller, share)
 
             def run(tell: Callable[[Progress], None], cancel: Cancellation) -> pb.Ensured:
                 with self._metrics.ensuring(request.uri, wire.priority_of(request.priority)) as counted:
                     try:
-                        found = self._ensured(request, caller, both(counted.look, tell), cancel)
+                        found = self._ensured(request, caller, share, both(counted.look, tell), cancel)
                     except NoSpace as error:
                         if caller is not None:
                             raise  # tenants don't learn of each other
@@ -109,10 +118,13 @@ class AgentService(AgentServicer):
                 for lease_id in held:  # nobody was told of it
                     self._cache.release(lease_id)
 
-    def _here(self, request: pb.EnsureRequest, caller: Caller | None) -> tuple[Progress, pb.Ensured] | None:
+    def _here(self, request: pb.EnsureRequest, caller: Caller | None, share: Share | None) -> tuple[Progress, pb.Ensured] | None:
         """A hit, from the call's own thread: it waits for nothing that a heartbeat would have to bridge."""
         with self._metrics.ensuring(request.uri, wire.priority_of(request.priority)) as counted:
-            had = self._cache.cached(request.uri, refresh=wire.refresh_of(request.refresh), caller=caller)
+            refresh = wire.refresh_of(request.refresh)
+            had = None if share is None else self._shares.here(share, refresh)
+            if had is None and (share is None or refresh is Refresh.NEVER):
+                had = self._cache.cached(request.uri, refresh=refresh, caller=caller)
             found = None if had is None else self._leased(request, had.snapshot)
             if had is None or found is None:
                 counted.leave_out()
@@ -121,22 +133,38 @@ class AgentService(AgentServicer):
         return had.progress, found
 
     def _ensured(
-        self, request: pb.EnsureRequest, caller: Caller | None, tell: Callable[[Progress], None], cancel: Cancellation
+        self,
+        request: pb.EnsureRequest,
+        caller: Caller | None,
+        share: Share | None,
+        tell: Callable[[Progress], None],
+        cancel: Cancellation,
     ) -> pb.Ensured:
+        ask = partial(
+            self._cache.ensure,
+            request.uri,
+            refresh=wire.refresh_of(request.refresh),
+            priority=wire.priority_of(request.priority),
+            reads_next=request.reads_next,
+            progress=tell,
+            cancel=cancel,
+        )
         for _ in range(LEASE_TRIES):
-            snapshot = self._cache.ensure(
-                request.uri,
-                refresh=wire.refresh_of(request.refresh),
-                priority=wire.priority_of(request.priority),
-                reads_next=request.reads_next,
-                progress=tell,
-                cancel=cancel,
-                caller=caller,
-            )
-            found = self._leased(request, snapshot)
+            snapshot = None if share is None else self._in_caches_name(ask, share, cancel)
+            found = self._leased(request, snapshot or ask(caller=caller))
             if found is not None:
                 return found
         raise NotCached(f"`{redact_url(request.uri)}` was evicted each time before it could be held", hint="make room: `modelcache df`")
+
+    def _in_caches_name(self, ask: Callable[..., Snapshot], share: Share, cancel: Cancellation) -> Snapshot | None:
+        """As the cache fetches it; None: it can't, for reasons that its status tells, and that are none of a pod's."""
+        try:
+            return ask(caller=self._shares.caller_of(share, cancel))
+        except (Cancelled, NoSpace):
+            raise
+        except ModelCacheError as error:
+            logger.info("a cache's model is asked for by the pod's own right, for the cache's fails: %s", error, extra={"error": error})
+            return None
 
     def _leased(self, request: pb.EnsureRequest, snapshot: Snapshot) -> pb.Ensured | None:
         """With the lease that was asked for; None: the snapshot is gone already."""
@@ -315,6 +343,8 @@ class AgentService(AgentServicer):
 
     def Drain(self, request: pb.DrainRequest, context: grpc.ServicerContext) -> pb.DrainReply:
         with self._calls.under_way(context, begins_work=False, awaited=False):
+            if not 0 <= request.timeout_s <= MAX_DRAIN_S:
+                raise BadConfig(f"a drain takes at least 0 and at most {MAX_DRAIN_S:.0f} seconds", got=f"{request.timeout_s:g}")
             return pb.DrainReply(left=self._calls.drain(request.timeout_s))
         raise AssertionError("unreachable")
 

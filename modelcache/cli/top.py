@@ -36,7 +36,18 @@ MOVING_COLUMNS = (
 KEPT_COLUMNS = (Column("digest"), Column("size", right=True), Column("used", right=True), Column("held by"), Column("uri"))
 
 Once = Annotated[bool, typer.Option("--once", metavar=FLAG, help="Once, not again and again; so it is where there is no terminal.")]
-Interval = Annotated[float, typer.Option("--interval", metavar="SECONDS", min=0.1, max=3600, help="Until it is drawn again.")]
+
+
+def _number(seconds: float) -> float:
+    """nan is on no side of a bound."""
+    if seconds != seconds:
+        raise typer.BadParameter("nan is no number of seconds")
+    return seconds
+
+
+Interval = Annotated[
+    float, typer.Option("--interval", metavar="SECONDS", min=0.1, max=3600, callback=_number, help="Until it is drawn again.")
+]
 
 
 @dataclass(frozen=True, slots=True)

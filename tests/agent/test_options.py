@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from daemonset.__main__ import main
+from modelcache.cli.main import main as command_line
 
 
 @pytest.mark.parametrize(
@@ -15,6 +16,10 @@ from daemonset.__main__ import main
         ("--http", "127.0.0.1:99999", "no ADDRESS:PORT"),
         ("--grace", "-1", "at least 0"),
         ("--grace", "nan", "at least 0"),
+        ("--grace", "inf", "at most a day"),
+        ("--volume-grace", "1e400", "at most a day"),
+        ("--scrub-every", "nan", "at least 0"),
+        ("--watch-silence", "nan", "at least 0"),
         ("--volume-grace", "soon", "no number of seconds"),
         ("--scrub-every", "0", "over 0"),
         ("--scrub-rate", "fast", "not a size"),
@@ -24,3 +29,9 @@ def test_what_makes_no_sense_is_refused(option: str, value: str, said: str, caps
     with pytest.raises(SystemExit, match="2"):
         main([f"{option}={value}"])
     assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("seconds", ["nan", "-nan", "inf", "-inf", "-1", "0"])
+def test_no_interval_is_out_of_its_range(seconds: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert command_line(["top", f"--interval={seconds}", "--agent", "/nonexistent"]) == 2
+    assert "'--interval'" in capsys.readouterr().err

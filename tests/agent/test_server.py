@@ -67,6 +67,15 @@ def test_drains_do_not_wait_for_each_other(socket: Path, monkeypatch: pytest.Mon
 
 
 @pytest.mark.usefixtures("served")
+@pytest.mark.parametrize("timeout_s", [float("nan"), float("inf"), -1.0])
+def test_no_drain_takes_a_time_that_is_none(socket: Path, timeout_s: float) -> None:
+    with AgentClient(socket) as client:
+        with pytest.raises(BadConfig, match="at most 86400 seconds"):
+            client._call(lambda: client._stub.Drain(pb.DrainRequest(timeout_s=timeout_s), timeout=10))
+        assert not client.status(brief=True).draining
+
+
+@pytest.mark.usefixtures("served")
 @pytest.mark.parametrize("letter", ["x", "%25", "é"])
 def test_long_errors_keep_their_class_and_the_ends_of_their_values(socket: Path, letter: str) -> None:
     name = f"{letter * 60_000}the-end"
