@@ -12,6 +12,7 @@ from daemonset.following import Follower
 from daemonset.keeping import Keeper
 from daemonset.metrics import Metrics
 from daemonset.reporting import Reporter
+from daemonset.shares import Shares
 from modelcache.cache import ModelCache
 from modelcache.k8s.api import WATCH_SILENCE_S, ApiPlace, ApiServer, Object
 from modelcache.k8s.names import expect_label, expect_subdomain
@@ -45,14 +46,16 @@ class Membership:
 class Member:
     """A context manager: the node is made to match its LocalModelNode from its beginning to its end."""
 
-    def __init__(self, cache: ModelCache, metrics: Metrics, membership: Membership, ending: Cancellation) -> None:
+    def __init__(self, cache: ModelCache, metrics: Metrics, membership: Membership, shares: Shares, ending: Cancellation) -> None:
         """
         Args:
+            shares: where it is told what caches give to pods.
             ending: asked for when the agent takes no new work: what nobody waits for ends then.
         """
         self._cache = cache
         self._metrics = metrics
         self._membership = membership
+        self._shares = shares
         self._ending = ending
         self._stack = ExitStack()
 
@@ -72,6 +75,7 @@ class Member:
                 reporter.seen(node)
 
             stack.enter_context(keeper)
+            stack.enter_context(self._shares.given_by(keeper))
             stack.enter_context(self._ending.on_cancel(keeper.end))
             stack.enter_context(reporter)
             stack.enter_context(Follower(api, membership.node, seen, self._ending))

@@ -14,10 +14,11 @@ from typing import Protocol, Self
 
 from daemonset.backoff import Backoff
 from daemonset.metrics import Metrics
+from daemonset.shares import Share
 from modelcache.abc.snapshot import Snapshot
 from modelcache.abc.store import Lease, LeaseKind
 from modelcache.cache import ModelCache
-from modelcache.errors import Cancelled, ErrorCode, InUse, ModelCacheError, NotCached
+from modelcache.errors import BadInput, Cancelled, ErrorCode, InUse, ModelCacheError, NotCached
 from modelcache.fetch.plan import Priority
 from modelcache.fetch.progress import Phase, Progress
 from modelcache.k8s.node import ModelReport, Object, State, WantedModel, times_of
@@ -79,6 +80,7 @@ class Keeper:
         self._tell_changed = changed
         self._changed = threading.Condition()
         self._kept: dict[str, _Kept] = {}
+        self._given: dict[tuple[str, str | None], str] = {}
         self._sweep_due_s: float | None = None
         self._sweep_evicts = True
         self._said = False
@@ -118,6 +120,7 @@ class Keeper:
             for key, model in models.items():
                 if key not in self._kept:
                     self._kept[key] = _Kept(model, told.get(key, {}), time.monotonic())
+            self._given = given_by(models)
             if gone or not self._said:
                 self._said = True
                 self._sweep_due_s, self._sweep_evicts = time.monotonic(), evict
@@ -130,6 +133,37 @@ class Keeper:
         """A copy, by key."""
         with self._changed:
             return {key: kept.report for key, kept in self._kept.items()}
+
+    # -- what pods get of it ------------------------------------------------------------------------------------------
+
+    def share(self, uri: str, namespace: str | None) -> Share | None:
+        with self._changed:
+            if self._said:
+                key = self._given.get((uri, namespace))
+                if key is None:
+                    return None
+                wanted, report = self._kept[key].wanted, self._kept[key].report
+                if report.state is not State.DOWNLOADED:
+                    return Share(uri, wanted, None)
+                return Share(uri, wanted, report.digest, stale=report.error_code == ErrorCode.ORIGIN_UNREACHABLE)
+        return self._share_of_pins(uri, namespace)
+
+    def caller_of(self, model: WantedModel, cancel: Cancellation) -> Caller | None:
+        return self._caller_of(model, cancel)
+
+    def _share_of_pins(self, uri: str, namespace: str | None) -> Share | None:
+        """By what an agent before this one has pinned: the API server has not told yet what is wanted now."""
+        for pin in self._pins():
+            owner, slash, _ = pin.holder.removeprefix(HOLDER).partition("/")
+            if (owner if slash else None) != namespace:
+                continue
+            try:
+                info = self._cache.find(str(pin.manifest))
+            except NotCached:
+                continue
+            if any(ref.key.uri == uri for ref in info.refs):
+                return Share(uri, None, str(pin.manifest))
+        return None
 
     # -- when ---------------------------------------------------------------------------------------------------------
 
@@ -335,3 +369,16 @@ class Keeper:
             logger.info("no longer wanted, and in use: %s", name)
         except NotCached:
             logger.debug("no longer wanted, and gone: %s", name)
+
+
+def given_by(models: Mapping[str, WantedModel]) -> dict[tuple[str, str | None], str]:
+    """Keys by canonical URI and namespace; of two caches of one namespace and URI the first."""
+    found: dict[tuple[str, str | None], str] = {}
+    for key, model in models.items():
+        try:
+            uri, secrets = parse_uri(model.uri)
+        except BadInput:
+            continue  # told where it is fetched
+        if not secrets:  # what a presigned URL opens, it opens to who has it
+            found.setdefault((str(uri), model.namespace), key)
+    return found

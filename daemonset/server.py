@@ -27,6 +27,7 @@ from daemonset.ownership import owned
 from daemonset.reviews import Admit, everybody, nobody
 from daemonset.scrubbing import Scrubber, ScrubBudget
 from daemonset.service import Access, AgentService, Seen
+from daemonset.shares import Shares
 from daemonset.spans import NO_SPANS, Spans
 from daemonset.views import Life, Views
 from daemonset.volumes import GRACE_S, VolumeKeeper
@@ -130,17 +131,17 @@ class Agent:
             stack.enter_context(VolumeKeeper(cache, mounts, grace_s=self._volumes.grace_s))
             metrics = Metrics(cache, stack.enter_context(closing(self._watching.spans())))
             self._calls.refused = metrics.refused
-            seen = Seen(metrics, self._watching.recent)
+            seen, shares = Seen(metrics, self._watching.recent), Shares(cache)
             self._serve_web(stack, metrics, cache)
             stack.callback(self._end_servers)
             self._health.set(SERVICE, health_pb2.HealthCheckResponse.SERVING)  # before a socket answers
             self._serving = True
             for path, access in self._accesses():
-                self._servers.append(self._serve(path, AgentService(cache, self._calls, Waiters(WAITERS), access, seen)))
+                self._servers.append(self._serve(path, AgentService(cache, self._calls, Waiters(WAITERS), access, seen, shares)))
                 stack.callback(sockets.remove, path)
             stack.enter_context(Scrubber(cache, metrics, self._scrub, self._calls.ending, self._announcer(stack)))
             if self._membership is not None:
-                stack.enter_context(Member(cache, metrics, self._membership, self._calls.ending))
+                stack.enter_context(Member(cache, metrics, self._membership, shares, self._calls.ending))
             self._stack = stack.pop_all()
         return self
 

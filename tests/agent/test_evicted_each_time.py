@@ -34,7 +34,7 @@ def test_it_gives_up_and_says_of_which_model_without_its_secrets(tmp_path: Path,
         service = AgentService(cache, Calls(), Waiters(1), Access(speaks_for_callers=False), Seen(Metrics(cache)))
         request = pb.EnsureRequest(uri="https://user:hunter2@host/m?X-Amz-Signature=hunter2", lease_holder="pod", lease_ttl_s=60.0)
         with pytest.raises(NotCached, match="https://host/m") as caught:
-            service._ensured(request, None, lambda look: None, Cancellation())
+            service._ensured(request, None, None, lambda look: None, Cancellation())
 
     assert len(tries) == LEASE_TRIES
     assert "hunter2" not in str(caught.value.as_dict())

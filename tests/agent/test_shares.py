@@ -1,0 +1,135 @@
+"""What the node's caches give to pods that could prove nothing themselves: no caller proves a right to a `file://` URI."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from daemonset.calls import Calls, Waiters
+from daemonset.keeping import CallerOf, Keeper
+from daemonset.metrics import Metrics
+from daemonset.service import Access, AgentService, Seen
+from daemonset.shares import Shares
+from daemonset.tenants import caller_of
+from modelcache.abc.grants import Isolation
+from modelcache.agent.v1 import agent_pb2 as pb
+from modelcache.cache import ModelCache
+from modelcache.config import Config
+from modelcache.errors import AccessDenied, BadConfig
+from modelcache.k8s.node import State, WantedModel
+from modelcache.patience import Cancellation
+from modelcache.permission import Caller
+from modelcache.testing.polling import until
+from modelcache.testing.store_fixtures import NO_LIMITS
+
+
+class Node:
+    """A store, what keeps it, and the driver's socket."""
+
+    def __init__(self, root: Path, by: CallerOf, isolation: Isolation = Isolation.NONE) -> None:
+        config = Config(root=root, limits=NO_LIMITS)
+        self.cache = ModelCache(config=replace(config, trust=replace(config.trust, isolation=isolation)))
+        metrics = Metrics(self.cache)
+        self.keeper = Keeper(self.cache, metrics, by, threading.Event().set)
+        self.shares = Shares(self.cache)
+        access = Access(speaks_for_callers=True)
+        self.service = AgentService(self.cache, Calls(), Waiters(1), access, Seen(metrics), self.shares)
+
+    def keep(self, **models: WantedModel) -> None:
+        self.keeper.want({model.key: model for model in models.values()}, {})
+        with self.keeper:
+            until(lambda: all(report.state is State.DOWNLOADED for report in self.keeper.reports().values()), "all to be here")
+
+    def pod(self, namespace: str, uri: str, *, waits: bool = False, **secret: str) -> bytes:
+        """What a pod reads; refused: raises AccessDenied. `waits`: it is not here yet."""
+        caller = caller_of(namespace, "default", secret, self.cache.config)
+        request = pb.EnsureRequest(uri=uri, lease_holder="pod", lease_ttl_s=60.0)
+        share = self.shares.of(uri, caller)
+        had = self.service._here(request, caller, share)
+        assert waits == (had is None)
+        found = had[1] if had else self.service._ensured(request, caller, share, lambda look: None, Cancellation())
+        assert found.lease.id
+        return (Path(found.path) / "weights").read_bytes()
+
+
+@contextmanager
+def node(root: Path, by: CallerOf = lambda model, cancel: None, isolation: Isolation = Isolation.NONE) -> Iterator[Node]:
+    made = Node(root, by, isolation)
+    with made.cache, made.shares.given_by(made.keeper):
+        yield made
+
+
+def model(directory: Path, name: str) -> str:
+    (directory / name).mkdir()
+    (directory / name / "weights").write_bytes(name.encode())
+    return f"file://{directory / name}"
+
+
+def test_a_cluster_cache_serves_every_namespace_and_a_namespaces_cache_its_own(tmp_path: Path) -> None:
+    ours, theirs = model(tmp_path, "ours"), model(tmp_path, "theirs")
+    wanted = {"ours": WantedModel("ours", ours), "theirs": WantedModel("theirs", theirs, "a")}
+    with node(tmp_path / "root") as found:
+        found.keep(**wanted)
+        assert [found.pod(namespace, ours) for namespace in ("a", "b")] == [b"ours"] * 2
+        assert found.pod("a", theirs) == b"theirs"
+        with pytest.raises(AccessDenied):
+            found.pod("b", theirs, waits=True)
+        found.keeper.want({"a/theirs": wanted["theirs"]}, {})
+        with pytest.raises(AccessDenied):
+            found.pod("a", ours, waits=True)
+        found.keeper.want(wanted, {})
+
+    # an agent that begins anew while the API server can't be asked: by what is pinned
+    with node(tmp_path / "root") as found:
+        assert [found.pod("a", theirs), found.pod("a", ours), found.pod("b", ours)] == [b"theirs", b"ours", b"ours"]
+        with pytest.raises(AccessDenied):
+            found.pod("b", theirs, waits=True)
+        found.keeper.want({}, {}, evict=False)
+        with pytest.raises(AccessDenied):
+            found.pod("b", ours, waits=True)
+
+
+def test_a_pod_waits_for_what_its_cache_does_not_have_yet_and_hears_nothing_of_why_it_cant(tmp_path: Path) -> None:
+    def secret_is_missing(model: WantedModel, cancel: Cancellation) -> Caller | None:
+        raise BadConfig("the secret `hidden` is not there")
+
+    ours = model(tmp_path, "ours")
+    with node(tmp_path / "root") as found:
+        found.keeper.want({"ours": WantedModel("ours", ours)}, {})
+        assert found.pod("b", ours, waits=True) == b"ours"
+    with node(tmp_path / "other", secret_is_missing) as found:
+        found.keeper.want({"ours": WantedModel("ours", ours)}, {})
+        with pytest.raises(AccessDenied) as caught:
+            found.pod("b", ours, waits=True)
+        assert "hidden" not in str(caught.value.as_dict())
+
+
+def test_namespaces_that_are_kept_apart_are_served_by_their_own_caches_alone(tmp_path: Path) -> None:
+    ours, theirs = model(tmp_path, "ours"), model(tmp_path, "theirs")
+    with node(tmp_path / "root", isolation=Isolation.NAMESPACE) as found:
+        found.keep(ours=WantedModel("ours", ours), theirs=WantedModel("theirs", theirs, "a"))
+        assert found.pod("a", theirs) == b"theirs"
+        with pytest.raises(AccessDenied):
+            found.pod("a", ours, waits=True)
+
+
+def test_who_brings_a_credential_in_the_uri_or_an_endpoint_asks_for_what_is_there(tmp_path: Path) -> None:
+    with node(tmp_path / "root") as found:
+        found.keeper.want({"m": WantedModel("m", "s3://b/m"), "n": WantedModel("n", "https://h/n?X-Amz-Signature=s")}, {})
+        caller = caller_of("b", "default", {}, found.cache.config)
+        elsewhere = caller_of("b", "default", {"AWS_ENDPOINT_URL": "http://elsewhere:9000"}, found.cache.config)
+        assert found.shares.of("s3://b/m", caller) is not None
+        assert found.shares.of("s3://b/m/", caller) == found.shares.of("s3://b/m", caller)
+        for uri, who in (
+            ("s3://k:s@b/m", caller),
+            ("s3://b/m", elsewhere),
+            ("https://h/n", caller),
+            ("s3://b/m/part", caller),
+            ("", caller),
+        ):
+            assert found.shares.of(uri, who) is None, uri
