@@ -13,6 +13,8 @@ MADE := $(VENV)/made
 SUITS := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))
 PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11; do \
 	"$$python" -c '$(SUITS)' 2>/dev/null && echo "$$python" && exit; done; echo python3)
+# whoever names another Python than .venv has gets a .venv of that one
+NAMED := $(if $(filter file,$(origin PYTHON)),,--exactly)
 ENVIRONMENT = "$(PYTHON)" tools/environment.py --venv $(VENV)
 # TORCH=torch==2.9.1 takes another torch than the pinned one; empty: the one that your own environment has, else the pinned
 TORCH ?=
@@ -91,10 +93,10 @@ clean:  ## remove all that make made here
 
 # -- what the targets need --------------------------------------------------------------------------------------------
 
-$(MADE)/venv: tools/environment.py
-	@$(ENVIRONMENT) venv
+$(MADE)/venv: tools/environment.py $(if $(NAMED),.FORCE)
+	@$(ENVIRONMENT) venv $(NAMED)
 	mkdir -p $(MADE)
-	touch $@
+	[[ $@ -nt $< ]] || touch $@
 
 $(MADE)/demo: $(MADE)/venv pyproject.toml constraints.txt
 	@$(ENVIRONMENT) extra $(@F)

@@ -151,14 +151,16 @@ def unpack(packed: Path) -> None:
 # -- the virtual environment ----------------------------------------------------------------------------------------
 
 
-def make_venv(venv: Path) -> None:
-    """An empty virtual environment of the Python that runs this; an existing one that works is kept."""
+def make_venv(venv: Path, exactly: bool = False) -> None:
+    """An empty virtual environment of the Python that runs this; one that works is kept, exactly: if its version is the same."""
     version = "{}.{}".format(*sys.version_info[:2])
     if not OLDEST <= sys.version_info[:2] < TOO_NEW:
         stop(f"modelcache needs Python 3.11 to 3.13, and {sys.executable} is {version}; name another: make PYTHON=python3.13 …")
     python = venv / "bin" / "python"
-    if python.exists() and attempt([str(python), "-m", "pip", "--version"])[0]:
-        return
+    if python.exists():
+        works, described = attempt([str(python), "-m", "pip", "--version"])
+        if works and (not exactly or f"(python {version})" in described):
+            return
     if importlib.util.find_spec("ensurepip") is None:
         apt([f"python{version}-venv"], f"a virtual environment of {sys.executable}")
     say(f"making {venv} with Python {version} …")
@@ -276,6 +278,7 @@ def main() -> None:
     parser.add_argument("what", choices=["venv", "extra", "torch", "weights", "system", "cluster", "image", "vllm"])
     parser.add_argument("name", nargs="?", default="dev", help="of an extra in pyproject.toml")
     parser.add_argument("--venv", type=Path, default=Path(".venv"))
+    parser.add_argument("--exactly", action="store_true", help="of this version of Python, or made anew")
     options = parser.parse_args()
     if options.what == "system":
         system()
@@ -284,7 +287,7 @@ def main() -> None:
     elif options.what == "image":
         image()
     elif options.what == "venv":
-        make_venv(options.venv)
+        make_venv(options.venv, options.exactly)
     elif options.what == "extra":
         install(options.venv, f"modelcache[{options.name}]", "-e", f".[{options.name}]")
     elif options.what == "torch":

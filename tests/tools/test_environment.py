@@ -110,6 +110,26 @@ def test_another_python_is_refused_with_what_to_do(
     assert "make PYTHON=" in said
 
 
+@pytest.mark.parametrize(("exactly", "theirs", "kept"), [(True, "3.12", False), (True, "3.13", True), (False, "3.12", True)])
+def test_who_names_another_python_gets_an_environment_of_it(
+    environment: ModuleType, monkeypatch: pytest.MonkeyPatch, clone: Path, exactly: bool, theirs: str, kept: bool
+) -> None:
+    ran: list[list[str]] = []
+
+    def attempt(command: list[str]) -> tuple[bool, str]:
+        ran.append(command)
+        return True, f"pip 26.3 from /somewhere (python {theirs})"
+
+    monkeypatch.setattr(environment, "attempt", attempt)
+    monkeypatch.setattr(environment.sys, "version_info", (3, 13, 0))
+    (clone / "bin").mkdir()
+    (clone / "bin" / "python").touch()
+
+    environment.make_venv(clone, exactly)
+
+    assert [command[1:4] for command in ran if "venv" in command] == ([] if kept else [["-m", "venv", "--clear"]])
+
+
 def test_a_debian_without_venv_is_told_which_package_has_it(
     environment: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
