@@ -231,7 +231,7 @@ def _validator(headers: Mapping[str, str]) -> str:
     modified, date = headers.get("last-modified", ""), headers.get("date", "")
     try:
         age_s = (parsedate_to_datetime(date) - parsedate_to_datetime(modified)).total_seconds()
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, OverflowError):
         return ""
     return modified if age_s >= SETTLED_S else ""
 

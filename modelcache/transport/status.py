@@ -78,9 +78,9 @@ def retry_after_s(headers: Mapping[str, str], *, now_s: float | None = None) -> 
 def _unix_time(text: str) -> float | None:
     try:
         when = parsedate_to_datetime(text)
-    except (ValueError, TypeError):
+        return when.replace(tzinfo=when.tzinfo or UTC).timestamp()
+    except (ValueError, TypeError, OverflowError):  # OverflowError: a number in it is one of no date
         return None
-    return when.replace(tzinfo=when.tzinfo or UTC).timestamp()
 
 
 def _said(status: int, code: str | None) -> str:

@@ -105,6 +105,7 @@ DATES = {"Last-Modified": "Tue, 01 Jan 2030 00:00:00 GMT"}
         (None, DATES | {"Date": "Tue, 01 Jan 2030 00:00:59 GMT"}, ""),
         (None, DATES | {"Date": "Tue, 01 Jan 2029 00:00:00 GMT"}, ""),
         (None, {"Last-Modified": "yesterday", "Date": "Tue, 01 Jan 2030 00:00:59 GMT"}, ""),
+        (None, {"Last-Modified": "Tue, 01 Jan 2030 99999999999:00:00 GMT", "Date": "Tue, 01 Jan 2030 00:00:59 GMT"}, ""),
     ],
 )
 def test_a_version_is_named_by_a_strong_etag_or_a_settled_date(

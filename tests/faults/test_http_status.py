@@ -62,6 +62,7 @@ def test_a_status_means_one_error(
         ("99999999", 3600.0),
         ("+7", None),
         ("soon", None),
+        ("Wed, 21 Oct 99999999999999999999 07:28:00 GMT", None),
         (format_datetime(datetime(2030, 1, 1, 0, 0, 30, tzinfo=UTC), usegmt=True), 30.0),
         (format_datetime(datetime(2030, 1, 1, tzinfo=UTC) - timedelta(days=1), usegmt=True), 0.0),
         (format_datetime(datetime(2030, 1, 1, tzinfo=UTC) + timedelta(days=1), usegmt=True), 3600.0),

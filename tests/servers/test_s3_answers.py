@@ -21,6 +21,7 @@ from modelcache.errors import (
 )
 from modelcache.patience import Cancellation
 from modelcache.sources.s3 import S3Options
+from modelcache.testing.fault_server import FaultServer
 from modelcache.testing.listings import listing_of
 from modelcache.testing.s3_sources import REGIONS, options_of, proxied, source_of
 from modelcache.testing.servers import PUBLIC_BUCKET, Certificate, Nginx, NginxOptions, SeaweedFS
@@ -222,3 +223,27 @@ def test_a_denied_head_of_the_prefix_itself_does_not_matter(region: str | None, 
 def test_a_missing_object_of_a_version_is_not_found(region: str | None, seaweedfs: SeaweedFS, filled: str) -> None:
     with source_of(options_of(seaweedfs, region=region)) as source, pytest.raises(NotFound):
         listing_of(source, f"{filled}/nothing?versionId=0123")
+
+
+# -- listings that no store should give ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        "<Size>-5</Size>",
+        f"<Size>{1 << 63}</Size>",
+        f"<Size>{10**400}</Size>",
+        "",
+        "<Size>5</Size><LastModified>0001-01-01T00:00:00</LastModified>",
+    ],
+)
+def test_a_listed_size_or_time_that_nothing_has_is_refused(region: str | None, fields: str) -> None:
+    """A size below nothing would be booked as room that comes free."""
+    entries = f"<Contents><Key>m/a</Key><Size>3</Size></Contents><Contents><Key>m/b</Key>{fields}</Contents>"
+    body = f"<ListBucketResult><IsTruncated>false</IsTruncated>{entries}</ListBucketResult>".encode()
+    options = S3Options(region=region, access_key="key", secret_key="secret")
+    with FaultServer() as server:
+        server.put("/bucket", body)
+        with source_of(replace(options, endpoint=server.endpoint)) as source, pytest.raises(ProtocolViolation, match="lists an object"):
+            listing_of(source, "s3://bucket/m")

@@ -18,6 +18,7 @@ from modelcache.sources.s3.heads import ListedObject, ObjectHead, object_head
 from modelcache.sources.s3.locator import ObjectName
 from modelcache.sources.s3.signing import S3Signer
 from modelcache.transport import RangeClient, Response
+from modelcache.transport.head import MAX_SIZE_BYTES
 from modelcache.uri import StorageUri
 
 MAX_PAGES = 2 * MAX_OBJECTS // 1000
@@ -114,7 +115,7 @@ class Lister:
             token = {"ContinuationToken": page["NextContinuationToken"]} if page else {}
             page = self._call("list_objects_v2", str(self._uri), Prefix=prefix_of(self._uri), **token)
             for each in page.get("Contents", ()):
-                listed = _listed_object(self._bucket, each)
+                listed = _listed_object(self._bucket, each, str(self._uri))
                 yield Listed(listed.name.key, listed.size_bytes == 0 and listed.name.key.endswith("/"), listed)
             if not page.get("IsTruncated"):
                 return
@@ -193,14 +194,20 @@ class Lister:
         return attempted(call, self._control.renew, self._cancel)
 
 
-def _listed_object(bucket: str, entry: Mapping[str, Any]) -> ListedObject:
+def _listed_object(bucket: str, entry: Mapping[str, Any], address: str) -> ListedObject:
+    """Raises ProtocolViolation: what the listing says is no object. (The SDK passes on whatever can be read as a number and a time.)"""
+    try:
+        key, size_bytes = entry["Key"], int(entry["Size"])
+        modified_at_s = entry["LastModified"].timestamp() if "LastModified" in entry else 0.0
+    except (KeyError, ValueError, OverflowError) as error:
+        raise ProtocolViolation(f"the store lists an object that can't be read ({error})", address=address) from None
+    if not 0 <= size_bytes <= MAX_SIZE_BYTES:
+        raise ProtocolViolation(
+            "the store lists an object of a size that no file has", address=address, got=f"{str(size_bytes)[:40]} bytes"
+        )
+    algorithms = frozenset(entry.get("ChecksumAlgorithm", ()))
     return ListedObject(
-        ObjectName(bucket, entry["Key"]),
-        int(entry["Size"]),
-        entry.get("ETag", ""),
-        entry.get("StorageClass", ""),
-        frozenset(entry.get("ChecksumAlgorithm", ())),
-        entry["LastModified"].timestamp() if "LastModified" in entry else 0.0,
+        ObjectName(bucket, key), size_bytes, entry.get("ETag", ""), entry.get("StorageClass", ""), algorithms, modified_at_s
     )
 
 
