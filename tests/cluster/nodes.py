@@ -12,11 +12,10 @@ from modelcache.k8s.names import API, NODES
 from modelcache.testing.agents import RunningAgent, agent
 from modelcache.testing.servers import Nginx
 from modelcache.testing.servers.control_plane import ControlPlane
+from tests.deploy.manifests import one
 
-RULES = [
-    {"apiGroups": ["serving.kserve.io"], "resources": [NODES], "verbs": ["get", "list", "watch"]},
-    {"apiGroups": ["serving.kserve.io"], "resources": [f"{NODES}/status"], "verbs": ["patch"]},
-]
+RULES: list[dict[str, Any]] = one("ClusterRole")["rules"]
+"""What the manifests let an agent do, and no more."""
 
 ANNOTATE = {"apiGroups": ["serving.kserve.io"], "resources": [NODES], "verbs": ["patch"]}
 

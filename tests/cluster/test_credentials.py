@@ -9,11 +9,14 @@ from typing import Any
 
 import pytest
 
-from modelcache.agent.client import AgentClient
+from modelcache.agent.client import AgentClient, Identity
+from modelcache.errors import AccessDenied
 from modelcache.k8s.grants import render_grant
+from modelcache.testing.agents import RunningAgent
 from modelcache.testing.polling import until
 from modelcache.testing.servers import SeaweedFS
 from modelcache.testing.servers.control_plane import ControlPlane
+from modelcache.testing.servers.ports import LOOPBACK, free_ports
 from tests.cluster.nodes import Node, following
 
 pytestmark = pytest.mark.cluster
@@ -55,6 +58,12 @@ def test_a_grant_opens_one_secret_and_nothing_else(node: Node) -> None:
         assert plane.try_ask(method, where, {} if method == "PATCH" else None, token=token)[0] == 403, (method, where)
 
 
+def weights_of(running: RunningAgent, namespace: str, uri: str) -> bytes:
+    """What a pod without any credential reads."""
+    with AgentClient(running.driver) as driver:
+        return (driver.ensure(uri, identity=Identity(namespace, "default", {})).snapshot.path / "weights").read_bytes()
+
+
 def test_a_prewarm_has_the_credential_of_its_cache_alone(node: Node, seaweedfs: SeaweedFS, bucket: str, tmp_path: Path) -> None:
     plane, mine, cluster = node.plane, node.plane.namespace(), node.plane.namespace()
     seaweedfs.put(bucket, "m/weights", b"w" * 10_000)
@@ -87,9 +96,18 @@ def test_a_prewarm_has_the_credential_of_its_cache_alone(node: Node, seaweedfs: 
 
         apply_grant(plane, mine, render_grant("s3-keys", mine, agent=agents, service_accounts=["reader"]))
         until(lambda: node.state(key) == "ModelDownloaded", "the model, once its secret may be read")
+        assert weights_of(running, mine, uri) == b"w" * 10_000  # its pods prove nothing: the cache is theirs
+        with pytest.raises(AccessDenied):
+            weights_of(running, "strangers", uri)
         node.want(namespaced, nobodys, shared)
         until(lambda: node.state("shared") == "ModelDownloaded", "the cluster cache, with an entry of the storage secret")
         assert node.state(f"{mine}/nobodys") == "ModelDownloadError"
         assert node.told("shared")["digest"] == node.told(key)["digest"]
+        assert weights_of(running, "strangers", uri) == b"w" * 10_000
+
+    # nobody to ask: neither the API server nor, for want of its address, the origin
+    away = f"http://{LOOPBACK}:{free_ports(1)[0]}"
+    with following(node, tmp_path, url=away, environ={"AWS_ENDPOINT_URL": away}) as running:
+        assert [weights_of(running, namespace, uri) for namespace in (mine, "strangers")] == [b"w" * 10_000] * 2
     log = (tmp_path / "agent.log").read_text()
     assert reader.secret_key not in log + json.dumps(node.status())

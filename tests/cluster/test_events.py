@@ -15,13 +15,9 @@ from modelcache.testing.crash import flip_bit
 from modelcache.testing.fault_server import FaultServer
 from modelcache.testing.polling import until
 from modelcache.testing.servers.control_plane import ControlPlane
+from tests.cluster.nodes import RULES
 
 pytestmark = pytest.mark.cluster
-RULES = [
-    {"apiGroups": ["serving.kserve.io"], "resources": [NODES], "verbs": ["get", "list", "watch"]},
-    {"apiGroups": ["serving.kserve.io"], "resources": [f"{NODES}/status"], "verbs": ["patch"]},
-    {"apiGroups": [""], "resources": ["events"], "verbs": ["create"]},
-]
 
 
 def test_damage_and_its_repair_are_events_of_the_node(served: ControlPlane, tmp_path: Path) -> None:

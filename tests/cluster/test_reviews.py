@@ -13,10 +13,9 @@ from modelcache.errors import AccessDenied, ModelCacheError
 from modelcache.k8s.api import ApiPlace, ApiServer
 from modelcache.testing.servers.control_plane import ControlPlane
 from modelcache.testing.servers.ports import free_ports
+from tests.cluster.nodes import RULES
 
 pytestmark = pytest.mark.cluster
-REVIEW = [{"apiGroups": ["authentication.k8s.io"], "resources": ["tokenreviews"], "verbs": ["create"]}]
-REVIEW += [{"apiGroups": ["authorization.k8s.io"], "resources": ["subjectaccessreviews"], "verbs": ["create"]}]
 SEE = [{"nonResourceURLs": ["/modelcache/list"], "verbs": ["get"]}]
 
 
@@ -46,7 +45,7 @@ def test_tokens_are_nobodys_somebodys_and_of_who_may_see(control_plane: ControlP
     token = control_plane.service_account(namespace, "monitor")
     with pytest.raises(AccessDenied):
         admit(f"Bearer {token}", "/modelcache/list")  # the agent itself may not ask yet
-    control_plane.allow(f"system:serviceaccount:{namespace}:agent", REVIEW)
+    control_plane.allow(f"system:serviceaccount:{namespace}:agent", RULES)
 
     assert admit("Bearer nonsense", "/modelcache/list") is Verdict.UNKNOWN
     assert admit(f"Bearer {token}", "/modelcache/list") is Verdict.FORBIDDEN
