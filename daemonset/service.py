@@ -29,7 +29,7 @@ from modelcache.agent.v1.agent_pb2_grpc import AgentServicer
 from modelcache.cache import ModelCache
 from modelcache.config.headers import expect_host
 from modelcache.errors import AccessDenied, BadConfig, Cancelled, ModelCacheError, NoSpace, NotCached, NotFound
-from modelcache.fetch.progress import Progress
+from modelcache.fetch.progress import Phase, Progress
 from modelcache.loader.residency import resident_share
 from modelcache.patience import Cancellation
 from modelcache.permission import Caller
@@ -106,7 +106,7 @@ class AgentService(AgentServicer):
             if here is not None and here[1].HasField("lease"):
                 held.append(here[1].lease.id)
             try:
-                with closing(told(run, context) if here is None else at_once(here)) as said:
+                with closing(told(run, context, _phase) if here is None else at_once(here)) as said:
                     for what in said:
                         if isinstance(what, Progress):
                             yield pb.EnsureReply(progress=wire.progress_message(what))
@@ -212,7 +212,7 @@ class AgentService(AgentServicer):
                 self._metrics.prewarmed(report)
                 return wire.prewarm_message(report)
 
-            for what in told(run, context):
+            for what in told(run, context, lambda told: told and (told[0], _phase(told[1]))):
                 if what is None:
                     yield pb.PrewarmReply()
                 elif isinstance(what, tuple):
@@ -347,6 +347,11 @@ class AgentService(AgentServicer):
                 raise BadConfig(f"a drain takes at least 0 and at most {MAX_DRAIN_S:.0f} seconds", got=f"{request.timeout_s:g}")
             return pb.DrainReply(left=self._calls.drain(request.timeout_s))
         raise AssertionError("unreachable")
+
+
+def _phase(told: object) -> Phase | None:
+    """A client that reads slowly hears the newest of each."""
+    return told.phase if isinstance(told, Progress) else None
 
 
 def _reply(lease: Lease) -> pb.LeaseReply:
