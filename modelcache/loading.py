@@ -127,7 +127,7 @@ def stream(
     share = _share(shard, group)
     seen = report or LoadReport()
     with ExitStack() as held:
-        how = How(may_map, verified_only, page_cache=not wishes.placement.in_host or share is not None)
+        how = How(may_map, verified_only)
         found = source if group is None else _fetched(source, cache=cache, held=held, cancel=cancel, seen=seen)
         opened = open_source(found, how, cache=cache, held=held, cancel=cancel, seen=seen)
         checkpoint, open_file = opened.checkpoint, opened.open_file
@@ -247,7 +247,7 @@ def load_into(
     seen = report or LoadReport()
     with ExitStack() as held:
         wishes = Wishes(device, dtype, options=_gpu_options(device, cache))
-        how = How(may_map, verified_only, page_cache=not wishes.placement.in_host)
+        how = How(may_map, verified_only)
         opened = open_source(source, how, cache=cache, held=held, cancel=cancel, seen=seen)
         checkpoint = opened.checkpoint
         found = fit(module, checkpoint, prefix)
@@ -288,7 +288,7 @@ def load_slice(
     seen = report or LoadReport()
     wishes = Wishes(device, dtype, options=_gpu_options(device, cache))
     with ExitStack() as held:
-        how = How(may_map, page_cache=not wishes.placement.in_host)
+        how = How(may_map)
         opened = open_source(source, how, cache=cache, held=held, cancel=cancel, seen=seen)
         shard, entry = opened.checkpoint.find(name)
         part = cut(entry, index)

@@ -50,15 +50,13 @@ class Arrival:
     until then. Thread-safe.
     """
 
-    def __init__(self, cache: ModelCache, uri: str, cancel: Cancellation, *, page_cache: bool = False) -> None:
+    def __init__(self, cache: ModelCache, uri: str, cancel: Cancellation) -> None:
         """
         Args:
             cancel: the caller's; ends every wait with `Cancelled`.
-            page_cache: what is fetched goes through it, for readers who can't take bytes as they pass.
         """
         self._cache = cache
         self._uri = uri
-        self._page_cache = page_cache
         self._cancel = Cancellation()
         self._changed = threading.Condition()
         self._begun: Begun | None = None
@@ -95,7 +93,7 @@ class Arrival:
 
     def _bring(self) -> None:
         try:
-            opened = self._cache.open(self._uri, reads_next=self._page_cache, cancel=self._cancel, tell=self._note)
+            opened = self._cache.open(self._uri, cancel=self._cancel, tell=self._note)
             self._snapshot = self._held.enter_context(opened)
         except BaseException as error:  # told to everyone who waits
             self._error = error

@@ -61,6 +61,10 @@ class ArrivingFile:
         assert self._whole is not None  # by `may_map`
         return self._whole.mapped(span)
 
+    def pages(self, span: ByteRange, size_bytes: int) -> Memory | None:
+        found = self._now()
+        return found.pages(span, size_bytes) if isinstance(found, Passing) and self._may_map else None
+
     def expect(self, span: ByteRange, memory: Memory) -> None:
         found = self._now()
         if isinstance(found, Passing) and not self._waits(found):

@@ -34,12 +34,10 @@ class How:
     Attributes:
         may_map: None: only files that are certain to stay as they are.
         verified_only: of a model that arrives, no byte of a file before all of it is verified.
-        page_cache: what arrives goes through it, for readers who can't have bytes put where they want them as they pass.
     """
 
     may_map: bool | None = None
     verified_only: bool = False
-    page_cache: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +79,7 @@ def open_source(
     found: Begun | Path = Path(text)
     if "://" in text:
         used = cache or held.enter_context(ModelCache())
-        arrival = held.enter_context(Arrival(used, text, cancel or Cancellation(), page_cache=how.page_cache))
+        arrival = held.enter_context(Arrival(used, text, cancel or Cancellation()))
         found = arrival.later()
     seen.fetched_s += time.monotonic() - started_s
     started_s = time.monotonic()

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import ctypes
+import errno
+import os
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from modelcache import chunks
-from modelcache.abc.ingest import IncomingFile
+from modelcache.abc.ingest import IncomingFile, Route
 from modelcache.digest import Digest
 from modelcache.errors import Cancelled, SourceChanged
 from modelcache.fetch.begun import Begun
-from modelcache.loader.memory import Memory
+from modelcache.loader.memory import Memory, map_file
 from modelcache.patience import Cancellation
 from modelcache.ranges import ByteRange, RangeSet
 
@@ -27,6 +29,7 @@ class _Place:
     Attributes:
         address: of its first byte.
         memory: what keeps it, if who reads it does not.
+        is_own: the file's own pages: what is written to the file is there.
         here: what was put there.
         taken: what somebody took from there: nothing is put there any more.
     """
@@ -34,6 +37,7 @@ class _Place:
     span: ByteRange
     address: int
     memory: Memory | None = None
+    is_own: bool = False
     here: RangeSet = field(default_factory=RangeSet)
     taken: RangeSet = field(default_factory=RangeSet)
 
@@ -43,7 +47,9 @@ class _Place:
         return at >= 0 and self.span.start + at == block.start and block.stop <= self.span.stop
 
     def open_parts(self, at: ByteRange) -> Sequence[ByteRange]:
-        """What may be put there of these bytes."""
+        """What is to be put there of these bytes."""
+        if self.is_own:
+            return []
         start, stop = max(self.span.start, at.start), min(self.span.stop, at.stop)
         return self.taken.missing(ByteRange(start, stop)) if start < stop else []
 
@@ -99,6 +105,7 @@ class Passing:
         self._changed = threading.Condition()
         self._places: list[_Place] = []
         self._copying: list[_Copy] = []
+        self._fd: int | None = None
 
     def vouches(self, pass_number: int, digest: Digest | None) -> bool:
         """Whether this is the digest that was computed of the bytes that passed then."""
@@ -147,18 +154,37 @@ class Passing:
             self._places.append(_Place(span, ctypes.addressof(memory), memory))
         self.want(span)
 
+    def pages(self, span: ByteRange, size_bytes: int) -> Memory | None:
+        """The file's own pages from `span.start` on, which fill as it arrives: `take` waits, and copies nothing. None: what arrives goes
+        around them, or somebody else brings it."""
+        if self.begun.fetch.route is not Route.BUFFERED or not self.incoming.claimed:
+            return None
+        try:
+            memory = map_file(self._opened(), span.start, size_bytes)
+        except OSError:
+            return None  # it moves just now, or is in no file system
+        with self._changed:
+            self._places.append(_Place(span, ctypes.addressof(memory), memory, is_own=True))
+        self.want(span)
+        return memory
+
     def forget(self) -> None:
         """Nothing is expected any more, and nothing is put anywhere once this returns."""
         with self._changed:
             self._places = []
             while self._copying:
                 self._changed.wait(LOOK_S)
+            fd, self._fd = self._fd, None
+        if fd is not None:
+            os.close(fd)
 
     def holds(self, block: ByteRange, into: memoryview) -> bool:
         """Whether all of a block was put into `into`, as it was expected."""
         address = _address(into)
         with self._changed:
-            return any(place.is_at(block, address) and place.here.covers(block) for place in self._places)
+            places = [place for place in self._places if place.is_at(block, address)]
+        vouched = self.vouches(self.pass_number, self.incoming.sha256)
+        return any(vouched if place.is_own else place.here.covers(block) for place in places)
 
     def take(self, block: ByteRange, into: memoryview, cancel: Cancellation) -> tuple[bool, int]:
         """Wait for a block and have it in `into`; whether all of it passed, so that nothing had to be read back, and on which pass.
@@ -209,7 +235,20 @@ class Passing:
                 self._places.remove(place)
             while any(each is place and part.start < block.stop and block.start < part.stop for each, part in self._copying):
                 self._changed.wait(LOOK_S)
-            return place.here.missing(block)
+            return [] if place.is_own else place.here.missing(block)
+
+    def _opened(self) -> int:
+        """A descriptor of the file at its full size. Raises OSError: there is none to be had."""
+        with self._changed:
+            if self._fd is None:
+                if self.incoming.place is None:
+                    raise FileNotFoundError(errno.ENOENT, "it is in no file system", self.incoming.path)
+                fd = os.open(self.incoming.place, os.O_RDONLY | os.O_CLOEXEC)
+                if os.fstat(fd).st_size != self.incoming.size_bytes:
+                    os.close(fd)
+                    raise OSError(errno.EAGAIN, "it isn't made yet", self.incoming.path)
+                self._fd = fd
+            return self._fd
 
     def _wake(self) -> None:
         with self._changed:

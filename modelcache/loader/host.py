@@ -31,9 +31,11 @@ class HostStaging:
             return HostLanding(extent, file, None, (), self._device)
         if file.may_map(extent.span):
             return HostLanding(extent, file, file.mapped(extent.span), (), self._device)
-        memory = self._memory.lend(extent.memory_bytes)
-        if isinstance(file, Expecting):
-            file.expect(extent.span, memory)
+        memory = file.pages(extent.span, extent.memory_bytes) if isinstance(file, Expecting) else None
+        if memory is None:
+            memory = self._memory.lend(extent.memory_bytes)
+            if isinstance(file, Expecting):
+                file.expect(extent.span, memory)
         return HostLanding(extent, file, memory, tuple(extent.blocks()), self._device)
 
     def close(self) -> None:

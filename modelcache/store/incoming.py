@@ -44,6 +44,7 @@ class LocalIncoming:
         marks = remembered.marks if wanted.path in filling.workspace.adopted else {}
         self._hints = {chunk: mark for chunk, mark in marks.items() if chunk < chunk_count(wanted.size_bytes)}
         self._here = RangeSet()
+        self._awaited: list[ByteRange] = []
         self._sha256: Digest | None = None
         self._claimed = False
         self._alone = False
@@ -169,7 +170,8 @@ class LocalIncoming:
             self._filling.workspace.journal.marked(self.key, chunk, mark)
         with self._filling.changed:
             self._here.add(chunk_range(chunk, self.size_bytes))
-            self._filling.changed.notify_all()
+            if any(self._here.covers(span) for span in self._awaited):  # to wake all who wait at each chunk costs more
+                self._filling.changed.notify_all()
 
     def ranges(self) -> RangeSet:
         with self._filling.changed:
@@ -178,13 +180,17 @@ class LocalIncoming:
     def wait(self, span: ByteRange, timeout_s: float, cancel: Cancellation) -> bool:
         deadline = Deadline.after(timeout_s)
         with cancel.on_cancel(self._wake), self._filling.changed:
-            while not self._here.covers(span):
-                cancel.check()
-                if self._filling.ended:
-                    raise Cancelled(f"the fetch ended before {span} of `{self.path}` was here")
-                if deadline.passed:
-                    return False
-                self._filling.changed.wait(deadline.remaining_s())
+            self._awaited.append(span)
+            try:
+                while not self._here.covers(span):
+                    cancel.check()
+                    if self._filling.ended:
+                        raise Cancelled(f"the fetch ended before {span} of `{self.path}` was here")
+                    if deadline.passed:
+                        return False
+                    self._filling.changed.wait(deadline.remaining_s())
+            finally:
+                self._awaited.remove(span)
         return True
 
     def _wake(self) -> None:
@@ -292,8 +298,9 @@ class LocalIncoming:
         if end == self.size_bytes or not self.place.exists() or os.lstat(self.place).st_nlink > 1:
             return  # Of several names, it is a blob that this ingest has not looked at.
         with self._filling.descriptors.using(self._number, self.spot, os.O_RDWR) as fd:
-            durable.truncate(fd, end)
-            durable.truncate(fd, self.size_bytes)
+            if not durable.punch(fd, end, self.size_bytes - end):
+                durable.truncate(fd, end)
+                durable.truncate(fd, self.size_bytes)
 
     def seal(self) -> bool:
         """Give the file the mode and times of a blob; whether it was written to since it was last made durable."""

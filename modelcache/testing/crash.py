@@ -30,6 +30,7 @@ CHANGES = (
     "truncate",
     "write",
     "fallocate",
+    "punch",
     "start_writeback",
     "dedupe_range",
     "fsync",
