@@ -15,7 +15,7 @@ from urllib.parse import quote
 import fsspec
 import pytest
 from fsspec.implementations.asyn_wrapper import AsyncFileSystemWrapper
-from fsspec.implementations.memory import MemoryFileSystem
+from fsspec.implementations.memory import MemoryFile, MemoryFileSystem
 
 from modelcache.abc.source import Listing
 from modelcache.errors import (
@@ -229,6 +229,19 @@ def test_a_file_without_a_size_is_refused(shelf: type[Shelf], size: object) -> N
     shelf.facts = {"size": size}
     with pytest.raises(ProtocolViolation, match="does not state the file's size"):
         listed(source_of("shelf://m"))
+
+
+def test_a_name_that_the_filesystem_would_read_as_anothers_is_refused(shelf: type[Shelf], monkeypatch: pytest.MonkeyPatch) -> None:
+    strip = Shelf._strip_protocol
+    monkeypatch.setattr(Shelf, "_strip_protocol", classmethod(lambda cls, path: strip(path.partition("#")[0])))
+    shelf.store.update({"/m/f": MemoryFile(None, "/m/f", b"f"), "/m/f#2": MemoryFile(None, "/m/f#2", b"f#2")})
+    source = source_of("shelf://m")
+    for text in ("shelf://m", "shelf://m/f#2#"):
+        with pytest.raises(UnsafePath, match="something else") as caught:
+            listed(source, text)
+        assert (caught.value.expected, caught.value.got) == ("'/m/f#2'", "'/m/f'")
+    [file] = listed(source, "shelf://m#exclude=*%232").files
+    assert read(source, file) == b"f"
 
 
 def test_what_is_no_file_is_refused_unless_left_out(shelf: type[Shelf]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import secrets
@@ -16,7 +17,8 @@ import pytest
 from modelcache.abc.source import Source
 from modelcache.cache import ModelCache
 from modelcache.config import Config
-from modelcache.errors import AccessDenied, BadConfig, NotFound, OriginUnreachable, ProtocolViolation
+from modelcache.errors import AccessDenied, BadConfig, DigestMismatch, InvalidUri, NotFound, OriginUnreachable, ProtocolViolation
+from modelcache.refresh import Refresh
 from modelcache.sources.any_fsspec import FsspecSource
 from modelcache.testing.servers.azurite import Azurite
 from modelcache.testing.source_contract import NAMES, Place, SourceContract
@@ -106,6 +108,36 @@ def test_what_is_refused_and_what_is_missing(azurite: Azurite, container: str, t
     assert "AZURE_STORAGE_ACCOUNT_NAME" in str(told.value.hint)
 
 
+@pytest.mark.parametrize("end", ["?", "#", "?versionid=1"])
+def test_a_name_that_adlfs_would_read_as_anothers_is_its_own(azurite: Azurite, container: str, tmp_path: Path, end: str) -> None:
+    name = f"config.json{end}"
+    with blobs(azurite, container) as client:
+        client.upload_blob(f"m/{name}", b"another")
+    with cache(tmp_path, azurite.connection_string) as ours:
+        assert files_of(ours.ensure(f"az://{container}/m").path) == {**MODEL, name: b"another"}
+        alone = f"az://{container}/m/{name}{'#' if '#' in end else '?'}"
+        assert files_of(ours.ensure(alone).path) == {name: b"another"}
+        if "versionid" in end:
+            with pytest.raises(InvalidUri, match="names a version") as told:
+                ours.ensure(alone.removesuffix("?"))
+            assert "version_aware" in str(told.value.hint)
+
+
+def test_the_stated_md5_is_compared(azurite: Azurite, container: str, tmp_path: Path) -> None:
+    from azure.storage.blob import ContentSettings  # type: ignore[import-not-found,import-untyped,unused-ignore]
+
+    with blobs(azurite, container) as client, cache(tmp_path, azurite.connection_string) as ours:
+        client.get_blob_client("m/empty").set_http_headers(ContentSettings())
+        [ref] = ours.refs(str(ours.ensure(f"az://{container}/m").digest))
+        found = {file.path: [str(digest) for digest in file.stated] for file in ref.files}
+        md5 = {path: f"md5:{hashlib.md5(data).hexdigest()}" for path, data in MODEL.items()}
+        assert found == {path: [md5[path]] if path != "empty" else [] for path in MODEL}
+        client.get_blob_client("m/config.json").set_http_headers(ContentSettings(content_md5=bytearray(16)))
+        with pytest.raises(DigestMismatch) as told:
+            ours.ensure(f"az://{container}/m", refresh=Refresh.ALWAYS)
+        assert (told.value.expected, told.value.got) == (f"md5:{'0' * 32}", md5["config.json"])
+
+
 def test_an_object_with_an_encoding_is_refused_by_name(azurite: Azurite, container: str, tmp_path: Path) -> None:
     from azure.storage.blob import ContentSettings  # type: ignore[import-not-found,import-untyped,unused-ignore]
 
@@ -174,7 +206,7 @@ class Blobs:
 
 
 class TestAzure(SourceContract):
-    @pytest.mark.parametrize("name", [name for name in NAMES if not name.endswith("?")])  # adlfs takes that for an empty query
+    @pytest.mark.parametrize("name", [*NAMES, "#", "x#", "a?versionid=x"])
     def test_odd_names_are_listed_and_read(self, place: Place, name: str) -> None:
         super().test_odd_names_are_listed_and_read(place, name)
 

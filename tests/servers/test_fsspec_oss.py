@@ -15,7 +15,7 @@ from modelcache.errors import AccessDenied, BadConfig, NotFound, OriginUnreachab
 from modelcache.patience import Cancellation
 from modelcache.sources.any_fsspec import FsspecOptions, FsspecSource
 from modelcache.testing.servers.oss import Oss
-from modelcache.testing.source_contract import NAMES, Place, SourceContract, read
+from modelcache.testing.source_contract import Place, SourceContract, read
 from modelcache.transport import Timeouts
 from modelcache.uri import StorageUri, UriSecrets, parse_uri
 from tests.contract.test_source_contract import Directory
@@ -99,7 +99,3 @@ class TestOss(SourceContract):
             yield Bucket(root, source)
         finally:
             source.close()
-
-    @pytest.mark.parametrize("name", [name for name in NAMES if "?" not in name])
-    def test_odd_names_are_listed_and_read(self, place: Place, name: str) -> None:
-        super().test_odd_names_are_listed_and_read(place, name)

@@ -51,6 +51,9 @@ PATHS = [
     ("ftp://host/m/x", "/m/x", {"host": "host"}),
     ("ftp://me:p%40ss@host:2121", "/", {"host": "host", "port": 2121, "username": "me", "password": "p@ss"}),
     ("memory://m/a b?", "/m/a b", {}),
+    ("memory://m/a?b", "/m/a?b", {}),
+    ("memory://m/a?b?", "/m/a?b", {}),
+    ("memory://m/what??", "/m/what?", {}),
     ("webhdfs://nn:9870/m", "/m", {"host": "nn", "port": 9870}),
     ("hdfs://me@nn:8020/m", "/m", {"host": "nn", "port": 8020, "user": "me"}),
     ("hdfs://nn", "/", {"host": "nn"}),
@@ -91,6 +94,9 @@ STATED: list[tuple[dict[str, Any], bool]] = [
     ({"LastModified": "2022-11-14T22:13:20+00:00"}, True),
     ({"last_modified": AT.replace(tzinfo=None, hour=12)}, False),
     ({"created": AT.replace(year=2022)}, False),
+    ({"modify": "20231399999999"}, False),
+    ({"mtime": 1e300}, False),
+    ({"LastModified": "0001-01-01T00:00:00+23:59"}, False),
     ({}, False),
 ]
 

@@ -92,9 +92,21 @@ class Home:
         raise failure
 
     def path(self, uri: StorageUri) -> str:
-        """What the filesystem calls the place that a URI names; a query (`?versionid=`) is a part of names where there are any."""
+        """What the filesystem calls the place that a URI names: a `?` in it, and what follows, is a part of the name; one at its end
+        is not.
+
+        Raises InvalidUri: it names a version, which adlfs would not look at.
+        """
+        if names_version(uri) and not self.arguments.get("version_aware"):
+            hint = f"`version_aware = true` in [fsspec.storage.{self.scheme}] has adlfs read versions; a name that has this ends with `?`"
+            raise InvalidUri("it names a version, and adlfs was not told to read versions", address=str(uri), got=uri.query, hint=hint)
         path = f"{self.prefix}{uri.path}" if uri.path else self.root or self.prefix
-        return f"{path}?{uri.query}" if uri.query else path
+        return f"{path}?{uri.query.removesuffix('?')}" if uri.query else path
+
+
+def names_version(uri: StorageUri) -> bool:
+    """Whether it ends with a version as adlfs writes them; of other filesystems that would be a part of the name."""
+    return uri.scheme in AZURE_SCHEMES and uri.query.startswith("versionid=") and not uri.query.endswith("?")
 
 
 def home_of(uri: StorageUri, secrets: UriSecrets, options: FsspecOptions) -> Home:

@@ -17,6 +17,8 @@ def prepared(filesystem: Filesystem, timeouts: Timeouts) -> Filesystem:
     client = getattr(filesystem, "service_client", None)
     if "abfs" in _protocols(filesystem) and client is not None:
         _prepare_azure(client)
+        if not getattr(filesystem, "version_aware", False):
+            _take_names_as_they_are(filesystem)
     if is_oss(filesystem):
         _prepare_oss(filesystem)
     return filesystem
@@ -66,6 +68,17 @@ def _prepare_azure(client: Any) -> None:
     policy: Any = getattr(getattr(client, "_config", None), "retry_policy", None)
     if hasattr(policy, "total_retries"):
         policy.total_retries = 0
+
+
+def _take_names_as_they_are(filesystem: Filesystem) -> None:
+    """adlfs reads each name as a URL, so that one that ends with `?` or `#`, or has `?versionid=` in it, would be another's."""
+
+    def split_path(path: str, **_: str) -> tuple[str, str, None]:
+        container, name = [*path.lstrip("/").split("/", 1), ""][:2]
+        return container, name, None
+
+    filesystem.split_path = split_path
+    filesystem._strip_protocol = lambda path: path.lstrip("/")
 
 
 def _refuse_errors(response: Any, **_: Any) -> None:

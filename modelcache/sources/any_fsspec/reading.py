@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 from modelcache.abc.source import RemoteFile
-from modelcache.errors import BodyCut, InvalidUri, ProtocolViolation, SourceChanged
+from modelcache.errors import BodyCut, InvalidUri, ProtocolViolation, SourceChanged, UnsafePath
 from modelcache.sources.any_fsspec.filesystems import Filesystem
 from modelcache.sources.any_fsspec.prepared import is_oss
 from modelcache.sources.any_fsspec.versions import Stated, has_time, stated
@@ -33,6 +33,14 @@ class Name:
     @classmethod
     def of(cls, file: RemoteFile) -> Self:
         return cls(*json.loads(file.locator))
+
+
+def check_name(filesystem: Filesystem, name: str, address: str) -> None:
+    """Raises UnsafePath: the filesystem takes a part of the name for something else, and would serve another file in its place."""
+    taken = str(filesystem._strip_protocol(name))
+    if not taken.rstrip("/").endswith(name.strip("/")):
+        message = f"the filesystem can't be asked for {name!a}: it takes a part of that for something else"
+        raise UnsafePath(message, address=address, expected=ascii(name), got=ascii(taken))
 
 
 def look(filesystem: Filesystem, path: str, address: str) -> Stated:

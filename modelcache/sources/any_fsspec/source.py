@@ -15,11 +15,11 @@ from modelcache.paths import check_tree, checked_path
 from modelcache.patience import Cancellation
 from modelcache.ranges import ByteRange
 from modelcache.sources.any_fsspec.calls import called
-from modelcache.sources.any_fsspec.filesystems import WHOLE, Filesystem, home_of
+from modelcache.sources.any_fsspec.filesystems import WHOLE, Filesystem, home_of, names_version
 from modelcache.sources.any_fsspec.options import FsspecOptions
 from modelcache.sources.any_fsspec.pool import Pool
 from modelcache.sources.any_fsspec.prepared import prepared
-from modelcache.sources.any_fsspec.reading import Info, Name, Reader, below, described
+from modelcache.sources.any_fsspec.reading import Info, Name, Reader, below, check_name, described
 from modelcache.sources.any_fsspec.refusals import Asked
 from modelcache.transport import Timeouts
 from modelcache.uri import StorageUri, UriSecrets
@@ -127,12 +127,14 @@ class FsspecSource:
 
     def _files(self, filesystem: Filesystem, uri: StorageUri, path: str) -> tuple[RemoteFile, ...]:
         address = str(uri)
+        check_name(filesystem, path, address)
         files = []
         for name, info in below(filesystem, path, address).items():
             relative = _relative(name, path, uri)
             if not uri.selects(relative) or (name.endswith("/") and not info.get("size")):
                 continue
             checked_path(relative, address=address)
+            check_name(filesystem, name, address)
             files.append(self._file(filesystem, relative, name, info, address))
             if len(files) > MAX_FILES:
                 hint = "name a folder further down, or add an include pattern"
@@ -146,7 +148,8 @@ class FsspecSource:
             raise UnsafePath(f"{relative!a} is no regular file", address=address, got=ascii(relative))
         version = described(filesystem, info, name, address)
         locator = Name(name, version.seen).locator
-        return RemoteFile(relative, version.size_bytes, locator, version.name, ranged=self._home.scheme not in WHOLE)
+        ranged = self._home.scheme not in WHOLE
+        return RemoteFile(relative, version.size_bytes, locator, version.name, version.digests, ranged=ranged)
 
 
 class FsspecBody:
@@ -222,7 +225,7 @@ def _relative(name: str, path: str, uri: StorageUri) -> str:
     """Where a file goes in the snapshot, from the filesystem's names of it and of what was asked for."""
     file, place = name.lstrip("/"), path.strip("/")
     if file == place:
-        return (uri.path or uri.authority).rpartition("/")[2]
+        return (place.removesuffix(f"?{uri.query}") if names_version(uri) else place).rpartition("/")[2]
     if place and not file.startswith(f"{place}/"):
         raise ProtocolViolation("the filesystem lists a file outside of the place", address=str(uri), got=ascii(name))
     return file[len(place) + 1 :] if place else file

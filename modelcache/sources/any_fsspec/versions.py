@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta, timezone
 from typing import Any
 
+from modelcache.digest import HEX_LENGTHS, Algorithm, Digest
 from modelcache.errors import ProtocolViolation
 
 STRONG = ("version_id", "versionId", "VersionId", "generation", "ETag", "etag", "e_tag", "sha", "hex", "content_md5", "md5")
@@ -34,11 +35,13 @@ class Stated:
     Attributes:
         name: names this version and no other; empty if nothing that it states does.
         seen: all that it states of the version: two that differ are different, two alike may be too.
+        digests: over all its bytes.
     """
 
     size_bytes: int
     name: str
     seen: str
+    digests: tuple[Digest, ...] = ()
 
 
 def stated(info: Mapping[str, Any], modified: datetime | None, now_s: float, *, address: str) -> Stated:
@@ -55,6 +58,10 @@ def stated(info: Mapping[str, Any], modified: datetime | None, now_s: float, *, 
     if not isinstance(size, int) or isinstance(size, bool) or size < 0:
         hint = "without a size its end can't be told from a broken connection"
         raise ProtocolViolation("the filesystem does not state the file's size", address=address, hint=hint)
+    return replace(_version(info, size, modified, now_s), digests=_digests(info))
+
+
+def _version(info: Mapping[str, Any], size: int, modified: datetime | None, now_s: float) -> Stated:
     for key in STRONG:
         value = _strong(info.get(key))
         if value:
@@ -65,6 +72,14 @@ def stated(info: Mapping[str, Any], modified: datetime | None, now_s: float, *, 
     text = f"{at.astimezone(UTC).isoformat()}/{size}"
     exact = at.microsecond != 0 or now_s - at.timestamp() >= SETTLED_S
     return Stated(size, text if exact else "", text)
+
+
+def _digests(info: Mapping[str, Any]) -> tuple[Digest, ...]:
+    """Azure's Content-MD5: what the uploader said, or the service computed of an upload in one piece; many blobs have none."""
+    stated_md5 = (info.get("content_settings") or {}).get("content_md5")
+    if not isinstance(stated_md5, (bytes, bytearray)) or 2 * len(stated_md5) != HEX_LENGTHS[Algorithm.MD5]:
+        return ()
+    return (Digest(Algorithm.MD5, stated_md5.hex()),)
 
 
 def has_time(info: Mapping[str, Any]) -> bool:
@@ -83,9 +98,19 @@ def _strong(value: object) -> str:
 
 
 def _time(value: object) -> datetime | None:
-    """A time with its zone; None if it can't be read exactly (the short forms of `ls -l`, or a zone that is not told)."""
+    """A time in UTC; None if it can't be read exactly (the short forms of `ls -l`), or is none. Where a zone is not told, the last."""
+    try:
+        found = _read(value)
+        if found is not None:
+            return (found if found.tzinfo is not None else found.replace(tzinfo=_LAST_ZONE)).astimezone(UTC)
+    except (ValueError, OverflowError, OSError):
+        pass  # a month 13, a year that no calendar has
+    return None
+
+
+def _read(value: object) -> datetime | None:
     if isinstance(value, datetime):
-        return value if value.tzinfo is not None else value.replace(tzinfo=_LAST_ZONE)
+        return value
     if isinstance(value, (int, float)) and not isinstance(value, bool) and value > 0:
         return datetime.fromtimestamp(value / 1000 if value > _MILLISECONDS_FROM else value, UTC)
     if not isinstance(value, str):
@@ -94,8 +119,4 @@ def _time(value: object) -> datetime | None:
         micros = int(float(found[7] or 0) * 1_000_000)
         year, month, day, hour, minute, second = (int(found[number]) for number in range(1, 7))
         return datetime(year, month, day, hour, minute, min(second, 59), micros, UTC)
-    try:
-        read = datetime.fromisoformat(value)
-    except ValueError:
-        return None
-    return read if read.tzinfo is not None else read.replace(tzinfo=_LAST_ZONE)
+    return datetime.fromisoformat(value)
