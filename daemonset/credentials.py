@@ -36,11 +36,14 @@ OF_STORAGE = {
     "anonymous": "awsAnonymousCredential",
 }
 """Of an entry of `type: s3` (`kserve_storage.py`)."""
-NOT_TAKEN = (
-    "gcloud-application-credentials.json", "AZ_CLIENT_ID", "AZURE_CLIENT_ID", "AZURE_ACCESS_TOKEN", "AZURE_STORAGE_ACCESS_KEY",
-    "HDFS_NAMENODE", "MODELSCOPE_API_TOKEN",
-)  # fmt: skip
-"""By these KServe knows credentials that a caller's source doesn't take here."""
+_OF_NODE = "a model there can be a cluster cache's without a credential, which the node's own settings read"
+NOT_TAKEN = {
+    **dict.fromkeys(("AZ_CLIENT_ID", "AZURE_CLIENT_ID", "AZURE_ACCESS_TOKEN", "AZURE_STORAGE_ACCESS_KEY"), _OF_NODE),
+    "HDFS_NAMENODE": _OF_NODE,
+    "MODELSCOPE_API_TOKEN": "no source here reads ModelScope",
+}
+"""By these KServe knows credentials that a caller's source doesn't take here, for its SDK would look for the node's identity, too
+(`permission.CALLERS_SCHEMES`); and what can be done instead."""
 
 
 class Credentials:
@@ -79,11 +82,11 @@ class Credentials:
         account = self._get(namespace, "serviceaccounts", name, cancel)
         names = [str(each["name"]) for each in account.get("secrets") or () if each.get("name")]
         found: dict[str, str] = {}
-        refused: list[AccessDenied] = []
+        refused: list[AccessDenied | BadConfig] = []
         for each in names:
             try:
                 found |= values_of(self._get(namespace, "secrets", each, cancel))
-            except AccessDenied as error:
+            except (AccessDenied, BadConfig) as error:  # another of them may be the one that it takes
                 refused.append(error)
         if not found and refused:
             raise refused[0]
@@ -123,7 +126,8 @@ def values_of(secret: Object) -> dict[str, str]:
     found = {name: text for name, text in data.items() if name in NAMES or name in (HTTPS_HOST, HTTPS_HEADERS)}
     found |= {name: text for name, text in data.items() if name.endswith(KSERVES_SUFFIX)}
     if not found and (refused := [name for name in NOT_TAKEN if name in data]):
-        raise BadConfig(f"the secret `{secret['metadata']['name']}` holds `{refused[0]}`, which is not taken here")
+        said = f"the secret `{secret['metadata']['name']}` holds `{refused[0]}`, which is not taken here"
+        raise BadConfig(said, hint=NOT_TAKEN[refused[0]])
     if "AWS_SECRET_ACCESS_KEY" in found:
         annotations = secret["metadata"].get("annotations") or {}
         told = {variable: annotations.get(f"{S3_ANNOTATIONS}{name}") for name, variable in OF_ANNOTATIONS.items()}

@@ -19,6 +19,7 @@ from modelcache.sources.http import HttpOptions
 from modelcache.sources.huggingface import HubOptions
 from modelcache.sources.s3 import S3Options
 
+GOOGLES_KEY = "gcloud-application-credentials.json"
 HTTPS_HOST, HTTPS_HEADERS = "https-host", "headers"
 """Of KServe's secrets for web servers (`https_secret.go`); its init container gets them as `HOST-headers`."""
 
@@ -53,9 +54,10 @@ NAMES: Mapping[str, Scalar] = {
     "HUGGING_FACE_HUB_TOKEN": HUB_TOKEN,
     "HF_ENDPOINT": HUB_ENDPOINT,
     "CLOUDSDK_AUTH_ACCESS_TOKEN": _SECRET,
+    GOOGLES_KEY: Scalar("JSON of a credential", lambda text: text, secret=True),
 }
 """Besides `HOST-headers`, and `https-host` with `headers`. By KServe's names and the SDKs' (reference: KServe's `s3_secret.go`,
-`hf_secret.go`; botocore; huggingface_hub; gcloud). None of them is a path."""
+`hf_secret.go`, `gcs_secret.go`; botocore; huggingface_hub; gcloud). None of them is a path."""
 
 
 def caller_of(namespace: str, service_account: str, secret: Mapping[str, str], node: Config) -> Caller:
@@ -165,8 +167,18 @@ def _kserves_endpoint(values: _Values) -> str | None:
 
 
 def _gs(values: _Values, node: GcsOptions) -> GcsOptions:
-    token = values.first("CLOUDSDK_AUTH_ACCESS_TOKEN")
-    return GcsOptions(endpoint=node.endpoint, ca_file=node.ca_file, access_token=token, anonymous=token is None)
+    """A token before a key, as gcloud has it."""
+    token, key = values.first("CLOUDSDK_AUTH_ACCESS_TOKEN"), values.first(GOOGLES_KEY)
+    place = GcsOptions(endpoint=node.endpoint, ca_file=node.ca_file, anonymous=True)
+    if token is not None:
+        return replace(place, anonymous=False, access_token=token)
+    if key is None:
+        return place
+    try:
+        return replace(place, anonymous=False, credentials_json=key)
+    except BadConfig as error:
+        said = f"`{GOOGLES_KEY}` of a caller's secret can't be used: {error.message}"
+        raise BadConfig(said, expected=error.expected, got=error.got, hint=error.hint) from None
 
 
 def _hf(values: _Values, node: HubOptions) -> HubOptions:

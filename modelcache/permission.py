@@ -28,7 +28,7 @@ from modelcache.uri import StorageUri, UriSecrets
 
 CALLERS_SCHEMES = ("s3", "gs", "hf", "https", "http")
 """Those whose sources use what `Caller.own_config` holds and nothing else: not the files, nor the cloud identity, of this
-machine. (Google's credential files can name other files and URLs to read, so of a caller's only a token is taken.)"""
+machine. (Of Google's credentials a caller's may be those that name nothing to read: `modelcache.sources.gcs.options.TAKEN`.)"""
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class Caller:
         return replace(
             self.config,
             s3=replace(s3, profile=None, chain_key=None, anonymous=s3.access_key is None),
-            gs=replace(gs, credentials_file=None, anonymous=gs.access_token is None),
+            gs=replace(gs, credentials_file=None, anonymous=gs.access_token is None and gs.credentials_json is None),
             hf=replace(hf, token_file=None, anonymous=hf.token is None),
             mirrors=(),
             proxies=Proxies(),
@@ -286,7 +286,7 @@ def expect_own(config: Config) -> None:
     s3, gs, hf = config.s3, config.gs, config.hf
     kept = {
         "s3": s3.profile is None and s3.chain_key is None and (s3.anonymous or s3.access_key is not None),
-        "gs": gs.credentials_file is None and (gs.anonymous or gs.access_token is not None),
+        "gs": gs.credentials_file is None and (gs.anonymous or gs.access_token is not None or gs.credentials_json is not None),
         "hf": hf.token_file is None and (hf.anonymous or hf.token is not None),
     }
     if not all(kept.values()):
@@ -296,7 +296,7 @@ def expect_own(config: Config) -> None:
 
 def _without_identity(mirror: Mirror, own: Config) -> Mirror:
     """A mirror of the node's for a caller: asked with the caller's key, if it has one, and with no other."""
-    keys = {"s3": own.s3.access_key, "gs": own.gs.access_token, "hf": own.hf.token}
+    keys = {"s3": own.s3.access_key, "gs": own.gs.access_token or own.gs.credentials_json, "hf": own.hf.token}
     keyless = mirror.scheme in keys and keys[mirror.scheme] is None
     return replace(mirror, profile=None, credentials_file=None, anonymous=True if keyless else mirror.anonymous)
 

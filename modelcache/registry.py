@@ -187,13 +187,14 @@ def _mirrors_config(config: Config, mirror: Mirror) -> Config:
         return replace(config, http=replace(config.http, **given))
     if mirror.scheme not in ("gs", "hf"):
         return config
+    nobody = dict.fromkeys(("credentials_file", "credentials_json", "access_token") if mirror.scheme == "gs" else ("token_file", "token"))
     if mirror.credentials_file is not None:
-        file, token = ("credentials_file", "access_token") if mirror.scheme == "gs" else ("token_file", "token")
-        given |= {file: mirror.credentials_file, token: None, "anonymous": False}
+        file = "credentials_file" if mirror.scheme == "gs" else "token_file"
+        given |= nobody | {file: mirror.credentials_file, "anonymous": False}
     elif mirror.endpoint is not None and mirror.anonymous is None:
         given["anonymous"] = True  # a token goes to who it was given for, and to others on somebody's word alone
     if given.get("anonymous"):
-        given |= {"credentials_file": None, "access_token": None} if mirror.scheme == "gs" else {"token_file": None, "token": None}
+        given |= nobody
     return replace(config, gs=replace(config.gs, **given)) if mirror.scheme == "gs" else replace(config, hf=replace(config.hf, **given))
 
 
@@ -217,7 +218,7 @@ def _gcs_options(options: GcsOptions, uri: StorageUri, secrets: UriSecrets) -> G
         return options
     if not secrets.userinfo or ":" in secrets.userinfo:
         raise InvalidUri(f"the credential in `{uri}` is not an access token", address=str(uri))
-    return replace(options, anonymous=False, access_token=unquote(secrets.userinfo), credentials_file=None)
+    return replace(options, anonymous=False, access_token=unquote(secrets.userinfo), credentials_file=None, credentials_json=None)
 
 
 def _hub_options(options: HubOptions, uri: StorageUri, secrets: UriSecrets) -> HubOptions:

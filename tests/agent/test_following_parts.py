@@ -125,6 +125,8 @@ def test_a_secret_is_read_by_kserves_names() -> None:
         "h-headers": "{}",
     }
     assert values_of(secret({".dockerconfigjson": "{}"})) == {}
+    key = {"gcloud-application-credentials.json": "{}"}
+    assert values_of(secret(key)) == key
     with pytest.raises(BadConfig, match="AZURE_CLIENT_ID") as caught:
         values_of(secret({"AZURE_CLIENT_ID": "the-value"}))
     assert "the-value" not in str(caught.value.as_dict())

@@ -15,6 +15,7 @@ import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 
+from daemonset.tenants import caller_of
 from modelcache import ModelCache
 from modelcache.abc.source import Listing
 from modelcache.config import Config
@@ -88,6 +89,34 @@ def test_a_service_account_is_asked_for_once_and_for_reading_alone(store: GcsSta
     assert assertion.count(".") == 2
     sent = {received.headers.get("authorization") for received in store.server.received if received.target != TOKEN_PATH}
     assert sent == {f"Bearer {FIRST}"}
+
+
+def test_what_somebody_else_brings_is_a_key_and_leads_to_nothing_of_this_machine(
+    store: GcsStandIn, key_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", "/nonexistent/of-the-machine.json")
+    key = key_file.read_text()
+    with source_of(GcsOptions(endpoint=store.server.endpoint, credentials_json=key)) as source:
+        [file] = listed(source).files
+        assert read(source, file) == DATA
+    assert store.issued == [FIRST]
+    told = json.loads(key)
+    GcsOptions(credentials_json=json.dumps(told | {"token_uri": "https://oauth2.googleapis.com/token"}))
+    for uri in ("http://169.254.169.254/token", "http://127.0.0.1:9/token", "file:///etc/passwd", None, ["x"]):
+        with pytest.raises(BadConfig, match="token_uri") as caught:
+            GcsOptions(endpoint=store.server.endpoint, credentials_json=json.dumps(told | {"token_uri": uri}))
+        assert told["private_key"] not in str(caught.value.as_dict())
+    for text in (
+        "",
+        "[]",
+        "{",
+        '{"type": ["service_account"]}',
+        '{"type": "external_account", "credential_source": {"file": "/etc/passwd"}}',
+    ):
+        with pytest.raises(BadConfig, match="no Google credential that is taken"):
+            GcsOptions(credentials_json=text)
+    with pytest.raises(BadConfig, match="either anonymous"):
+        GcsOptions(anonymous=True, credentials_json=key)
 
 
 @pytest.mark.parametrize("asked", ["list", "open"])
@@ -225,6 +254,22 @@ def test_the_token_of_a_uri_is_the_callers_own(store: GcsStandIn, tmp_path: Path
         with pytest.raises(InvalidUri, match="signing parameters"):
             cache.ensure(f"gs://{BUCKET}/m?X-Goog-Signature=00ff")
         assert (cache.ensure(f"gs://of-this-call@{BUCKET}/m").path / "f").read_bytes() == DATA
+
+
+def test_a_tenants_key_opens_what_it_may_read_and_nothing_else(store: GcsStandIn, key_file: Path, tmp_path: Path) -> None:
+    config = Config(root=tmp_path / "root", limits=NO_LIMITS, gs=GcsOptions(endpoint=store.server.endpoint, access_token="the-node's"))
+    key, store.rights = {"gcloud-application-credentials.json": key_file.read_text()}, {"the-node's": BOTH, FIRST: BOTH, SECOND: {"list"}}
+    with ModelCache(config=config) as cache:
+        for secret, opens in ((key, True), (key, False), ({}, False)):  # one key, whose second token may only list
+            caller = caller_of("a" if opens else "b", "default", secret, config)
+            if opens:
+                assert (cache.ensure(f"gs://{BUCKET}/m", caller=caller).path / "f").read_bytes() == DATA
+                continue
+            with pytest.raises(AccessDenied):
+                cache.ensure(f"gs://{BUCKET}/m", caller=caller)
+    assert store.issued[:2] == [FIRST, SECOND]
+    with pytest.raises(BadConfig, match=r"gcloud-application-credentials\.json"):
+        caller_of("a", "default", {"gcloud-application-credentials.json": "{}"}, config)
 
 
 def test_a_token_does_not_go_over_plain_http() -> None:

@@ -5,6 +5,7 @@ Its requests go through `RangeClient`, as all others do: one set of proxies, CAs
 
 from __future__ import annotations
 
+import json
 import logging
 import threading
 import time
@@ -102,6 +103,8 @@ class Tokens:
                 # That such a file can name programs and addresses; google-auth itself does the same to the ones it finds.
                 warnings.simplefilter("ignore", DeprecationWarning)
                 return from_file(str(self._options.credentials_file), scopes=[SCOPE], request=self._request)[0]
+        if self._options.credentials_json is not None:
+            return _of_text(self._options.credentials_json)
         try:
             return default(scopes=[SCOPE], request=self._request)[0]
         except exceptions.DefaultCredentialsError as error:
@@ -152,6 +155,16 @@ class Tokens:
                 raise
             ours = error_of_auth(error, address=address, cause=self._request.failure)
         raise ours  # out here, so that google-auth's is not its context
+
+
+def _of_text(text: str) -> Any:
+    """Of one of the kinds in `options.TAKEN`. Raises google-auth's errors."""
+    from google.oauth2 import credentials, service_account
+
+    told = json.loads(text)
+    of_user: Any = credentials.Credentials.from_authorized_user_info
+    of_account: Any = service_account.Credentials.from_service_account_info
+    return of_user(told, scopes=[SCOPE]) if told["type"] == "authorized_user" else of_account(told, scopes=[SCOPE])
 
 
 class _AuthTransport:
