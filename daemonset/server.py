@@ -193,9 +193,9 @@ class Agent:
         add_AgentServicer_to_server(service, server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         reflection.enable_server_reflection((SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
-        with sockets.private():
+        with sockets.private(path) as place:
             try:
-                server.add_insecure_port(f"unix:{path}")
+                server.add_insecure_port(f"unix:{place}")
             except RuntimeError as error:
                 raise StoreFault(f"the agent's socket can't be made ({error})", address=str(path)) from None
         server.start()

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import socket
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -11,8 +13,12 @@ from pathlib import Path
 from modelcache.errors import BadConfig, StoreBusy
 
 MODE = 0o600
-MAX_PATH_BYTES = 107
-"""Of a unix socket's name (unix(7), sun_path)."""
+NAME = "s"
+"""Of a socket in the directory that it is bound in."""
+RANDOM_BYTES = 8
+"""Of that directory's name (`tempfile.mkdtemp`)."""
+MAX_PATH_BYTES = 107 - len("..") - RANDOM_BYTES - len(f"/{NAME}")
+"""Of the name of a unix socket the kernel takes 107 (unix(7), sun_path); the place where it is bound has a longer one."""
 
 
 def prepare(path: Path) -> None:
@@ -25,6 +31,7 @@ def prepare(path: Path) -> None:
     if len(os.fsencode(path)) > MAX_PATH_BYTES:
         raise BadConfig(f"a socket's name has at most {MAX_PATH_BYTES} bytes", address=str(path), got=str(len(os.fsencode(path))))
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    _sweep(path)
     if not path.is_socket():
         if path.exists():
             raise BadConfig("there is something else than a socket", address=str(path))
@@ -39,13 +46,59 @@ def prepare(path: Path) -> None:
 
 
 @contextmanager
-def private() -> Iterator[None]:
-    """Sockets that are bound in this block are their owner's alone. Not for several threads: the mask is the process's."""
-    before = os.umask(0o777 & ~MODE)
+def private(path: Path) -> Iterator[Path]:
+    """Where to bind, in the block, a socket that at its end answers at `path`, its owner's alone from its first moment.
+
+    Who binds a name makes it with the mode that the process's mask leaves, which is every thread's: so it is bound where nobody else
+    may look, and linked from there.
+
+    Raises:
+        BadConfig: it can't be made there.
+        StoreBusy: another agent has made one meanwhile.
+    """
     try:
-        yield
+        inside = Path(tempfile.mkdtemp(prefix=_hidden(path), dir=path.parent))
+    except OSError as error:
+        raise BadConfig(f"no socket can be made here ({error.strerror})", address=str(path)) from None
+    fd = os.open(inside, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)  # it is somebody's, and no killed agent's
+        yield inside / NAME
+        _publish(inside / NAME, path)
     finally:
-        os.umask(before)
+        _clear(inside)
+        os.close(fd)
+
+
+def _publish(bound: Path, path: Path) -> None:
+    bound.chmod(MODE)
+    try:
+        os.link(bound, path)
+    except FileExistsError:
+        raise StoreBusy("an agent answers at this socket already", address=str(path)) from None
+
+
+def _sweep(path: Path) -> None:
+    """Remove what agents left that were killed as they bound."""
+    for inside in path.parent.iterdir():
+        if not inside.name.startswith(_hidden(path)):
+            continue
+        with suppress(OSError):  # it is nobody's directory, or went meanwhile
+            fd = os.open(inside, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                _clear(inside)
+            finally:
+                os.close(fd)
+
+
+def _clear(inside: Path) -> None:
+    remove(inside / NAME)
+    inside.rmdir()
+
+
+def _hidden(path: Path) -> str:
+    return f".{path.name}."
 
 
 def remove(path: Path) -> None:

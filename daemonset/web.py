@@ -143,8 +143,15 @@ class _UnixServer(_Server):
     def at(cls, path: Path) -> _UnixServer:
         """Raises OSError, BadConfig, StoreBusy."""
         sockets.prepare(path)
-        with sockets.private():
-            return cls(str(path), _Page)  # type: ignore[arg-type]  # of this family, the address is a path
+        made = None
+        try:
+            with sockets.private(path) as place:
+                made = cls(str(place), _Page)  # type: ignore[arg-type]  # of this family, the address is a path
+        except BaseException:
+            if made is not None:
+                made.server_close()
+            raise
+        return made
 
     def server_bind(self) -> None:
         self.socket.bind(self.server_address)
