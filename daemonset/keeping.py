@@ -16,7 +16,7 @@ from daemonset.backoff import Backoff
 from daemonset.metrics import Metrics
 from daemonset.shares import Share
 from modelcache.abc.snapshot import Snapshot
-from modelcache.abc.store import Lease, LeaseKind
+from modelcache.abc.store import CLUSTERS, Lease, LeaseKind
 from modelcache.cache import ModelCache
 from modelcache.errors import BadInput, Cancelled, ErrorCode, InUse, ModelCacheError, NotCached
 from modelcache.fetch.plan import Priority
@@ -28,8 +28,6 @@ from modelcache.prewarm import DEFAULT_JOBS
 from modelcache.uri import parse_uri
 
 logger = logging.getLogger(__name__)
-HOLDER = "cluster:"
-"""In front of a model's key: in whose name it is pinned."""
 AGAIN = Backoff(15.0, 600.0)
 """After a fetch that failed: KServe's jobs try about hourly, which is long for a secret that was forgotten."""
 LEAST_REFRESH_S = 60.0
@@ -154,7 +152,7 @@ class Keeper:
     def _share_of_pins(self, uri: str, namespace: str | None) -> Share | None:
         """By what an agent before this one has pinned: the API server has not told yet what is wanted now."""
         for pin in self._pins():
-            owner, slash, _ = pin.holder.removeprefix(HOLDER).partition("/")
+            owner, slash, _ = pin.holder.removeprefix(CLUSTERS).partition("/")
             if (owner if slash else None) != namespace:
                 continue
             try:
@@ -234,7 +232,7 @@ class Keeper:
             return
         uri = str(parse_uri(kept.wanted.uri)[0])
         for pin in self._pins():
-            if pin.holder != f"{HOLDER}{kept.wanted.key}":
+            if pin.holder != f"{CLUSTERS}{kept.wanted.key}":
                 continue
             try:
                 info = self._cache.find(str(pin.manifest))
@@ -269,9 +267,9 @@ class Keeper:
         raise NotCached(f"`{parse_uri(model.uri)[0]}` was evicted each time before it could be pinned", hint="make room: `modelcache df`")
 
     def _pin(self, key: str, snapshot: Snapshot) -> None:
-        holder = f"{HOLDER}{key}"
+        holder = f"{CLUSTERS}{key}"
         if not any(pin.holder == holder and pin.manifest == snapshot.digest for pin in self._pins()):
-            self._cache.pin(str(snapshot.digest), holder=holder)
+            self._cache.pin_for_cluster(str(snapshot.digest), key=key)
 
     def _look(self, kept: _Kept, progress: Progress) -> None:
         with self._changed:
@@ -323,7 +321,7 @@ class Keeper:
 
     def _pinned(self, key: str, digest: str | None) -> bool:
         try:
-            return any(pin.holder == f"{HOLDER}{key}" and str(pin.manifest) == digest for pin in self._pins())
+            return any(pin.holder == f"{CLUSTERS}{key}" and str(pin.manifest) == digest for pin in self._pins())
         except ModelCacheError as error:
             logger.warning("the pins can't be read: %s", error, extra={"error": error})
             return True  # nothing is evicted either while they can't
@@ -339,14 +337,14 @@ class Keeper:
     # -- what is no longer wanted -------------------------------------------------------------------------------------
 
     def _pins(self) -> list[Lease]:
-        return [lease for lease in self._cache.leases() if lease.kind is LeaseKind.PIN and lease.holder.startswith(HOLDER)]
+        return [lease for lease in self._cache.leases() if lease.kind is LeaseKind.PIN and lease.holder.startswith(CLUSTERS)]
 
     def _sweep(self, evicts: bool) -> None:
         """End the pins that nobody wants any more, of older versions too."""
         try:
             pins = self._pins()
             with self._changed:
-                reports = {f"{HOLDER}{key}": kept.report for key, kept in self._kept.items()}
+                reports = {f"{CLUSTERS}{key}": kept.report for key, kept in self._kept.items()}
             for pin in pins:
                 report = reports.get(pin.holder)
                 if report is None or (report.state is State.DOWNLOADED and report.digest != str(pin.manifest)):

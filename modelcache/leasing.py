@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
 from modelcache.abc.snapshot import Ref, RefHead
-from modelcache.abc.store import CollectReport, Evicted, Lease, SnapshotInfo
+from modelcache.abc.store import CLUSTERS, CollectReport, Evicted, Lease, SnapshotInfo, expect_own
 from modelcache.abc.upkeep import Upkeep
 from modelcache.digest import digits_of
 from modelcache.errors import NotCached
@@ -47,8 +47,13 @@ class Leasing(ABC):
         return self._store.leases()
 
     def pin(self, name: str, *, holder: str = "user") -> Lease:
-        """Keep a snapshot until it is unpinned."""
+        """Keep a snapshot until it is unpinned. Raises: as `lease`; BadConfig: the holder's name is one of those of the agent."""
+        expect_own(holder)
         return self._store.pin(self.find(name).digest, holder=holder)
+
+    def pin_for_cluster(self, name: str, *, key: str) -> Lease:
+        """The same, for a node's agent in its cluster's name."""
+        return self._store.pin(self.find(name).digest, holder=f"{CLUSTERS}{key}")
 
     def unpin(self, name: str, *, holder: str | None = None) -> int:
         """End the pins of one holder, or all; how many there were."""

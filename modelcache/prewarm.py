@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 from modelcache.abc.snapshot import Ref, Snapshot
 from modelcache.abc.source import Listing
-from modelcache.abc.store import Store, Usage
+from modelcache.abc.store import Store, Usage, expect_own
 from modelcache.errors import BadConfig, Cancelled, ModelCacheError, NoSpace, NotCached, Unavailable
 from modelcache.fetch.progress import Progress
 from modelcache.patience import Cancellation
@@ -136,6 +136,8 @@ class Prewarm:
     def __init__(self, store: Store, asking: Asking, progress: ManyProgress | None, cancel: Cancellation) -> None:
         if not 1 <= asking.jobs <= MAX_JOBS:
             raise BadConfig(f"{asking.jobs} jobs are not from 1 to {MAX_JOBS}", got=str(asking.jobs))
+        if asking.pin_for is not None:
+            expect_own(asking.pin_for)
         self._store = store
         self._asking = asking
         self._progress = progress

@@ -12,6 +12,7 @@ from typing import Protocol
 from modelcache.abc.ingest import Ingest, IngestFile
 from modelcache.abc.snapshot import Ref, RefHead, RefKey, Snapshot
 from modelcache.digest import Digest
+from modelcache.errors import BadConfig
 from modelcache.manifest import Manifest
 from modelcache.patience import Cancellation
 
@@ -35,6 +36,16 @@ class Lease:
     kind: LeaseKind
     created_at_s: float
     expires_at_s: float | None
+
+
+CLUSTERS = "cluster:"
+"""In front of the holders of pins that a node's agent makes for its cluster: by them it knows what it may end, and what pods are given."""
+
+
+def expect_own(holder: str) -> None:
+    """Raises BadConfig: a pin of this holder would be taken for the cluster's."""
+    if holder.startswith(CLUSTERS):
+        raise BadConfig(f"in the name of `{CLUSTERS}…` the node's agent pins, and nobody else", got=holder, hint="pin it in another name")
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,7 @@ import pytest
 
 from modelcache.agent.client import AgentClient, Identity
 from modelcache.cache import ModelCache
+from modelcache.cli.main import main
 from modelcache.config import Config
 from modelcache.errors import (
     AccessDenied,
@@ -132,6 +133,30 @@ def test_a_lease_has_an_end(client: AgentClient, server: FaultServer) -> None:
     for ttl_s in (0.0, -1.0, 1e9):
         with pytest.raises(BadConfig):
             client.lease(uri, holder="x", ttl_s=ttl_s)
+
+
+@pytest.mark.parametrize("holder", ["cluster:one", "cluster:"])
+def test_nobody_pins_in_the_cluster_s_name(
+    client: AgentClient, server: FaultServer, node: RunningAgent, holder: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Else the agent would end the pin, or give pods what it holds."""
+    uri = f"{server.endpoint}/m/weights"
+    had = client.ensure(uri)
+    with ModelCache(node.root) as direct, AgentClient(node.driver) as driver:
+        for ask in (
+            lambda: client.pin(uri, holder=holder),
+            lambda: driver.pin(uri, holder=holder),
+            lambda: client.prewarm([uri], pin_for=holder),
+            lambda: direct.pin(uri, holder=holder),
+            lambda: direct.prewarm([uri], pin_for=holder),
+        ):
+            with pytest.raises(BadConfig, match="the node's agent pins"):
+                ask()
+        assert main(["pin", uri, "--holder", holder, "--agent", str(node.admin), "--root", str(node.root)]) == 2
+        assert "the node's agent pins" in capsys.readouterr().err
+        assert direct.find(uri).leases == ()
+        assert direct.pin_for_cluster(str(had.snapshot.digest), key="one").holder == "cluster:one"
+        assert client.unpin(uri, holder="cluster:one") == 1
 
 
 def test_the_sockets_are_their_owner_s(node: RunningAgent) -> None:
