@@ -67,7 +67,7 @@ def open_root(
     root = Path(os.path.realpath(path))
     check_place(root, allow_fuse=allow_fuse)
     layout = Layout(root)
-    if not layout.format.exists():
+    if not _is_here(layout):
         _create(layout, create=create)
     store_id = _recognised(layout)
     read_only = not os.access(root, os.W_OK)
@@ -82,8 +82,24 @@ def format_bytes_of(owner: int, store_id: str) -> bytes:
     return f"modelcache {FORMAT_VERSION}\nowner {owner}\nstore {store_id}\n".encode()
 
 
+def _is_here(layout: Layout) -> bool:
+    """Whether there is a `format` file. Raises StoreOwner: the directory is closed to us, as a store of another user id is."""
+    try:
+        os.stat(layout.format)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except PermissionError as error:
+        owner, us = os.stat(layout.root).st_uid, os.geteuid()
+        if owner == us:
+            raise
+        raise StoreOwner("the store belongs to another user id", address=str(layout.root), expected=str(owner), got=str(us)) from error
+    return True
+
+
 def _create(layout: Layout, *, create: bool) -> None:
     found = _content(layout.root)
+    if found and _is_here(layout):
+        return  # Somebody has made one since we looked; of all its parts, `format` comes first.
     parts = {path.relative_to(layout.root).parts[0] for path in (*layout.directories, *layout.locks)}
     if found & parts:
         raise StoreFormat(

@@ -16,7 +16,7 @@ import pytest
 
 from modelcache.cache import ModelCache, Refresh
 from modelcache.config import Config
-from modelcache.errors import StoreReadOnly
+from modelcache.errors import StoreOwner, StoreReadOnly
 from modelcache.testing.small_filesystem import Kind
 from modelcache.testing.store_filling import content
 from modelcache.testing.store_fixtures import NO_LIMITS
@@ -155,6 +155,32 @@ def as_nobody(directory: Path) -> None:
         cache.ensure(f"file://{origin}", refresh=Refresh.ALWAYS)
         cache.evict(f"file://{origin}")
     print(json.dumps({"uid": os.geteuid(), "left": [path.name for path in (root / "snapshots").iterdir()]}))
+
+
+def refused_to_nobody(root: Path) -> None:
+    """The body of a child process that gives up being root."""
+    os.setgroups([])
+    os.setgid(NOBODY)
+    os.setuid(NOBODY)
+    with pytest.raises(StoreOwner) as caught:
+        cache_at(root)
+    assert (caught.value.expected, caught.value.got) == ("0", str(NOBODY))
+    print("refused")
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("mode", [0o700, 0o755])
+def test_a_store_of_another_user_is_refused_as_that(origin: Path, mode: int) -> None:
+    """Its own mode keeps others out before they could read whose it is; somebody may have opened it."""
+    with quick_directory() as directory:
+        directory.chmod(0o755)
+        with cache_at(directory / "root") as cache:
+            cache.ensure(f"file://{origin}")
+        (directory / "root" / "format").chmod(0o444)
+        (directory / "root").chmod(mode)
+        program = f"import pathlib, tests.faults.test_read_only as test; test.refused_to_nobody(pathlib.Path({str(directory / 'root')!r}))"
+        done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=DEADLINE_S)
+    assert (done.stdout, done.returncode) == ("refused\n", 0), done.stderr
 
 
 def test_a_directory_without_the_right_to_write(origin: Path) -> None:

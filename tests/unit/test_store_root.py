@@ -22,6 +22,7 @@ from modelcache.errors import (
 )
 from modelcache.patience import Cancellation
 from modelcache.store import durable, filesystem
+from modelcache.store import root as store_root
 from modelcache.store.faults import translated
 from modelcache.store.layout import TEMP_PREFIX
 from modelcache.store.store import LocalStore
@@ -83,6 +84,19 @@ def test_processes_that_make_one_store_at_once_agree(tmp_path: Path) -> None:
         child.stdin.flush()
     ids = {child.communicate(timeout=60)[0] for child in children}
     assert ids == {LocalStore(tmp_path / "root", NO_LIMITS).store_id + "\n"}
+
+
+def test_a_store_that_somebody_makes_between_two_looks_is_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    look = store_root._content
+    made = []
+
+    def after_another(root: Path) -> set[str]:
+        monkeypatch.undo()
+        made.append(LocalStore(root, NO_LIMITS).store_id)
+        return look(root)
+
+    monkeypatch.setattr(store_root, "_content", after_another)
+    assert [LocalStore(tmp_path / "root", NO_LIMITS).store_id] == made
 
 
 def test_a_missing_store_may_be_an_unmounted_disk(tmp_path: Path) -> None:
