@@ -62,10 +62,15 @@ def test_a_small_file_is_asked_for_at_once(hub: HubServer, repository: HubReposi
     assert [each.method for each in hub.front.received] == ["GET"] * 4
 
 
-def test_the_token_goes_to_the_hub_and_never_to_the_cdn(hub: HubServer, repository: HubRepository) -> None:
+@pytest.mark.parametrize("xet", [False, True])
+def test_the_token_goes_to_the_hub_and_never_to_the_cdn(hub: HubServer, xet: bool) -> None:
+    repository = hub.repository()
+    repository.xet = xet
+    repository.commit({"large": LARGE, "small": SMALL})
     token = hub.token()
     with hub_source(hub, token) as source:
         assert [read(source, file) for file in listing_of(source, "hf://org/model").files] == [LARGE, SMALL]
+    assert hub.counts() == {"info": 1, "tree": 1, "resolve": 2, "cache": 1, "cdn": 1}
     assert {each.headers.get("authorization") for each in hub.front.received} == {f"Bearer {token}"}
     assert all("authorization" not in each.headers and token not in str(each) for each in hub.cdn.received)
 
@@ -211,6 +216,8 @@ def test_an_endpoint_that_makes_no_sense_is_refused(endpoint: str) -> None:
         ({"X-Repo-Commit": "0" * 40}, ProtocolViolation),
         ({"X-Linked-Size": "1"}, SourceChanged),
         ({"X-Linked-Etag": f'"{"0" * 64}"'}, SourceChanged),
+        ({"X-Linked-Etag": f'W/"{"0" * 64}"'}, SourceChanged),
+        ({"X-Linked-Etag": "0" * 64}, SourceChanged),
         ({"Location": "ftp://127.0.0.1/x"}, ProtocolViolation),
         ({"Location": "http://[::1"}, ProtocolViolation),
     ],

@@ -179,7 +179,8 @@ class _Front(FaultServer):
             return Reply(307, headers | {"Location": where, "X-Linked-Size": str(len(file.data))}, b"Temporary Redirect.")
         linked = {"X-Linked-Size": str(len(file.data)), "X-Linked-Etag": f'"{file.sha256}"'}
         if file.xet:
-            linked |= {"X-Xet-Hash": hashlib.sha256(b"xet" + file.data).hexdigest()}
+            route = f"{self.endpoint}{self._hub.prefix}/api/models/{repo}/xet-read-token/{commit}"
+            linked |= {"X-Xet-Hash": hashlib.sha256(b"xet" + file.data).hexdigest(), "Link": f'<{route}>; rel="xet-auth"'}
         return Reply(302, headers | linked | {"Location": self._hub.cdn.signed_url(repo, file.sha256)}, b"Found. Redirecting")
 
 
