@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import mmap
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -48,15 +48,24 @@ class ArrivingFolder:
         object.__setattr__(self, "_sizes", sizes)
         object.__setattr__(self, "_root", Path() if place is None else place.parent)
 
-    def open_checkpoint(self) -> Checkpoint:
+    @property
+    def names(self) -> Collection[str]:
+        """Of the files beside each other at its root."""
+        return self._sizes.keys()
+
+    def open_checkpoint(self, named: str | None = None) -> Checkpoint:
         """As of a directory that holds these files; waits for the index and the headers.
+
+        Args:
+            named: the file or index that is meant; None: the one index there, else all safetensors files.
 
         Raises:
             NotFound: there are no safetensors among them. BadCheckpoint. What `Arrival.later` raises.
         """
-        self._want_first()
-        index = self._index()
-        names = sorted(set(index.values())) if index is not None else sorted(name for name in self._sizes if name.endswith(SUFFIX))
+        self.want_first(named)
+        index = self._index(named)
+        names = [] if named is None or index is not None else [named]
+        names = names or sorted(set(index.values()) if index is not None else self._shards(""))
         if not names:
             raise NotFound("there are no safetensors files", address=str(self.begun.listing.uri))
         for name in names:
@@ -67,6 +76,11 @@ class ArrivingFolder:
     def open_file(self, shard: Shard, cancel: Cancellation) -> ArrivingFile:
         """An `Opener`."""
         return self._open(shard.path.name, cancel, verified_only=self.verified_only)
+
+    def verified(self, name: str) -> bytes:
+        """A small file, once all of it is verified. Raises what `Arrival.later` raises."""
+        with closing(self._open(name, self.cancel, verified_only=True)) as file:
+            return _first(file, self._sizes[name])
 
     def _open(self, name: str, cancel: Cancellation, *, verified_only: bool) -> ArrivingFile:
         return ArrivingFile(
@@ -79,15 +93,26 @@ class ArrivingFolder:
             may_map=self.may_map,
         )
 
-    def _want_first(self) -> None:
+    def want(self, names: Collection[str]) -> None:
+        """These files, of a chunk at most each, are wanted before all that nobody has asked for yet."""
+        for number, item in enumerate(self.begun.listing.files):
+            if item.path in names:
+                self.begun.fetch.want(number, 0, 1)
+
+    def want_first(self, named: str | None = None) -> None:
         """What most will read first is wanted before the headers say so: else long spans of other files are under way when they do."""
         numbers = {item.path: number for number, item in enumerate(self.begun.listing.files)}
-        first = min((name for name in self._sizes if name.endswith(SUFFIX)), default=None)
+        stem = "" if named is None else named.removesuffix(INDEX_SUFFIX).removesuffix(SUFFIX)  # shards have the name of their index
+        first = named if named in numbers and not named.endswith(INDEX_SUFFIX) else min(self._shards(stem), default=None)
         if first is not None:
             self.begun.fetch.want(numbers[first], 0, FIRST_WANTED_CHUNKS)
 
-    def _index(self) -> Mapping[str, str] | None:
-        found = sorted(name for name in self._sizes if name.endswith(INDEX_SUFFIX))
+    def _shards(self, stem: str) -> Sequence[str]:
+        return [name for name in self._sizes if name.endswith(SUFFIX) and name.startswith(stem)]
+
+    def _index(self, named: str | None) -> Mapping[str, str] | None:
+        """Tensor name → file name; None: there is none, or a file itself is meant."""
+        found = sorted(name for name in self._sizes if name.endswith(INDEX_SUFFIX) and named in (None, name))
         if not found:
             return None
         if len(found) > 1:

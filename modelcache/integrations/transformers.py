@@ -7,6 +7,7 @@ instead of reading the files itself. `docs/loading.md` says what is left to tran
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -15,12 +16,26 @@ from typing import Any
 
 import torch
 import transformers
+from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
+from modelcache.arriving.model import AskedModel
+from modelcache.arriving.opening import How
+from modelcache.arriving.tensors import stream_opened
 from modelcache.cache import ModelCache
-from modelcache.errors import BadCheckpoint, BadConfig, ModuleMismatch, NotFound
-from modelcache.loading import load
+from modelcache.errors import BadCheckpoint, BadConfig, BadShard, ModuleMismatch, NotFound
+from modelcache.integrations.awaited import AwaitedTensor, AwaitedTensors, Tensors
+from modelcache.loader.checkpoint import Checkpoint
+from modelcache.loader.group import NodeGroup
+from modelcache.loader.loading import Wishes
+from modelcache.loader.report import LoadReport
+from modelcache.loader.shard_plan import ShardPlan, Share
+from modelcache.loader.tensors import torch_form
+from modelcache.patience import Cancellation
 
 CONFIG = "config.json"
+FIRST = (CONFIG, "generation_config.json")
+"""What is read before tensors are. Of other small files only their names matter."""
+ADAPTER = "adapter_config.json"
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 """What transformers looks for, in its order (`SAFE_WEIGHTS_NAME`, `SAFE_WEIGHTS_INDEX_NAME`): other files beside them are not read."""
 IN_THE_URI = frozenset({"cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token"})
@@ -38,6 +53,21 @@ QUANTIZED = frozenset({"fp8"})
 SHOWN = 5
 
 
+class _Building:
+    """Models are built one at a time: transformers changes torch's default dtype and its own classes while it builds one, and two threads
+    that do leave them so for good. A fork begins anew."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        os.register_at_fork(after_in_child=self._forked)
+
+    def _forked(self) -> None:
+        self.lock = threading.Lock()
+
+
+_building = _Building()
+
+
 def from_pretrained(
     source: str | os.PathLike[str],
     *,
@@ -46,40 +76,57 @@ def from_pretrained(
     dtype: torch.dtype | str | None = "auto",
     auto_class: Any = None,
     strict: bool = True,
+    ranks: tuple[int, int] | None = None,
+    group: NodeGroup | str | None = None,
+    verified_only: bool = False,
+    report: LoadReport | None = None,
+    cancel: Cancellation | None = None,
     **kwargs: Any,
 ) -> Any:
     """A model in eval mode with its weights and its generation config, as transformers' own `from_pretrained` of the files makes it.
 
-    On a CPU, parameters that are in the page cache are mapped and not copied, unless `dtype` makes transformers cast them.
+    On a CPU, parameters that are in the page cache are mapped and not copied, unless `dtype` makes transformers cast them. Of a URI that
+    isn't here the configuration comes first, and the parameters are filled as they arrive. No model is given before all of it is
+    verified and published.
 
     Args:
-        source: a storage URI (fetched first if it isn't here, held until the model is loaded) or a directory.
+        source: a storage URI (fetched if it isn't here, held until the model is loaded) or a directory.
         cache: for URIs; None: the one that the environment describes.
         device: that the loaded model is moved to; None: host memory.
         dtype: as transformers takes it; `auto`: the configuration's, else the checkpoint's.
         auto_class: `transformers.AutoModel…` or a class of models; None: the one that `config.json` names (`architectures`).
         strict: parameters that the checkpoint has no values for are an error. False: transformers makes some up and warns.
+        ranks: (rank, world) of processes that load the whole model, each its own, at the same time; with `group`.
+        group: those of them that are on this node, as `modelcache.load` takes it: the files are read once for all. A model that isn't here
+            is awaited whole.
+        verified_only: of a model that arrives, no parameter is filled before its file is verified.
+        report: filled with what the load took; nothing if transformers reads by itself.
         kwargs: what else transformers' `from_pretrained` takes, apart from where the model comes from.
 
     Raises:
         NotFound: there is no `config.json`.
-        BadConfig: an argument that the URI, or this function, has instead.
+        BadConfig: an argument that the URI, or this function, has instead; a group, for a model that transformers reads by itself.
         BadCheckpoint: what is there is no model that transformers has a class for.
+        BadShard: `ranks` without `group`, or the other way round.
         ModuleMismatch: parameters are missing.
         What `modelcache.load` raises, and what transformers does (`RuntimeError`: shapes that differ).
     """
     _check(kwargs)
-    with _directory(source, cache) as path:
-        asked = _Asked(path, dtype, kwargs, *_config(path, kwargs))
+    reading = _Reading.of(ranks, group, report, cancel)
+    how = How(verified_only=verified_only)
+    with AskedModel(source, how, cache=cache, cancel=cancel, seen=reading.report) as files:
+        asked = _Asked.of(files, dtype, kwargs, whole=group is not None)
         weights = asked.weights(device)
+        if weights is None and group is not None:
+            raise BadConfig("transformers reads this model by itself, and no group can do that together", address=asked.address)
         if weights is None:
             model, info = asked.by_itself(asked.kind(auto_class), device)
         else:
-            model, info = asked.with_tensors_of(weights, asked.kind(auto_class))
+            model, info = asked.with_tensors_of(weights, asked.kind(auto_class), reading)
             if device is not None:
                 model = model.to(device)
-    if strict and info["missing_keys"]:
-        raise _missing(sorted(info["missing_keys"]), path)
+        if strict and info["missing_keys"]:
+            raise _missing(sorted(info["missing_keys"]), asked.address)
     return model
 
 
@@ -95,20 +142,65 @@ def tokenizer(source: str | os.PathLike[str], *, cache: ModelCache | None = None
 
 
 @dataclass(frozen=True, slots=True)
-class _Asked:
-    """A directory, and how its model is wanted.
+class _Reading:
+    """How tensors are read.
 
     Attributes:
+        share: this rank among those that read the same together; None: it reads by itself.
+    """
+
+    share: Share | None
+    group: NodeGroup | None
+    report: LoadReport
+    cancel: Cancellation
+
+    @classmethod
+    def of(
+        cls, ranks: tuple[int, int] | None, group: NodeGroup | str | None, report: LoadReport | None, cancel: Cancellation | None
+    ) -> _Reading:
+        """Raises BadShard."""
+        if (ranks is None) != (group is None):
+            raise BadShard("a group needs to know which of how many ranks this is, and ranks read together in a group alone")
+        share = None if ranks is None else Share(*ranks, ShardPlan({}))
+        together = NodeGroup(group) if isinstance(group, str) else group
+        return cls(share, together, report or LoadReport(), cancel or Cancellation())
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """A model, and how it is wanted.
+
+    Attributes:
+        path: a directory with its configuration, and maybe no more.
         rest: of `kwargs`, what is none of the configuration's fields.
     """
 
+    files: AskedModel = field(repr=False)
     path: Path
     dtype: torch.dtype | str | None
     kwargs: Mapping[str, Any] = field(repr=False)
     config: Any = field(repr=False)
     rest: Mapping[str, Any] = field(repr=False)
 
-    def weights(self, device: torch.device | str | None) -> Path | None:
+    @classmethod
+    def of(cls, files: AskedModel, dtype: torch.dtype | str | None, kwargs: Mapping[str, Any], *, whole: bool) -> _Asked:
+        """
+        Args:
+            whole: all of the model is awaited before anything is read.
+
+        Raises:
+            NotFound: there is no configuration. What `ModelCache.ensure` raises.
+        """
+        if whole or not ITS_OWN.isdisjoint(kwargs) or kwargs.get("trust_remote_code"):
+            files.whole()
+        path = files.first(FIRST, then=next(filter(files.has, WEIGHTS), None))
+        return cls(files, path, dtype, kwargs, *_config(files, path, kwargs))
+
+    @property
+    def address(self) -> str:
+        return self.files.address
+
+    def weights(self, device: torch.device | str | None) -> str | None:
         """What the loader reads; None: transformers reads by itself, because the files or the arguments want what the loader doesn't do."""
         by_itself = (
             not ITS_OWN.isdisjoint(self.kwargs),
@@ -116,11 +208,12 @@ class _Asked:
             getattr(self.config, "transformers_weights", None) is not None,
             bool(getattr(type(self.config), "extra_files", ())),
             self._brings_code(),
-            (self.path / "adapter_config.json").is_file(),
+            self.files.has(ADAPTER),
+            is_deepspeed_zero3_enabled(),
         )
         if any(by_itself):
             return None
-        return next((self.path / name for name in WEIGHTS if (self.path / name).is_file()), None)
+        return next(filter(self.files.has, WEIGHTS), None)
 
     def kind(self, given: Any) -> Any:
         """The class to call: the given one, else that of the configuration. Raises BadCheckpoint: transformers has none."""
@@ -134,29 +227,50 @@ class _Asked:
         if found is None:
             raise BadCheckpoint(
                 f"transformers {transformers.__version__} has no class of models `{name}`",
-                address=str(self.path),
+                address=self.address,
                 hint="name a class (auto_class=…), install a newer transformers, or allow the model's own code (trust_remote_code=True)",
             )
         return found
 
     def by_itself(self, kind: Any, device: torch.device | str | None) -> tuple[Any, dict[str, Any]]:
         """transformers' own way, from the verified files."""
+        path = self.files.whole()
         place = {} if device is None else {"device_map": device}
-        pair = kind.from_pretrained(self.path, dtype=self.dtype, local_files_only=True, output_loading_info=True, **place, **self.kwargs)
+        with _building.lock:
+            pair = kind.from_pretrained(path, dtype=self.dtype, local_files_only=True, output_loading_info=True, **place, **self.kwargs)
         return pair[0], pair[1]
 
-    def with_tensors_of(self, weights: Path, kind: Any) -> tuple[Any, dict[str, Any]]:
-        """transformers' way with tensors in memory: it takes them without a directory, and for a class that is none of the auto classes."""
-        config = self.config
-        if not issubclass(kind, transformers.PreTrainedModel):
-            kind, config = _concrete(kind, config, self.rest)
-        model, info = kind.from_pretrained(
-            None, config=config, state_dict=load(weights), dtype=self.dtype, output_loading_info=True, **self.rest
-        )
-        model.config.name_or_path = model.name_or_path = str(self.path)
+    def with_tensors_of(self, weights: str, kind: Any, reading: _Reading) -> tuple[Any, dict[str, Any]]:
+        """transformers' way with tensors in memory, or on their way there: it takes them without a directory, and for a class that is none
+        of the auto classes."""
+        opened = self.files.open(weights)
+        names = opened.checkpoint.select(None)
+
+        def read(cancel: Cancellation) -> Tensors:
+            yield from stream_opened(
+                opened, names, Wishes(), share=reading.share, group=reading.group, report=reading.report, cancel=cancel
+            )
+
+        with AwaitedTensors(read, _forms(opened.checkpoint), reading.cancel) as awaited:
+            with _building.lock:
+                try:
+                    model, info = self._filled(kind, awaited.by_name)
+                except Exception:
+                    awaited.expect_sound()  # whatever transformers makes of an error of reading
+                    raise
+            awaited.finish()
+        opened.finish(reading.report)
+        model.config.name_or_path = model.name_or_path = str(self.files.whole())
         if model.can_generate() and self.kwargs.get("generation_config") is None:
             model.generation_config = _generation_config(self.path)
         return model, info
+
+    def _filled(self, kind: Any, tensors: Mapping[str, AwaitedTensor]) -> tuple[Any, dict[str, Any]]:
+        config = self.config
+        if not issubclass(kind, transformers.PreTrainedModel):
+            kind, config = _concrete(kind, config, self.rest)
+        pair = kind.from_pretrained(None, config=config, state_dict=tensors, dtype=self.dtype, output_loading_info=True, **self.rest)
+        return pair[0], pair[1]
 
     def _plain(self) -> bool:
         return getattr(self.config, "quantization_config", None) is None
@@ -171,14 +285,19 @@ class _Asked:
         return bool(getattr(self.config, "auto_map", None)) and bool(self.kwargs.get("trust_remote_code"))
 
 
-def _config(path: Path, kwargs: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
+def _forms(checkpoint: Checkpoint) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
+    """Dtype and shape of every tensor. Raises BadCheckpoint: torch has no such."""
+    return {name: torch_form(entry, str(checkpoint.shards[shard].path)) for name, (shard, entry) in checkpoint.place.items()}
+
+
+def _config(files: AskedModel, path: Path, kwargs: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
     """The model's configuration, and the arguments that are none of its fields."""
     rest = dict(kwargs)
     given = rest.pop("config", None)
     if isinstance(given, transformers.PreTrainedConfig):
         return given, rest
-    if not (path / CONFIG).is_file():
-        raise NotFound(f"there is no `{CONFIG}`", address=str(path), hint="transformers needs one: name the directory of a model")
+    if not files.has(CONFIG):
+        raise NotFound(f"there is no `{CONFIG}`", address=files.address, hint="transformers needs one: name the directory of a model")
     code = {"trust_remote_code": rest.pop("trust_remote_code")} if "trust_remote_code" in rest else {}
     config, rest = transformers.AutoConfig.from_pretrained(given or path, return_unused_kwargs=True, local_files_only=True, **code, **rest)
     return config, {**rest, **code}
@@ -219,9 +338,9 @@ def _check(kwargs: Mapping[str, Any]) -> None:
             raise BadConfig(f"`{name}` is no argument of modelcache's from_pretrained", got=name)
 
 
-def _missing(names: list[str], path: Path) -> ModuleMismatch:
+def _missing(names: list[str], address: str) -> ModuleMismatch:
     more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
     shown = ", ".join(f"`{name}`" for name in names[:SHOWN])
     return ModuleMismatch(
-        f"the checkpoint has no values for {shown}{more}", address=str(path), hint="strict=False has transformers make some up"
+        f"the checkpoint has no values for {shown}{more}", address=address, hint="strict=False has transformers make some up"
     )

@@ -15,11 +15,11 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
-import modelcache
 import modelcache.integrations.transformers as ours
 from modelcache import ModelCache
 from modelcache.errors import BadCheckpoint, BadConfig, ModuleMismatch, NotFound
 from modelcache.loader import shard_file
+from modelcache.loader.report import LoadReport
 from modelcache.testing.servers import Nginx
 
 TOKENS = torch.tensor([[3, 1, 4, 1, 5, 9, 2, 6]])
@@ -98,8 +98,8 @@ def test_a_model_of_a_uri_is_what_transformers_makes_of_the_files(saved: Path, c
 def test_parameters_are_the_snapshots_pages_and_not_copies(saved: Path, cache: ModelCache, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shard_file, "resident_share", lambda fd, span: 1.0)  # whatever this kernel tells
     uri = f"file://{saved / 'sharded'}"
-    model = ours.from_pretrained(uri, cache=cache)
     path = cache.ensure(uri).path
+    model = ours.from_pretrained(uri, cache=cache)
     assert {Path(mapped_file(tensor)).parent for tensor in model.parameters()} == {path}
 
     before = {file: file.read_bytes() for file in path.glob("*.safetensors")}
@@ -172,17 +172,15 @@ def test_a_generation_config_that_is_only_in_config_json(saved: Path, tmp_path: 
     assert mine.generation_config.eos_token_id == 7
 
 
-def test_what_transformers_reads_by_itself(saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def unused(*args: object) -> None:
-        raise AssertionError("the loader was asked")
-
-    monkeypatch.setattr(ours, "load", unused)
+def test_what_transformers_reads_by_itself(saved: Path, tmp_path: Path) -> None:
+    report = LoadReport()
     path = Path(shutil.copytree(saved / "untied", tmp_path / "pickled"))
     torch.save(load_file(path / "model.safetensors"), path / "pytorch_model.bin")
     (path / "model.safetensors").unlink()
     theirs = transformers.AutoModelForCausalLM.from_pretrained(saved / "untied")
-    assert same(ours.from_pretrained(path), theirs)
-    assert same(ours.from_pretrained(saved / "untied", use_safetensors=True), theirs)
+    assert same(ours.from_pretrained(path, report=report), theirs)
+    assert same(ours.from_pretrained(saved / "untied", use_safetensors=True, report=report), theirs)
+    assert report.tensors == 0
 
     path = Path(shutil.copytree(saved / "untied", tmp_path / "quantized"))
     config = json.loads((path / "config.json").read_text()) | {"quantization_config": {"quant_method": "gptq", "bits": 4}}
@@ -219,22 +217,14 @@ def test_a_checkpoint_in_fp8_is_what_transformers_makes_of_it(tmp_path: Path, au
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     path = in_fp8(tmp_path / "fp8")
     theirs = transformers.AutoModelForCausalLM.from_pretrained(path)
-    loaded = []
-
-    def seen(weights: Path) -> dict[str, torch.Tensor]:
-        loaded.append(weights)
-        return modelcache.load(weights)
-
-    monkeypatch.setattr(ours, "load", seen)
-    assert same(ours.from_pretrained(path, auto_class=auto_class), theirs)
-    assert loaded == [path / "model.safetensors"]
+    report = LoadReport()
+    assert same(ours.from_pretrained(path, auto_class=auto_class, report=report), theirs)
+    assert report.tensors == len(load_file(path / "model.safetensors"))
     assert theirs.dtype is torch.bfloat16  # without a GPU transformers gives the weights their values back
 
-    def unused(*args: object) -> None:
-        raise AssertionError("the loader was asked")
-
-    monkeypatch.setattr(ours, "load", unused)
-    assert same(ours.from_pretrained(path, device="cpu"), theirs)  # on a device it is the quantizer that places them
+    report = LoadReport()
+    assert same(ours.from_pretrained(path, device="cpu", report=report), theirs)  # on a device it is the quantizer that places them
+    assert report.tensors == 0
 
 
 @pytest.mark.parametrize(
