@@ -11,8 +11,9 @@ from typing import Annotated, Any, Literal, get_type_hints
 
 import typer
 
-_common = partial(typer.Option, rich_help_panel="Options of every command")
-_origin = partial(typer.Option, rich_help_panel="How the origin is reached")
+# What may not be read is told by what opens it: whose store it is, and what to do.
+_common = partial(typer.Option, rich_help_panel="Options of every command", readable=False)
+_origin = partial(typer.Option, rich_help_panel="How the origin is reached", readable=False)
 _selection = partial(typer.Option, rich_help_panel="What is fetched")
 FLAG = ""
 """What stands for the value of an option without one."""

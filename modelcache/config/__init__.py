@@ -209,7 +209,10 @@ def _default_root(environ: Environ) -> Path:
             return NODE_ROOT
     except OSError:
         pass  # no store of the node that this user can see
-    home = Path(environ.get("HOME") or Path.home())
+    try:
+        home = Path(environ.get("HOME") or Path.home())
+    except RuntimeError:
+        return NODE_ROOT  # a user id that no table of users has; where it may not write there, the error says how to name a root
     named = Path(environ.get("XDG_CACHE_HOME") or "")
     return (named if named.is_absolute() else home / ".cache") / "modelcache"  # a relative one is to be ignored, says the specification
 

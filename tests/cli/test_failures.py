@@ -51,6 +51,17 @@ def test_what_an_origin_does_decides_the_exit_code(
     assert failed(done) == expected
 
 
+def test_a_root_that_may_not_be_read_is_told_by_what_opens_it(
+    cli: Executable, inside: Callable[..., Done], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whose store it is, and what to do; not as a mistake in the arguments."""
+    cli.root.mkdir()
+    real = os.access
+    monkeypatch.setattr(os, "access", lambda path, mode, **more: mode != os.R_OK and real(path, mode, **more))
+
+    assert inside("ls", "--root", cli.root).code == 0
+
+
 def test_an_unreachable_origin_is_worth_another_try(cli: Executable) -> None:
     with FaultServer() as server:
         gone = server.endpoint

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -19,7 +20,7 @@ from daemonset.tenants import caller_of
 from modelcache import ModelCache
 from modelcache.abc.source import Listing
 from modelcache.config import Config
-from modelcache.errors import AccessDenied, BadConfig, InvalidUri, ModelCacheError, OriginUnreachable
+from modelcache.errors import AccessDenied, BadConfig, InvalidUri, ModelCacheError, OriginUnreachable, UnknownScheme
 from modelcache.patience import Cancellation
 from modelcache.ranges import ByteRange
 from modelcache.sources.gcs import GcsOptions, GcsSource
@@ -193,6 +194,15 @@ def test_where_no_credential_is_found_none_is_sent_and_a_refusal_says_so(certifi
                 with pytest.raises(AccessDenied) as caught:
                     refused()
                 assert "no Google credential was found" in str(caught.value.hint)
+
+
+def test_without_the_extra_the_error_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("google.auth", "google.auth.credentials", "google.auth.exceptions"):
+        monkeypatch.setitem(sys.modules, name, None)  # an import fails
+    with source_of(GcsOptions()) as source, pytest.raises(UnknownScheme, match="needs google-auth") as caught:
+        listed(source)
+    assert caught.value.hint is not None
+    assert "modelcache[gcs]" in caught.value.hint
 
 
 def test_workload_identity_comes_from_the_metadata_server(store: GcsStandIn, certificate: Certificate, tmp_path: Path) -> None:

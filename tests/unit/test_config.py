@@ -88,6 +88,17 @@ def test_the_root(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert Config.load(HOME | {"MODELCACHE_ROOT": "/srv"}).root == Path("/srv")
 
 
+def test_a_user_id_without_a_home(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As containers give to programs: no HOME, and no entry in the table of users."""
+
+    def home() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", home)
+    assert Config.load({}).root == modelcache.config.NODE_ROOT
+    assert Config.load({"MODELCACHE_ROOT": "/srv"}).root == Path("/srv")
+
+
 @pytest.mark.parametrize(
     ("environ", "endpoint"),
     [

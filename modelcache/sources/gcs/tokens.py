@@ -113,13 +113,13 @@ class Tokens:
             raise
 
     def _applied(self) -> dict[str, str]:
-        from google.auth.credentials import TokenState
-
         if not self._looked:
             self._credentials = self._find()
             self._looked = True
         if self._credentials is None:
             return {}
+        from google.auth.credentials import TokenState
+
         state = self._credentials.token_state
         if state is TokenState.INVALID:
             self._credentials.refresh(self._request)
