@@ -51,7 +51,9 @@ class Cancellation:
     `on_cancel` callbacks break blocking waits (shut a socket down); they must be quick, safe from any thread, and not raise.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, told: Cancellation | None = None) -> None:
+        """`told`: one whose holders see the pauses of this one, too."""
+        self._told = told
         self._requested = False
         # Not an Event: its lock is not reentrant, so `set` in a signal handler can wait for ever for the thread that it interrupted.
         self._lock = threading.RLock()
@@ -89,6 +91,10 @@ class Cancellation:
     @contextmanager
     def saying(self, why: str, seconds: float) -> Iterator[None]:
         """While the block runs, whoever else holds this sees why it waits, and for how long (`waits`)."""
+        if self._told is not None:
+            with self._told.saying(why, seconds):
+                yield
+            return
         with self._lock:
             key = self._next
             self._next += 1

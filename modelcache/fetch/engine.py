@@ -20,6 +20,7 @@ from modelcache.fetch.request import FetchRequest
 from modelcache.fetch.run import Run
 from modelcache.fetch.shared import SharedFiles
 from modelcache.fetch.turns import Turns
+from modelcache.fetch.underway import Underway
 
 IDLE_S = 5.0
 """A worker without work ends after this, and its buffer's memory goes back."""
@@ -61,6 +62,7 @@ class FetchEngine:
         self._shared = SharedFiles()
         self.turns = Turns()
         self.incoming = Received()
+        self._underway = Underway()
         self._workers: set[threading.Thread] = set()
         self._served = 0
         self._closed = False
@@ -69,7 +71,9 @@ class FetchEngine:
     def start(self, request: FetchRequest) -> Fetch:
         """Begin to fetch; returns at once. Follow with `Fetch.wait`, which tells what went wrong."""
         known = request.known()
-        fetch = Fetch(request, Surroundings(self._pool, self._changed, self._shared.completed, self._lookout.begin, self._ended))
+        fetch = Fetch(
+            request, Surroundings(self._pool, self._changed, self._shared.completed, self._lookout.begin, self._make_way, self._ended)
+        )
         with self._changed:
             if self._closed:
                 raise RuntimeError("the fetch engine is closed")
@@ -229,14 +233,27 @@ class FetchEngine:
     def _perform(self, fetch: Fetch, span: Span, buffer: Buffer | None) -> Buffer | None:
         run = Run(fetch, span, buffer, self)
         error: BaseException | None = None
+        with self._changed:
+            self._underway.began(run)
         try:
             fetch.context.copy().run(run.perform)
         except BaseException as caught:  # whatever it was, the fetch must end with it
             error = caught
         with self._changed:
             self._concurrency.ended(fetch.origin)
+            self._underway.ended(run)
         fetch.ended_span(span, run.done, error)
         return run.buffer
+
+    def _make_way(self, fetch: Fetch) -> None:
+        """Somebody waits for this fetch. If it has no request, and can't have one until another ends, one that gets nowhere does."""
+        with self._changed:
+            full = self._concurrency.full()
+            if fetch.active or not fetch.left or (not full and self._concurrency.open(fetch.origin)):
+                return
+            run = self._underway.give_up(fetch, None if full else fetch.origin, time.monotonic())
+        if run is not None:
+            run.leave()
 
     def received(self, fetch: Fetch, count: int) -> None:
         """`count` bytes came from the origin of this fetch, kept or not."""

@@ -39,6 +39,7 @@ class Surroundings:
         changed: the engine's lock (re-entrant), notified when there may be something to do or to wait for no longer.
         published: called under the lock, once, when a file is published; who waits for it.
         awaiting: called under the lock when a fetch begins to wait for another process.
+        impatient: called now and then, without the lock, while somebody waits for a fetch.
         ended: called under the lock, once, when the fetch ends.
     """
 
@@ -46,6 +47,7 @@ class Surroundings:
     changed: threading.Condition
     published: Callable[[Fetch, int, Digest], list[tuple[Fetch, int]]]
     awaiting: Callable[[], None]
+    impatient: Callable[[Fetch], None]
     ended: Callable[[Fetch], None]
 
 
@@ -80,7 +82,6 @@ class Fetch:
         self._whole_tries: Counter[int] = Counter()
         self._reused: Counter[int] = Counter()
         self._error: BaseException | None = None
-        self._bodies: set[Body] = set()
         self._lent: Counter[Priority] = Counter()
         self.own_priority = request.priority
         self.cancelled = Cancellation()
@@ -119,13 +120,17 @@ class Fetch:
             Cancelled: by `cancel` or `Fetch.cancel`.
             ModelCacheError: the first error of any worker.
         """
-        with cancel.on_cancel(self.cancel), self._changed:
-            while not (self.ended and self.active == 0):
-                self._changed.wait(LOOK_S)
+        with cancel.on_cancel(self.cancel):
+            while not self._is_over(LOOK_S):
+                self._around.impatient(self)
         for assembly in self._assemblies.values():
             assembly.release()
         if self._error is not None:
             raise self._error
+
+    def _is_over(self, timeout_s: float) -> bool:
+        with self._changed:
+            return self._changed.wait_for(lambda: self.ended and self.active == 0, timeout_s)
 
     def cancel(self) -> None:
         """Stop; what is marked stays for the next fetch."""
@@ -272,19 +277,16 @@ class Fetch:
         return not self._request.remote[file].resumable
 
     @contextmanager
-    def body(self, file: int, span: ByteRange) -> Iterator[Body]:
-        """An open body that `cancel` can break."""
-        self.cancelled.check()
-        body = self._request.source.open(self._request.remote[file], span, self.cancelled)
-        with self._changed:
-            self._bodies.add(body)
-        try:
-            self.cancelled.check()
-            yield body
-        finally:
-            with self._changed:
-                self._bodies.discard(body)
-            body.close()
+    def body(self, file: int, span: ByteRange, stop: Cancellation) -> Iterator[Body]:
+        """An open body that `stop`, and the end of this fetch, can break."""
+        with self.cancelled.on_cancel(stop.cancel):
+            stop.check()
+            body = self._request.source.open(self._request.remote[file], span, stop)
+            try:
+                with stop.on_cancel(body.abort):
+                    yield body
+            finally:
+                body.close()
 
     def told_of(self, file: int, stated: tuple[Digest, ...]) -> None:
         """The answer that now brings all of this file states this about it: it is compared, too."""
@@ -326,8 +328,9 @@ class Fetch:
     def ended_span(self, span: Span, done: int, error: BaseException | None) -> None:
         """A worker is through with a span, up to chunk `done`."""
         try:
-            if error is not None and self._may_start_over(span.file, error):
-                self._whole_tries[span.file] += 1
+            left = error is None and done < span.stop and self.is_whole(span.file)
+            if left or (error is not None and self._may_start_over(span.file, error)):
+                self._whole_tries[span.file] += not left
                 self._start_over(span.file)
                 error, done = None, span.stop
         except BaseException as caught:
@@ -393,8 +396,5 @@ class Fetch:
                 return
             self._error = error
             self._around.ended(self)
-            bodies = list(self._bodies)
             self._changed.notify_all()
         self.cancelled.cancel()
-        for body in bodies:
-            body.abort()

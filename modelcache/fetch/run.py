@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Protocol
 
 import xxhash
@@ -9,10 +10,11 @@ import xxhash
 from modelcache.abc.ingest import IncomingFile
 from modelcache.abc.source import Body
 from modelcache.chunks import chunk_range
-from modelcache.errors import StoreFault
+from modelcache.errors import Cancelled, StoreFault
 from modelcache.fetch.buffers import Buffer
 from modelcache.fetch.fetch import Fetch
 from modelcache.fetch.plan import Span, Work
+from modelcache.patience import Cancellation
 from modelcache.ranges import ByteRange
 
 
@@ -32,10 +34,12 @@ class Run:
     Attributes:
         buffer: the worker's; after a chunk it may be another one.
         done: the first chunk that is not done.
+        since_s: when it began with that chunk, on the monotonic clock.
+        left: `leave` was called.
     """
 
     def __init__(self, fetch: Fetch, span: Span, buffer: Buffer | None, traffic: Traffic) -> None:
-        self._fetch = fetch
+        self.fetch = self._fetch = fetch
         self._span = span
         self._traffic = traffic
         self._incoming: IncomingFile = fetch.incoming(span.file)
@@ -43,13 +47,34 @@ class Run:
         self._unkept_bytes = 0
         self.buffer = buffer
         self.done = span.first
+        self.since_s = time.monotonic()
+        self.left = False
+        self._stop = Cancellation(told=fetch.cancelled)
+
+    @property
+    def is_check(self) -> bool:
+        """Whether it asks no origin for anything."""
+        return self._span.work is Work.CHECK
+
+    @property
+    def starts_over(self) -> bool:
+        """Whether nothing of the file stays when it is left."""
+        return self._fetch.is_whole(self._span.file)
+
+    def leave(self) -> None:
+        """End the request, whatever it waits for; chunks that are done stay. From any thread."""
+        self.left = True
+        self._stop.cancel()
 
     def perform(self) -> None:
         """Raises what the source, the store and the checksums raise."""
         buffer = self.buffer or Buffer()
         self.buffer = buffer
         try:
-            self._check(buffer) if self._span.work is Work.CHECK else self._read(buffer)
+            self._check(buffer) if self.is_check else self._read(buffer)
+        except Cancelled:
+            if not self.left or self._fetch.cancelled.requested:
+                raise
         finally:
             self._fetch.meter.lost(self._unkept_bytes)  # of a chunk that broke off
         if self._hashed:
@@ -87,7 +112,7 @@ class Run:
         last = self._span.stop - 1
         span = ByteRange(chunk_range(self._span.first, size_bytes).start, chunk_range(last, size_bytes).stop)
         leaves = not self._fetch.is_whole(self._span.file)
-        with self._fetch.body(self._span.file, span) as body:
+        with self._fetch.body(self._span.file, span, self._stop) as body:
             if body.stated:
                 self._fetch.told_of(self._span.file, body.stated)
             for chunk in range(self._span.first, last):
@@ -120,7 +145,7 @@ class Run:
         self._incoming.write(at.start, view, self._fetch.route)
         self._unkept_bytes -= at.size_bytes
         buffer = self._arrived(chunk, buffer, mark)
-        self.done = chunk + 1
+        self.done, self.since_s = chunk + 1, time.monotonic()
         self._traffic.moved(self._fetch, at.size_bytes)
         return buffer
 

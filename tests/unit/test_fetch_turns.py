@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from unittest.mock import Mock
 
 import pytest
 
 from modelcache.abc.source import RemoteFile
+from modelcache.fetch import underway
 from modelcache.fetch.concurrency import ConcurrencyBounds
 from modelcache.fetch.engine import EngineLimits, FetchEngine
 from modelcache.fetch.plan import SPAN_CHUNKS, Priority
+from modelcache.fetch.underway import Underway
 from modelcache.ranges import ByteRange
 from modelcache.testing.fetching import SMALL_CHUNK_BYTES as CHUNK
 from modelcache.testing.fetching import check_filled, finish, request_for, running_engine
@@ -177,3 +180,38 @@ def test_a_hurried_fetch_goes_before_those_it_was_equal_to() -> None:
         finish(second)
         finish(first)
     assert order[:5] == ["origin-0", *["origin-1"] * 4]
+
+
+@pytest.mark.parametrize("resumable", [True, False], ids=["resumable", "whole"])
+@pytest.mark.parametrize("rank", [Priority.PREWARM, Priority.WAITING])
+def test_a_request_that_gets_nowhere_is_given_up_for_who_has_none(monkeypatch: pytest.MonkeyPatch, rank: Priority, resumable: bool) -> None:
+    """All requests are in the middle of a chunk, at origins that go on with it whenever they like; nobody but who waits ends that."""
+    crowds = not resumable or rank is Priority.WAITING
+    monkeypatch.setattr(underway, "CROWD_PATIENCE_S" if crowds else "PATIENCE_S", 0.0)
+    stuck = MemorySource({"a": content(8 * CHUNK, 1)}, endpoint="memory://stuck:1", resumable=resumable, piece_bytes=CHUNK // 4)
+    awaited = MemorySource({"b": content(12 * CHUNK, 2)}, endpoint="memory://awaited:1")
+    gate = stuck.gate("a", 3 * CHUNK + CHUNK // 2)
+    store = MemoryStore()
+    with running_engine(1) as engine:
+        request = request_for(store, stuck, "early", priority=rank)
+        early = engine.start(request)
+        gate.await_readers()
+        finish(engine.start(request_for(store, awaited, "late")))
+        assert not early.ended
+        gate.open()
+        finish(early)
+    check_filled(store, request, {"a": content(8 * CHUNK, 1)})
+    lost = 3.5 if not resumable else 0.5
+    assert stuck.books.bytes["a"] == (8 + lost) * CHUNK
+
+
+@pytest.mark.parametrize(("ours", "theirs"), [(Priority.PREWARM, Priority.WAITING), (Priority.WAITING, Priority.WAITING)])
+def test_a_request_is_not_given_up_early_nor_for_who_goes_behind(ours: Priority, theirs: Priority) -> None:
+    engine = Underway()
+    fetch = Mock(priority=ours)
+    run = Mock(fetch=Mock(priority=theirs, origin="o"), left=False, is_check=False, starts_over=False, since_s=100.0)
+    engine.began(run)
+    assert engine.give_up(fetch, None, 100.0 + underway.CROWD_PATIENCE_S - 1) is None
+    later = engine.give_up(fetch, None, 100.0 + underway.CROWD_PATIENCE_S)
+    assert (later is run) is (ours == theirs)
+    assert engine.give_up(fetch, None, 100.0 + 2 * underway.CROWD_PATIENCE_S - 1) is None  # of a crowd, one at a time
