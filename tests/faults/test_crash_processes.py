@@ -10,6 +10,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,10 @@ from modelcache.testing.servers import SeaweedFS
 from tests.faults.chance import seed_of, soak_rounds
 from tests.faults.kills import COMMAND, DEADLINE_S, TWO_MODELS, killed_at_random
 
-ROUNDS = 4
+KILLS = 4
+AT_ONCE = (3,)
+AT_ONCE_IN_SOAK = (2, 8)
+"""Pulls at once, in turn. What two and eight do at any instant is in `test_crash_flights`, whose processes begin in no time."""
 WORKERS = 2
 
 
@@ -62,18 +66,19 @@ def origin_on_s3(seaweedfs: SeaweedFS, bucket: str) -> Origin:
 class Rounds:
     """Rounds of kills on one store."""
 
-    def __init__(self, root: Path, origin: Origin, seed: int) -> None:
+    def __init__(self, root: Path, origin: Origin, at_once: tuple[int, ...], seed: int) -> None:
         self._root = root
         self._origin = origin
         self._random = random.Random(seed)
         self._store = LocalStore(root, NO_LIMITS)
+        self._processes = cycle(at_once)
 
     def play(self) -> int:
         """One round; how many pulls were killed before their end."""
         if self._random.random() < 0.5:
             self._collect()  # what rounds before have left
         fresh = not any((self._root / "ingest").iterdir())
-        names = [self._random.choice(sorted(TWO_MODELS)) for _ in range(3)]
+        names = [self._random.choice(sorted(TWO_MODELS)) for _ in range(next(self._processes))]
         with self._evictions():
             pulls = [self._pull(name) for name in names]
             killed = sum([self._kill(pull) for pull in pulls])
@@ -188,13 +193,13 @@ class Rounds:
         return kept, lost
 
 
-Play = Callable[[Origin, int], None]
+Play = Callable[[Origin, tuple[int, ...], int], None]
 
 
 @pytest.fixture
 def play(tmp_path: Path, pytestconfig: pytest.Config) -> Play:
-    def rounds(origin: Origin, count: int) -> None:
-        rounds = Rounds(tmp_path / "root", origin, seed_of(pytestconfig))
+    def rounds(origin: Origin, at_once: tuple[int, ...], count: int) -> None:
+        rounds = Rounds(tmp_path / "root", origin, at_once, seed_of(pytestconfig))
         killed = played = 0
         while killed < count and played < 5 * count:  # On a busy machine most pulls may be through before their instant.
             killed += rounds.play()
@@ -209,11 +214,11 @@ def play(tmp_path: Path, pytestconfig: pytest.Config) -> Play:
 @pytest.mark.parametrize("origin", ["origin_on_disk", "origin_on_s3"])
 def test_pulls_killed_at_random_instants(play: Play, origin: str, request: pytest.FixtureRequest) -> None:
     assert len(TWO_MODELS["one"]["w.safetensors"]) > 4 * CHUNK_BYTES
-    play(request.getfixturevalue(origin), ROUNDS)
+    play(request.getfixturevalue(origin), AT_ONCE, KILLS)
 
 
 @pytest.mark.soak
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("origin", ["origin_on_disk", "origin_on_s3"])
 def test_pulls_killed_at_hundreds_of_random_instants(play: Play, origin: str, request: pytest.FixtureRequest) -> None:
-    play(request.getfixturevalue(origin), soak_rounds(150))
+    play(request.getfixturevalue(origin), AT_ONCE_IN_SOAK, soak_rounds(300))
