@@ -20,8 +20,9 @@ from modelcache.patience import Cancellation
 logger = logging.getLogger(__name__)
 NAMESPACE = "default"
 """Of Events about objects that have none, as kubelet's."""
-BURST, REFILL_S = 10, 60.0
-"""So many Events at once, and then one in so long: a disk that dies damages thousands of files, and etcd is everybody's."""
+BURST, REFILL_S = 15, 60.0
+"""So many Events at once, of five contents that are damaged, kept aside and repaired, and then one in so long: a disk that dies damages
+thousands of files, and etcd is everybody's."""
 WAITING = 64
 TRIES = 3
 AGAIN_S = 5.0

@@ -20,12 +20,17 @@ def tell_evicted(evicted: Evicted) -> None:
 def tell_damaged(damage: Damage, announce: Announce) -> None:
     held, withdrawn = len(damage.still_held), len(damage.withdrawn)
     fields = {"path": str(damage.path), "reason": damage.reason, "chunks": len(damage.chunks), "withdrawn": withdrawn, "held": held}
+    fields |= {} if damage.aside is None else {"aside": str(damage.aside)}
     logger.warning("damaged: `%s`: %s", damage.path, damage.reason, extra={"event": "damaged", "fields": fields})
     said = "a record of the store is damaged on the disk; the agent's log says which"
     if damage.digest is not None:
         of = f"{withdrawn} snapshots are out of service, {held} still show it"
-        said = f"{damage.digest} is damaged on the disk: {damage.reason}; it is kept aside, {of}"
+        said = f"{damage.digest} is damaged on the disk: {damage.reason}; {of}"
     announce(Announcement("DamageFound", said, warning=True))
+    if damage.aside is not None:
+        announce(
+            Announcement("Quarantined", f"{damage.digest} is out of use; the damaged file is kept aside: quarantine/{damage.aside.name}")
+        )
 
 
 def tell_repaired(blob: RepairedBlob, announce: Announce) -> None:

@@ -131,7 +131,8 @@ class Agent:
             stack.enter_context(VolumeKeeper(cache, mounts, grace_s=self._volumes.grace_s))
             metrics = Metrics(cache, stack.enter_context(closing(self._watching.spans())))
             self._calls.refused = metrics.refused
-            seen, shares = Seen(metrics, self._watching.recent), Shares(cache)
+            announce = self._announcer(stack)
+            seen, shares = Seen(metrics, self._watching.recent, announce), Shares(cache)
             self._serve_web(stack, metrics, cache)
             stack.callback(self._end_servers)
             self._health.set(SERVICE, health_pb2.HealthCheckResponse.SERVING)  # before a socket answers
@@ -139,7 +140,7 @@ class Agent:
             for path, access in self._accesses():
                 self._servers.append(self._serve(path, AgentService(cache, self._calls, Waiters(WAITERS), access, seen, shares)))
                 stack.callback(sockets.remove, path)
-            stack.enter_context(Scrubber(cache, metrics, self._scrub, self._calls.ending, self._announcer(stack)))
+            stack.enter_context(Scrubber(cache, metrics, self._scrub, self._calls.ending, announce))
             if self._membership is not None:
                 stack.enter_context(Member(cache, metrics, self._membership, shares, self._calls.ending))
             self._stack = stack.pop_all()

@@ -12,8 +12,9 @@ from functools import partial
 
 import grpc
 
+from daemonset.announcing import Announce, silently
 from daemonset.calls import Calls, Waiters
-from daemonset.events import tell_evicted
+from daemonset.events import tell_damaged, tell_evicted
 from daemonset.metrics import Metrics
 from daemonset.refusals import with_holders
 from daemonset.shares import Share, Shares
@@ -60,10 +61,11 @@ class Access:
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """What is seen of the agent. `recent`: the last lines of its log."""
+    """What is seen of the agent. `recent`: the last lines of its log. `announce`: of what its cluster should know."""
 
     metrics: Metrics
     recent: Callable[[], Sequence[LogEntry]] = tuple
+    announce: Announce = silently
 
 
 class AgentService(AgentServicer):
@@ -75,6 +77,7 @@ class AgentService(AgentServicer):
         self._shares = shares or Shares(cache)
         self._metrics = seen.metrics
         self._recent = seen.recent
+        self._announce = seen.announce
         self._calls = calls
         self._waiters = waiters
         self._access = access
@@ -257,6 +260,8 @@ class AgentService(AgentServicer):
                 tell(None)  # it lives, while it looks what there is to read
                 report = self._cache.verify(name, progress=lambda done, total: tell((done, total)), cancel=cancel)
                 self._metrics.verified(report.bytes_read, len(report.damages))
+                for damage in report.damages:
+                    tell_damaged(damage, self._announce)
                 return wire.report_message(report)
 
             for what in told(run, context):

@@ -149,6 +149,7 @@ class Damage:
         withdrawn: snapshots taken out of service because of it.
         still_held: snapshots that hold it under a lease and so still show it.
         ref: of a damaged ref that could be written anew from what was left of it.
+        aside: where a damaged blob is kept now; None: it is where it was.
     """
 
     path: Path
@@ -158,6 +159,7 @@ class Damage:
     withdrawn: tuple[Digest, ...]
     still_held: tuple[Digest, ...]
     ref: RefKey | None = None
+    aside: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)

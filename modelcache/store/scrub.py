@@ -238,13 +238,14 @@ class Scrub:
         if self._parts.root.read_only:
             yield Damage(subject.path, subject.digest, why, chunks, (), tuple(self._showing(subject.digest, subject.inode)))
             return
+        aside = None
         with self._parts.root.lock.exclusive():
             if subject.snapshot is None and subject.path.exists() and os.lstat(subject.path).st_ino == subject.inode:
-                subject.compartment.blobs.quarantine(subject.path, subject.digest)
+                aside = subject.compartment.blobs.quarantine(subject.path, subject.digest)
             # Only now: whoever publishes from here on finds that the inode is no blob's, whoever did before is seen.
             withdrawn, held = self._removal.withdraw_damaged(self._showing(subject.digest, subject.inode))
         self._parts.trash.empty()
-        yield Damage(subject.path, subject.digest, why, chunks, tuple(withdrawn), tuple(held))
+        yield Damage(subject.path, subject.digest, why, chunks, tuple(withdrawn), tuple(held), aside=aside)
 
     def _mend(self, subject: Subject, reading: Reading) -> Iterator[Damage]:
         """The bytes are right: put right what else is said of them."""

@@ -9,8 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from daemonset.announcing import Announcement
 from daemonset.metrics import Metrics
 from daemonset.scrubbing import DAY_S, Credit, Scrubber, ScrubBudget
+from daemonset.server import Agent, Sockets
 from modelcache.agent.client import AgentClient
 from modelcache.cache import ModelCache
 from modelcache.config import Config
@@ -60,6 +62,23 @@ def test_damage_is_found_and_repaired_without_being_asked_for(tmp_path: Path) ->
         assert found["modelcache_read_back_bytes_total", ""] >= 300_000
         assert (client.ensure(f"{server.endpoint}/m/weights").snapshot.path / "weights").read_bytes() == b"w" * 300_000
         assert client.drain(5.0) == 0
+
+
+def test_what_somebody_finds_is_announced_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[Announcement] = []
+    monkeypatch.setattr(Agent, "_announcer", lambda *_: said.append)
+    (tmp_path / "m").mkdir()
+    (tmp_path / "m" / "weights").write_bytes(b"w" * 300_000)
+    config = Config.load({"HOME": "/nonexistent"}, root=tmp_path / "store", limits=NO_LIMITS)
+    with Agent(config, Sockets(tmp_path / "a.sock"), grace_s=1.0), AgentClient(tmp_path / "a.sock") as client:
+        file = client.ensure(f"file://{tmp_path}/m").snapshot.path / "weights"
+        file.chmod(0o644)
+        flip_bit(file, 1000)
+        assert len(client.verify().damages) == 1
+    assert [each.reason for each in said] == ["DamageFound", "Quarantined"]
+    aside = said[1].message.rpartition("quarantine/")[2]
+    assert (tmp_path / "store" / "quarantine" / aside).stat().st_size == 300_000
+    assert str(tmp_path) not in str(said)
 
 
 @pytest.mark.parametrize("budget", [ScrubBudget(), ScrubBudget(bytes_per_s=1, every_s=0.001, bytes_per_day=1 << 60), ScrubBudget(0)])

@@ -39,10 +39,11 @@ def test_damage_and_its_repair_are_events_of_the_node(served: ControlPlane, tmp_
         file = had.snapshot.path / "weights"
         file.chmod(0o644)
         flip_bit(file, 1000)
-        until(lambda: {"DamageFound", "DamageRepaired", "ReplacedUnderHolders"} <= events().keys(), "the events")
+        until(lambda: {"DamageFound", "Quarantined", "DamageRepaired", "ReplacedUnderHolders"} <= events().keys(), "the events")
     told = events()
 
     assert (told["DamageFound"]["type"], told["DamageRepaired"]["type"]) == ("Warning", "Normal")
     assert told["DamageFound"]["involvedObject"]["kind"] == "LocalModelNode"
     assert "volume-7" in told["ReplacedUnderHolders"]["message"]
+    assert (running.root / "quarantine" / told["Quarantined"]["message"].rpartition("/")[2]).stat().st_size == 300_000
     assert "private-model" not in str(told)
