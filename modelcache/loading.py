@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Generator, Iterable, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -121,7 +121,8 @@ def stream(
     too; what was fetched is kept for the next one.
     """
     expect_torch()
-    from modelcache.loader.loading import Wishes, stream_tensors
+    from modelcache.arriving.tensors import stream_opened
+    from modelcache.loader.loading import Wishes
 
     wishes = Wishes(device, dtype, order, _gpu_options(device, cache))
     share = _share(shard, group)
@@ -130,20 +131,10 @@ def stream(
         how = How(may_map, verified_only)
         found = source if group is None else _fetched(source, cache=cache, held=held, cancel=cancel, seen=seen)
         opened = open_source(found, how, cache=cache, held=held, cancel=cancel, seen=seen)
-        checkpoint, open_file = opened.checkpoint, opened.open_file
-        chosen = checkpoint.select(names, order=order)
-        if share is None:
-            extents = opened.plan(chosen, order, wishes.placement.device_of)
-            yield from stream_tensors(
-                checkpoint, chosen, wishes, extents=extents, open_file=open_file, report=seen, cancel=cancel, progress=progress
-            )
-        else:
-            from modelcache.loader.sharded import stream_parts  # 6 ms, which is a tenth of a load of what is in memory
-
-            together = NodeGroup(group) if isinstance(group, str) else group
-            yield from stream_parts(
-                checkpoint, chosen, wishes, share, group=together, open_file=open_file, report=seen, cancel=cancel, progress=progress
-            )
+        chosen = opened.checkpoint.select(names, order=order)
+        yield from stream_opened(
+            opened, chosen, wishes, share=share, group=_node_group(group), report=seen, cancel=cancel, progress=progress
+        )
         opened.finish(seen)
 
 
@@ -174,6 +165,10 @@ def _share(shard: tuple[int, int, Mapping[str, Rule]] | None, group: NodeGroup |
             "a group reads for ranks, and this load has none", hint="give `shard=(rank, world, plan)`; an empty plan splits nothing"
         )
     return None
+
+
+def _node_group(group: NodeGroup | str | None) -> NodeGroup | None:
+    return NodeGroup(group) if isinstance(group, str) else group
 
 
 def timed_load(
@@ -219,6 +214,8 @@ def load_into(
     assign: bool = False,
     device: Device | Mapping[str, Device] | None = None,
     dtype: torch.dtype | None = None,
+    shard: tuple[int, int, Mapping[str, Rule]] | None = None,
+    group: NodeGroup | str | None = None,
     may_map: bool | None = None,
     verified_only: bool = False,
     report: LoadReport | None = None,
@@ -235,28 +232,32 @@ def load_into(
         strict: names that only one side has are an error, and so are buffers on the meta device that no checkpoint holds (which are
             not persistent). False: the caller looks at what is returned.
         assign: all get the tensors themselves; an optimizer that was made before still has the old ones.
-        device, dtype, may_map, verified_only: of the tensors, as `load` takes them.
+        shard: the module is this rank's part of the model: its shapes are those of the plan's parts, and it has no place for what other
+            ranks own. A plan that splits nothing: all ranks have the same module.
+        device, dtype, group, may_map, verified_only: of the tensors, as `load` takes them. Ranks of a group fill the same names.
 
     Raises:
         ModuleMismatch: names or shapes differ. What `load` raises; then some are filled and others not.
     """
     expect_torch()
+    from modelcache.arriving.tensors import stream_opened
     from modelcache.loader.into import expect_whole, fill, fit
-    from modelcache.loader.loading import Wishes, stream_tensors
+    from modelcache.loader.loading import Wishes
 
+    share = _share(shard, group)
     seen = report or LoadReport()
     with ExitStack() as held:
         wishes = Wishes(device, dtype, options=_gpu_options(device, cache))
-        how = How(may_map, verified_only)
-        opened = open_source(source, how, cache=cache, held=held, cancel=cancel, seen=seen)
-        checkpoint = opened.checkpoint
-        found = fit(module, checkpoint, prefix)
+        place = source if group is None else _fetched(source, cache=cache, held=held, cancel=cancel, seen=seen)
+        opened = open_source(place, How(may_map, verified_only), cache=cache, held=held, cancel=cancel, seen=seen)
+        address = str(opened.checkpoint.root)
+        found = fit(module, opened.checkpoint, prefix, share)
         if strict:
-            expect_whole(found, str(checkpoint.root))
-        names = [name for name in checkpoint.place if name in found.slots]
-        extents = opened.plan(names, wishes.order, wishes.placement.device_of)
-        tensors = stream_tensors(checkpoint, names, wishes, extents=extents, open_file=opened.open_file, report=seen, cancel=cancel)
-        fill(found, tensors, assign=assign, address=str(checkpoint.root))
+            expect_whole(found, address)
+        names = [name for name in opened.checkpoint.place if name in found.slots]
+        tensors = stream_opened(opened, names, wishes, share=share, group=_node_group(group), report=seen, cancel=cancel)
+        with closing(tensors):
+            fill(found, tensors, assign=assign, address=address)
         opened.finish(seen)
     return found
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing
+from collections.abc import Callable, Generator, Sequence
 
 import torch
 
@@ -25,7 +24,7 @@ def stream_opened(
     report: LoadReport | None = None,
     cancel: Cancellation | None = None,
     progress: Callable[[int], None] | None = None,
-) -> Iterator[tuple[str, torch.Tensor]]:
+) -> Generator[tuple[str, torch.Tensor], None, None]:
     """The tensors of these names; whether what arrived is what was published, `Opened.finish` tells afterwards.
 
     Args:
@@ -41,8 +40,7 @@ def stream_opened(
         found = stream_tensors(
             checkpoint, names, wishes, extents=extents, open_file=open_file, report=report, cancel=cancel, progress=progress
         )
-        with closing(found):
-            yield from found
+        yield from found
         return
     from modelcache.loader.sharded import stream_parts  # 6 ms, which is a tenth of a load of what is in memory
 

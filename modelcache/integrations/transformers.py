@@ -247,9 +247,7 @@ class _Asked:
         names = opened.checkpoint.select(None)
 
         def read(cancel: Cancellation) -> Tensors:
-            yield from stream_opened(
-                opened, names, Wishes(), share=reading.share, group=reading.group, report=reading.report, cancel=cancel
-            )
+            return stream_opened(opened, names, Wishes(), share=reading.share, group=reading.group, report=reading.report, cancel=cancel)
 
         with AwaitedTensors(read, _forms(opened.checkpoint), reading.cancel) as awaited:
             with _building.lock:

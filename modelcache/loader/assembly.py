@@ -6,11 +6,9 @@ from collections.abc import Iterable, Iterator, Mapping
 
 import torch
 
-from modelcache.loader.header import TensorEntry
 from modelcache.loader.report import LoadReport
 from modelcache.loader.shard_plan import Part, Share
 from modelcache.loader.tensors import torch_form
-from modelcache.ranges import ByteRange
 
 
 def assembled(
@@ -55,9 +53,8 @@ class _Puzzle:
     """One part that is read in several pieces."""
 
     def __init__(self, part: Part, first: torch.Tensor, address: str) -> None:
-        whole = TensorEntry(part.whole.name, part.whole.dtype, part.shape, ByteRange(0, part.size_bytes))
         self.missing = len(part.pieces)
-        self.whole = torch.empty(torch_form(whole, address)[1], dtype=first.dtype, device=first.device)
+        self.whole = torch.empty(torch_form(part.entry, address)[1], dtype=first.dtype, device=first.device)
         self._rows = _raw(self.whole).view(self.missing, -1)
 
     def add(self, piece: torch.Tensor) -> None:

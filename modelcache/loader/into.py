@@ -9,6 +9,8 @@ import torch
 
 from modelcache.errors import BadCheckpoint, ModuleMismatch
 from modelcache.loader.checkpoint import Checkpoint
+from modelcache.loader.header import TensorEntry
+from modelcache.loader.shard_plan import Share
 from modelcache.loader.tensors import torch_form
 
 SHOWN = 5
@@ -43,17 +45,23 @@ class Fit:
     without_values: tuple[str, ...]
 
 
-def fit(module: torch.nn.Module, checkpoint: Checkpoint, prefix: str) -> Fit:
+def fit(module: torch.nn.Module, checkpoint: Checkpoint, prefix: str, share: Share | None = None) -> Fit:
     """Compare names and shapes. `prefix` begins those names of the checkpoint that are meant, and is none of the module's.
+
+    Args:
+        share: the module is this rank's part, and what other ranks own is not looked for. None: it is all.
 
     Raises:
         ModuleMismatch: shapes differ.
+        NoSuchTensor: the plan names what the checkpoint doesn't have. BadShard: a tensor can't be split so.
         BadCheckpoint: torch has no such dtype.
     """
     by_name = _slots(module)
-    names = {name.removeprefix(prefix): name for name in checkpoint.place if name.startswith(prefix)}
+    meant = [name for name in checkpoint.place if name.startswith(prefix)]
+    entries = {name: checkpoint.place[name][1] for name in meant} if share is None else share.entries(checkpoint, meant)
+    names = {name.removeprefix(prefix): name for name in entries}
     found = {name: full for name, full in names.items() if name in by_name}
-    _check_shapes({full: by_name[name].tensor for name, full in found.items()}, checkpoint)
+    _check_shapes({full: by_name[name].tensor for name, full in found.items()}, entries, checkpoint)
     filled = {id(by_name[name]) for name in found}
     kept = set(module.state_dict(keep_vars=True))
     return Fit(
@@ -122,11 +130,10 @@ def _slots(module: torch.nn.Module) -> dict[str, Slot]:
     return by_name
 
 
-def _check_shapes(wanted: Mapping[str, torch.Tensor], checkpoint: Checkpoint) -> None:
+def _check_shapes(wanted: Mapping[str, torch.Tensor], entries: Mapping[str, TensorEntry], checkpoint: Checkpoint) -> None:
     different = []
     for name, tensor in wanted.items():
-        shard, entry = checkpoint.place[name]
-        _, shape = torch_form(entry, str(checkpoint.shards[shard].path))
+        _, shape = torch_form(entries[name], str(checkpoint.shards[checkpoint.place[name][0]].path))
         if tuple(tensor.shape) != shape:
             different.append((name, list(tensor.shape), list(shape)))
     if different:

@@ -90,6 +90,11 @@ class Part:
     def size_bytes(self) -> int:
         return prod(self.shape) * self.whole.dtype.bits // 8
 
+    @property
+    def entry(self) -> TensorEntry:
+        """Of a file that has nothing else."""
+        return TensorEntry(self.whole.name, self.whole.dtype, self.shape, ByteRange(0, self.size_bytes))
+
 
 @dataclass(frozen=True, slots=True)
 class Share:
@@ -120,6 +125,10 @@ class Share:
         self.plan.check_names(checkpoint)
         found = {name: self._part(*checkpoint.place[name], self.plan.rule(name), str(checkpoint.root)) for name in names}
         return {name: part for name, part in found.items() if part is not None}
+
+    def entries(self, checkpoint: Checkpoint, names: Sequence[str]) -> dict[str, TensorEntry]:
+        """Its parts of these tensors, as a file of this rank's own would have them. Raises as `parts`."""
+        return {name: part.entry for name, part in self.parts(checkpoint, names).items()}
 
     def _part(self, file: int, entry: TensorEntry, rule: Rule, address: str) -> Part | None:
         if isinstance(rule, Owned):

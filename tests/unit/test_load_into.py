@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,10 @@ from torch import nn
 
 import modelcache
 from modelcache import ModelCache
-from modelcache.errors import BadCheckpoint, ModuleMismatch
+from modelcache.errors import BadCheckpoint, BadShard, ModuleMismatch
+from modelcache.loader.files import Way
+from modelcache.loader.report import LoadReport
+from modelcache.loader.shard_plan import Rule
 
 
 class Net(nn.Module):  # type: ignore[misc]  # torch is not looked into
@@ -138,3 +142,69 @@ def test_two_names_of_a_tied_tensor_must_agree(tmp_path: Path, net: Net, other: 
     net.head.weight = nn.Parameter(net.embed.weight + 1)
     with pytest.raises(BadCheckpoint, match=r"`embed\.weight` and `head\.weight` differ"):
         modelcache.load_into(other, saved(tmp_path, net, without=()))
+
+
+class Halves(nn.Module):  # type: ignore[misc]  # torch is not looked into
+    """One of two ranks: half of a layer's outputs, half of the next one's inputs, one of two experts, a norm that both have."""
+
+    def __init__(self, rank: int, world: int = 2) -> None:
+        super().__init__()
+        self.up = nn.Linear(512, 1024 // world, bias=False)
+        self.down = nn.Linear(1024 // world, 512, bias=False)
+        self.experts = nn.ModuleDict({str(number): nn.Linear(8, 8) for number in range(2) if world == 1 or number == rank})
+        self.norm = nn.LayerNorm(512)
+
+
+SPLIT: dict[str, Rule] = {"up.weight": 0, "down.weight": 1, "experts.0.*": modelcache.Owned(0), "experts.1.*": modelcache.Owned(1)}
+
+
+@pytest.fixture
+def whole() -> Halves:
+    torch.manual_seed(3)
+    return Halves(0, world=1)
+
+
+def check_half(rank: int, half: Halves, whole: Halves) -> None:
+    assert torch.equal(half.up.weight, whole.up.weight.chunk(2, 0)[rank])
+    assert torch.equal(half.down.weight, whole.down.weight.chunk(2, 1)[rank])
+    assert torch.equal(half.experts[str(rank)].weight, whole.experts[str(rank)].weight)
+    assert torch.equal(half.norm.weight, whole.norm.weight)
+
+
+@pytest.mark.parametrize("on_meta", [True, False])
+def test_a_module_that_is_one_ranks_part(tmp_path: Path, whole: Halves, on_meta: bool) -> None:
+    path = saved(tmp_path, whole, without=())
+    for rank in range(2):
+        with torch.device("meta" if on_meta else "cpu"):
+            half = Halves(rank)
+        found = modelcache.load_into(half, path, shard=(rank, 2, SPLIT))
+        assert found.missing == found.unexpected == ()
+        check_half(rank, half, whole)
+
+
+def test_a_module_that_is_no_part_of_the_plan_is_left_as_it_was(tmp_path: Path, whole: Halves) -> None:
+    path = saved(tmp_path, whole, without=())
+    module = Halves(0)
+    before = contents(module)
+    with pytest.raises(ModuleMismatch, match=r"`down\.weight` has another shape") as caught:
+        modelcache.load_into(module, path, shard=(0, 2, SPLIT | {"down.weight": None}))
+    assert (caught.value.expected, caught.value.got) == ("[512, 512]", "[512, 1024]")
+    with pytest.raises(ModuleMismatch, match=r"no tensor for `experts\.0"):
+        modelcache.load_into(module, path, shard=(1, 2, SPLIT))
+    with pytest.raises(BadShard, match="this load has none"):
+        modelcache.load_into(module, path, group="nobody")
+    assert equal(contents(module), before)
+
+
+def test_ranks_of_a_group_fill_their_modules_from_one_read(tmp_path: Path, whole: Halves) -> None:
+    path = saved(tmp_path, whole, without=())
+    halves, reports = [Halves(rank) for rank in range(2)], [LoadReport(), LoadReport()]
+
+    def load(rank: int) -> None:
+        modelcache.load_into(halves[rank], path, shard=(rank, 2, SPLIT), group=f"halves-{tmp_path}", report=reports[rank])
+
+    with ThreadPoolExecutor(2) as threads:
+        list(threads.map(load, range(2)))
+    for rank, half in enumerate(halves):
+        check_half(rank, half, whole)
+    assert any(report.read_bytes[Way.SHARED] for report in reports)
