@@ -35,6 +35,7 @@ class Follower:
         self._seen = seen
         self._ending = ending
         self._version: str | None = None
+        self._failures = 0
         self._thread = threading.Thread(target=self._work, name="agent follower", daemon=True)
 
     def __enter__(self) -> Self:
@@ -46,33 +47,33 @@ class Follower:
         self._thread.join()
 
     def _work(self) -> None:
-        failures = 0
         try:
             while True:
                 try:
                     if self._version is None:
                         self._list()
-                    failures = 0 if self._watch() else self._pause(failures, None)
+                    if not self._watch():
+                        self._pause(None)
                 except Cancelled:
                     raise
                 except VersionGone:
                     logger.info("the watch's version is gone: listing again")
                     self._version = None
-                    failures = self._pause(failures, None)  # not every node lists at once
+                    self._pause(None)  # not every node lists at once
                 except ModelCacheError as error:
                     self._version = None if isinstance(error, NotFound) else self._version
-                    failures = self._pause(failures, error)
+                    self._pause(error)
         except Cancelled:
             logger.debug("follower ended")
 
-    def _pause(self, failures: int, error: ModelCacheError | None) -> int:
-        failures += 1
-        wait_s = AGAIN.after(failures, None if error is None else error.retry_after_s)
+    def _pause(self, error: ModelCacheError | None) -> None:
+        """Longer after each failure in a row: since the last event of a watch, however that watch ended."""
+        self._failures += 1
+        wait_s = AGAIN.after(self._failures, None if error is None else error.retry_after_s)
         if error is not None:
             said = "the node's object can't be followed, again in %.0f s; what is here stays: %s"
             logger.warning(said, wait_s, error, extra={"error": error})
         self._ending.wait(wait_s)
-        return failures
 
     def _list(self) -> None:
         """Raises what `ApiServer.get` raises; NotFound: the resource isn't served, which says nothing about the object."""
@@ -89,7 +90,7 @@ class Follower:
         query = {**self._selector, "resourceVersion": str(self._version), "timeoutSeconds": str(seconds)}
         came = False
         for event in self._api.watch(f"{API}/{NODES}", query, self._ending):
-            came = True
+            came, self._failures = True, 0
             if event.kind in ("ADDED", "MODIFIED"):
                 self._seen(event.object)
             elif event.kind == "DELETED":

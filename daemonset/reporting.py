@@ -73,7 +73,17 @@ def _settled(report: ModelReport) -> ModelReport:
 class Reporter:
     """A context manager: it reports from its beginning to its end, once it was told of an object. Thread-safe."""
 
-    def __init__(self, api: ApiServer, node: str, reports: Callable[[], Reports], ending: Cancellation) -> None:
+    def __init__(
+        self,
+        api: ApiServer,
+        node: str,
+        reports: Callable[[], Reports],
+        ending: Cancellation,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """`clock`: monotonic, in seconds."""
+        self._clock = clock
         self._api = api
         self._node = node
         self._reports = reports
@@ -135,7 +145,7 @@ class Reporter:
             with self._changed:
                 generation, told = self._generation, self._told
                 due = None if generation is None else due_s(told, reports, generation)
-                now_s = time.monotonic()
+                now_s = self._clock()
                 if due is not None and told is not None:
                     due = told.at_s + (due - told.at_s) * late
                 if generation is not None and due is not None and due <= now_s:
@@ -145,7 +155,7 @@ class Reporter:
     def _tell(self, reports: dict[str, ModelReport], generation: int) -> None:
         status = status_of(reports, generation)
         try:
-            if time.monotonic() < self._plain_until_s:
+            if self._clock() < self._plain_until_s:
                 self._tell_plainly(reports, status)
             else:
                 self._apply(status)
@@ -155,13 +165,13 @@ class Reporter:
                 self._generation = None
             return
         except ModelCacheError as error:
-            if NOT_DECLARED not in error.message or time.monotonic() < self._plain_until_s:
+            if NOT_DECLARED not in error.message or self._clock() < self._plain_until_s:
                 raise
             logger.info("the served definition has no room for modelcache's status: it goes into an annotation")
-            self._plain_until_s = time.monotonic() + LOOK_AGAIN_S
+            self._plain_until_s = self._clock() + LOOK_AGAIN_S
             self._tell_plainly(reports, status)
         with self._changed:
-            self._told = Told(reports, generation, time.monotonic())
+            self._told = Told(reports, generation, self._clock())
 
     def _tell_plainly(self, reports: dict[str, ModelReport], status: Object) -> None:
         self._apply(states_of(reports))

@@ -25,6 +25,8 @@ class FaultyApi:
     """A context manager. Plain http on the client's side.
 
     Attributes:
+        hung: how many answers fell silent at once.
+        passed: how often something came on a watch.
         seen: `METHOD resource` of every request, and `watch` or `list` for the node's resource, in order.
     """
 
@@ -35,8 +37,9 @@ class FaultyApi:
         self._faults: dict[str, deque[int]] = {}
         self._ended = threading.Event()
         self._down = False
+        self._opened = self._frozen = 0
         self.seen: list[str] = []
-        self.hung = 0
+        self.hung = self.passed = 0
         outer = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -92,18 +95,25 @@ class FaultyApi:
         finally:
             self._down = False
 
+    def freeze(self) -> None:
+        """Connections that are open stay open, and nothing comes on them any more: what a router leaves that forgot them."""
+        with self._lock:
+            self._frozen = self._opened
+
     def _serve(self, handler: BaseHTTPRequestHandler) -> None:
         body = handler.rfile.read(int(handler.headers.get("Content-Length", 0)))
         what = "apply" if handler.command == "PATCH" else "watch" if "watch=true" in handler.path else "list"
         with self._lock:
             self.seen.append(what)
+            self._opened += 1
+            number = self._opened
             waiting = self._faults.get(what)
             fault = waiting.popleft() if waiting else None
         handler.close_connection = True
         if self._down:
             return
         if fault is None:
-            self._forward(handler, body)
+            self._forward(handler, body, number)
         elif fault == SILENCE:
             self._hang(handler)
         else:
@@ -126,7 +136,7 @@ class FaultyApi:
         self.hung += 1
         self._ended.wait(300)
 
-    def _forward(self, handler: BaseHTTPRequestHandler, body: bytes) -> None:
+    def _forward(self, handler: BaseHTTPRequestHandler, body: bytes, number: int) -> None:
         connection = http.client.HTTPSConnection(LOOPBACK, self._target.port or 443, timeout=60, context=self._context)
         try:
             headers = {name: handler.headers[name] for name in ("Authorization", "Content-Type", "Accept") if handler.headers[name]}
@@ -136,8 +146,12 @@ class FaultyApi:
             handler.send_header("Transfer-Encoding", "chunked")
             handler.end_headers()
             while (data := answer.read1(65536)) and not self._ended.is_set():
+                if number <= self._frozen:
+                    self._ended.wait(300)
+                    return
                 handler.wfile.write(b"%x\r\n%s\r\n" % (len(data), data))
                 handler.wfile.flush()
+                self.passed += "watch=true" in handler.path
             handler.wfile.write(b"0\r\n\r\n")
         except OSError:
             return  # either side went away

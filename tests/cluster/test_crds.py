@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import secrets
 from typing import Any
 
@@ -47,6 +48,49 @@ def test_the_four_are_served_with_short_names_and_columns(served: ControlPlane) 
     assert {name for name in found if name.endswith("/status")} == {f"{name}/status" for name in crds.NAMES if "groups" not in name}
     assert found["localmodelnamespacecaches"]["namespaced"]
     assert not found["localmodelcaches"]["namespaced"]
+
+
+def test_what_kubectl_shows_of_them(served: ControlPlane) -> None:
+    namespace, name = served.namespace(), f"t-{secrets.token_hex(4)}"
+    node = _named(
+        {"localModels": [{"modelName": "m", "sourceModelUri": "s3://b/m"}, {"modelName": "n", "sourceModelUri": "s3://b/n"}]},
+        "LocalModelNode",
+    )
+    states = {"m": "ModelDownloaded", "n": "ModelDownloading"}
+    group = {"storageLimit": "5Ti", "persistentVolumeSpec": {}, "persistentVolumeClaimSpec": {}}
+    made = (
+        (_path("localmodelcaches"), _named(CACHE, "LocalModelCache"), {"copies": {"available": 1, "total": 3, "failed": 2}}),
+        (
+            _path("localmodelnamespacecaches", namespace),
+            _named(CACHE, "LocalModelNamespaceCache"),
+            {"copies": {"available": 0, "total": 1}},
+        ),
+        (_path("localmodelnodes"), node, {"copies": {"available": 1, "total": 2, "failed": 0}, "modelStatus": states}),
+        (_path("localmodelnodegroups"), _named(group, "LocalModelNodeGroup"), None),
+    )
+    shown = {}
+    for path, body, status in made:
+        body["metadata"]["name"] = name
+        served.ask("POST", path, body)
+        if status is not None:
+            served.ask("PATCH", f"{path}/{name}/status", {"status": status})
+        columns, rows = served.table(f"{path}?fieldSelector=metadata.name={name}")
+        [cells] = rows
+        assert (columns[0], columns[-1]) == ("Name", "Age")
+        shown[body["kind"]] = dict(zip(columns[1:-1], cells[1:-1], strict=True))
+    assert shown == {
+        "LocalModelCache": {"URI": "s3://models/llama", "Available": 1, "Total": 3, "Failed": 2, "Size": "10Gi", "Groups": '["gpus"]'},
+        "LocalModelNamespaceCache": {
+            "URI": "s3://models/llama",
+            "Available": 0,
+            "Total": 1,
+            "Failed": None,
+            "Size": "10Gi",
+            "Groups": '["gpus"]',
+        },
+        "LocalModelNode": {"Wanted": 2, "Available": 1, "Failed": 0, "Models": json.dumps(states, separators=(",", ":"))},
+        "LocalModelNodeGroup": {"Limit": "5Ti", "Used": None, "Available": None},
+    }
 
 
 def test_what_kserves_clients_write_is_kept_whole(served: ControlPlane) -> None:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import secrets
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from modelcache.agent.client import AgentClient
+from modelcache.k8s.api import ApiPlace, ApiServer, VersionGone
 from modelcache.k8s.names import API, GROUP, NODES, STATUS_ANNOTATION
+from modelcache.patience import Cancellation
 from modelcache.sources.throttled import RateLimits
 from modelcache.testing.polling import until
 from modelcache.testing.servers import Nginx
@@ -58,20 +61,37 @@ def test_the_node_is_made_to_match_and_says_so(node: Node, nginx: Nginx, origin:
         until(lambda: list(node.status()["modelStatus"]) == ["two"], "the status without it")
 
 
+def until_watched(node: Node, api: FaultyApi) -> None:
+    """Until the agent hears of a change: what failed before is then forgotten."""
+    before = api.passed
+    node.plane.ask("PATCH", node.path, {"metadata": {"labels": {"turn": secrets.token_hex(4)}}})
+    until(lambda: api.passed > before, "a watch that works")
+
+
 def test_faults_of_the_api_server_are_got_over(node: Node, nginx: Nginx, origin: Path, tmp_path: Path) -> None:
     one, two = model_of(nginx, origin, "one.bin", b"1" * 1000), model_of(nginx, origin, "two.bin", b"2" * 1000)
     node.want(one)
     with FaultyApi(node.plane.url, node.plane.ca_file) as api:
         api.fail("list", 500, 429)
-        api.fail("watch", 410, SILENCE, 500)
         api.fail("apply", 409, 429, 500)
         with following(node, tmp_path, "--watch-silence", "2", url=api.url) as running, AgentClient(running.admin) as client:
             until(lambda: node.state("one") == "ModelDownloaded", "the model, reported")
-            until(lambda: api.faults_left == 0 and api.count("watch") >= 4, "every fault to be met")
-            assert api.hung == 1
-            assert api.count("list") >= 4  # two failed, one succeeded, and one more after the 410
+            assert api.count("list") == 3
+
+            # the watch is half open, and so is the one after next: what changes meanwhile is seen on the last
+            until_watched(node, api)
+            api.fail("watch", 410, SILENCE)
+            api.freeze()
             node.want(one, two)
-            until(lambda: node.state("two") == "ModelDownloaded", "a change, seen after all of them")
+            until(lambda: node.state("two") == "ModelDownloaded", "a change that the frozen watch did not tell")
+            assert (api.hung, api.count("list")) == (1, 4)  # once more after the 410
+            three = model_of(nginx, origin, "three.bin", b"3" * 1000)
+            until_watched(node, api)
+            api.fail("watch", 500, 429)
+            api.freeze()
+            node.want(one, two, three)
+            until(lambda: node.state("three") == "ModelDownloaded", "a change that came while the API server was busy")
+            assert api.faults_left == 0
 
             # away: what is here stays, and is served, also to an agent that begins anew
             with api.down():
@@ -81,7 +101,18 @@ def test_faults_of_the_api_server_are_got_over(node: Node, nginx: Nginx, origin:
                 with following(node, tmp_path, "--watch-silence", "2", url=api.url) as again, AgentClient(again.admin) as other:
                     before = api.count("list")
                     until(lambda: api.count("list") > before + 1, "the new agent to ask in vain")
-                    assert sorted(lease.holder for each in other.list() for lease in each.leases) == ["cluster:one", "cluster:two"]
+                    assert sorted(lease.holder for each in other.list() for lease in each.leases) == [
+                        "cluster:one",
+                        "cluster:three",
+                        "cluster:two",
+                    ]
+
+
+def test_a_version_that_the_api_server_no_longer_has_is_told_in_mid_stream(node: Node) -> None:
+    node.want()
+    place = ApiPlace(node.plane.url, node.plane.ca_file, node.token_file)
+    with closing(ApiServer(place)) as api, pytest.raises(VersionGone):
+        list(api.watch(f"{API}/{NODES}", {"resourceVersion": "1", "timeoutSeconds": "5"}, Cancellation()))
 
 
 def test_a_model_that_fails_says_why_and_kserves_definition_gets_an_annotation(node: Node, nginx: Nginx, tmp_path: Path) -> None:

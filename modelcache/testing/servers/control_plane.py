@@ -39,6 +39,7 @@ START_DEADLINE_S = 100.0
 CALL_S = 30.0
 ISSUER = "https://kubernetes.default.svc"
 APPLY = "application/apply-patch+yaml"
+TABLE = "application/json;as=Table;v=v1;g=meta.k8s.io"
 _FIELD_MANAGER = "tests"
 
 Object = dict[str, Any]
@@ -93,6 +94,11 @@ class ControlPlane:
         """Start it again, at the address it had."""
         self._apiserver.start_again()
 
+    def table(self, path: str) -> tuple[list[str], list[list[Any]]]:
+        """What `kubectl get -o wide` prints of a list: the columns' names, and the rows' cells."""
+        answer = _accepted(*self._send("GET", path, None, None, "application/json", TABLE), f"GET {path}")
+        return [each["name"] for each in answer["columnDefinitions"]], [each["cells"] for each in answer["rows"]]
+
     def ask(self, method: str, path: str, body: Body | None = None, *, token: str | None = None, content: str | None = None) -> Any:
         """The answer to a request that must succeed.
 
@@ -103,17 +109,18 @@ class ControlPlane:
         Raises:
             AssertionError: refused; the message is the server's.
         """
-        status, answer = self.try_ask(method, path, body, token=token, content=content)
-        assert status < 300, f"{method} {path}: {status} {answer.get('message', answer)}"
-        return answer
+        return _accepted(*self.try_ask(method, path, body, token=token, content=content), f"{method} {path}")
 
     def try_ask(
         self, method: str, path: str, body: Body | None = None, *, token: str | None = None, content: str | None = None
     ) -> tuple[int, Any]:
         """Status and answer, whatever they are."""
-        data = None if body is None else (body if isinstance(body, str) else json.dumps(body)).encode()
         kind = content or ("application/merge-patch+json" if method == "PATCH" else "application/json")
-        headers = {"Authorization": f"Bearer {token or self.admin_token}", "Content-Type": kind, "Accept": "application/json"}
+        return self._send(method, path, body, token, kind, "application/json")
+
+    def _send(self, method: str, path: str, body: Body | None, token: str | None, kind: str, accept: str) -> tuple[int, Any]:
+        data = None if body is None else (body if isinstance(body, str) else json.dumps(body)).encode()
+        headers = {"Authorization": f"Bearer {token or self.admin_token}", "Content-Type": kind, "Accept": accept}
         request = urllib.request.Request(self.url + path, data=data, method=method, headers=headers)
         https = urllib.request.HTTPSHandler(context=ssl.create_default_context(cafile=str(self.ca_file)))
         opener = urllib.request.build_opener(https, urllib.request.ProxyHandler({}))
@@ -261,6 +268,11 @@ def _says(url: str, what: bytes, ca_file: Path | None = None) -> bool:
             return what in response.read()
     except OSError:
         return False
+
+
+def _accepted(status: int, answer: Any, asked: str) -> Any:
+    assert status < 300, f"{asked}: {status} {answer.get('message', answer)}"
+    return answer
 
 
 def _parsed(body: bytes) -> Any:
