@@ -8,7 +8,7 @@ import torch
 
 from modelcache.loader.files import Expecting, TensorFile, Way
 from modelcache.loader.header import TensorEntry
-from modelcache.loader.memory import HostMemory, Memory
+from modelcache.loader.memory import HostMemory, Memory, populate
 from modelcache.loader.placement import HOST
 from modelcache.loader.plan import Extent
 from modelcache.loader.tensors import empty_tensor, tensor_in
@@ -28,15 +28,15 @@ class HostStaging:
 
     def land(self, extent: Extent, file: TensorFile) -> HostLanding:
         if extent.span.size_bytes == 0:
-            return HostLanding(extent, file, None, (), self._device)
+            return HostLanding(extent, file, None, self._device)
         if file.may_map(extent.span):
-            return HostLanding(extent, file, file.mapped(extent.span), (), self._device)
+            return HostLanding(extent, file, file.mapped(extent.span), self._device, is_mapped=True)
         memory = file.pages(extent.span, extent.memory_bytes) if isinstance(file, Expecting) else None
         if memory is None:
             memory = self._memory.lend(extent.memory_bytes)
             if isinstance(file, Expecting):
                 file.expect(extent.span, memory)
-        return HostLanding(extent, file, memory, tuple(extent.blocks()), self._device)
+        return HostLanding(extent, file, memory, self._device)
 
     def close(self) -> None:
         """Memory comes back with its last tensor."""
@@ -45,8 +45,10 @@ class HostStaging:
 class HostLanding:
     """One extent in host memory (a `Landing`)."""
 
-    def __init__(self, extent: Extent, file: TensorFile, memory: Memory | None, missing: Sequence[ByteRange], device: torch.device) -> None:
-        self.missing = missing
+    def __init__(self, extent: Extent, file: TensorFile, memory: Memory | None, device: torch.device, *, is_mapped: bool = False) -> None:
+        self.missing: Sequence[ByteRange] = (extent.span,) if is_mapped else tuple(extent.blocks())
+        self.lent_bytes = 0 if is_mapped else extent.span.size_bytes
+        self._is_mapped = is_mapped
         self._start = extent.span.start
         self._address = str(file.path)
         self._memory = memory
@@ -54,6 +56,9 @@ class HostLanding:
 
     def fill(self, file: TensorFile, block: ByteRange) -> Way:
         assert self._memory is not None  # an extent of no bytes misses none
+        if self._is_mapped:
+            populate(self._memory)
+            return Way.MAPPED
         with memoryview(self._memory) as whole, whole.cast("B") as view, view[block.start - self._start :] as into:
             return file.read(block, into)
 

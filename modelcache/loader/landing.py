@@ -23,7 +23,12 @@ class Landing(Protocol):
 
     @property
     def missing(self) -> Sequence[ByteRange]:
-        """The blocks that have to be filled; none: the bytes are there, by mapping."""
+        """The blocks that have to be filled; none: it has no bytes."""
+        ...
+
+    @property
+    def lent_bytes(self) -> int:
+        """Of memory that it takes until its tensors are handed out; a file's own pages take none."""
         ...
 
     def fill(self, file: TensorFile, block: ByteRange) -> Way:

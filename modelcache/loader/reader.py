@@ -37,8 +37,8 @@ class Reading:
 
     @property
     def read_bytes(self) -> int:
-        """Of what is read for it, and takes memory until it is handed out; a file's own pages take none."""
-        return self.extent.span.size_bytes if self._parts else 0
+        """Of what is read for it, and takes memory until it is handed out."""
+        return self.landing.lent_bytes
 
     def wait(self) -> Mapping[Way, int]:
         """Wait until every byte is there; how many came by which way.
@@ -52,8 +52,6 @@ class Reading:
         for part in self._parts:
             way, size_bytes = _result(part)
             ways[way] = ways.get(way, 0) + size_bytes
-        if not self._parts and self.extent.span.size_bytes:
-            return {Way.MAPPED: self.extent.span.size_bytes}
         return ways
 
 

@@ -61,6 +61,7 @@ class DeviceLanding:
         """Raises NoDeviceMemory, DeviceFault."""
         self._layout = layout(extent.tensors, by_pages=staging.straight is not None)
         self.missing: Sequence[ByteRange] = tuple(extent.blocks())
+        self.lent_bytes = extent.span.size_bytes
         self._address = str(file.path)
         self._staging = staging
         self._copies: list[Copy] = []  # several threads add to it

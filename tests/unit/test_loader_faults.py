@@ -26,7 +26,7 @@ from modelcache.loader import loading, plan
 from modelcache.loader.checkpoint import Shard, open_checkpoint
 from modelcache.loader.files import Opener, Way
 from modelcache.loader.loading import Wishes, stream_tensors
-from modelcache.loader.memory import HostMemory
+from modelcache.loader.memory import HostMemory, Memory
 from modelcache.loader.shard_file import ShardFile, open_shard
 from modelcache.patience import Cancellation
 from modelcache.ranges import ByteRange
@@ -340,6 +340,24 @@ def test_tensors_of_a_file_that_is_cut_short_afterwards_stay(tmp_path: Path) -> 
     path = tmp_path / "model.safetensors"
     save_file({f"t{number}": torch.full((MIB,), float(number)) for number in range(3)}, path)
     assert said_by(CUT_UNDER_TENSORS, str(path)) == "whole\n"
+
+
+class CutWhenMapped(ShardFile):
+    """A file that its owner has said nobody cuts, and that is cut short between its mapping and its first use."""
+
+    def may_map(self, span: ByteRange) -> bool:
+        return True
+
+    def mapped(self, span: ByteRange) -> Memory:
+        memory = super().mapped(span)
+        os.truncate(self.path, span.start + 1)
+        return memory
+
+
+def test_a_page_of_a_mapping_that_cant_be_read_is_an_error_of_the_load(model: Path, memory: HostMemory) -> None:
+    """And not the end of the process, when somebody uses the tensor."""
+    with pytest.raises(StoreFault, match="the file can't be read"):
+        dict(tensors_of(model, lambda shard, own: CutWhenMapped(shard.path, shard.header.file_bytes, stays_whole=True)))
 
 
 AS_ROOT_THEN_NOBODY = """
