@@ -16,6 +16,7 @@ from modelcache.loader.header import LENGTH_BYTES, Header, header_bytes, parse_h
 from modelcache.patience import Cancellation
 from modelcache.ranges import ByteRange
 from modelcache.units import KIB
+from modelcache.uri import parse_uri
 
 FIRST_BYTES = 64 * KIB
 """Of a file, asked for at once: the whole header of most."""
@@ -55,14 +56,16 @@ def inspect(cache: ModelCache, name: str, *, cancel: Cancellation | None = None)
         if digits_of(name) is not None:
             raise  # a digest is at no origin
         return cache.at_origin(name, lambda listing, source: _remote(listing, source, cancel or Cancellation()), cancel=cancel)
-    checkpoint = open_checkpoint(info.path)
-    headers = [(str(shard.path.relative_to(info.path)), shard.header) for shard in checkpoint.shards]
-    revision = next((ref.revision for ref in info.refs if ref.key.uri == name), info.refs[0].revision if info.refs else "")
-    return Inspected(name, revision, True, headers, 0)
+    uri = name if digits_of(name) is not None else str(parse_uri(name)[0])
+    revision = next((ref.revision for ref in info.refs if ref.key.uri == uri), info.refs[0].revision if info.refs else "")
+    paths = sorted(file.path for file in cache.manifest(info.digest.hex).files if file.path.endswith(SUFFIX))
+    if not paths:
+        raise NotFound("there are no safetensors files", address=uri)
+    return Inspected(uri, revision, True, [(path, open_checkpoint(info.path / path).shards[0].header) for path in paths], 0)
 
 
 def _remote(listing: Listing, source: Source, cancel: Cancellation) -> Inspected:
-    files = [item for item in listing.files if item.path.endswith(SUFFIX)]
+    files = sorted((item for item in listing.files if item.path.endswith(SUFFIX)), key=lambda item: item.path)
     if not files:
         raise NotFound("there are no safetensors files", address=str(listing.uri))
     with ThreadPoolExecutor(min(REQUESTS, len(files)), thread_name_prefix="inspect") as threads:

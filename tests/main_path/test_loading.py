@@ -67,6 +67,20 @@ def test_a_model_is_looked_into_without_being_fetched(tmp_path: Path, served: Pa
             inspect(cache, "0123456789abcdef")
 
 
+def test_every_safetensors_file_is_shown_the_same_here_and_at_the_origin(tmp_path: Path, tensors: dict[str, torch.Tensor]) -> None:
+    """Also those that no load would take together: in directories below, and with tensors of one name."""
+    model = tmp_path / "model"
+    for name in ("b", "a", "original/consolidated"):
+        (model / name).parent.mkdir(parents=True, exist_ok=True)
+        save_file(tensors, model / f"{name}.safetensors")
+    with modelcache.ModelCache(config=Config.load({}, root=tmp_path / "root", limits=NO_LIMITS)) as cache:
+        there = inspect(cache, str(model))
+        assert [path for path, _ in there.headers] == ["a.safetensors", "b.safetensors", "original/consolidated.safetensors"]
+        cache.ensure(str(model))
+        here = inspect(cache, str(model))
+        assert (here.here, here.uri, here.revision, here.headers) == (True, there.uri, there.revision, there.headers)
+
+
 def test_what_is_no_checkpoint(tmp_path: Path) -> None:
     (tmp_path / "readme.txt").write_text("no tensors")
     (tmp_path / "bad").mkdir()
