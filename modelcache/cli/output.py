@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TextIO
 
 from modelcache.cli.tables import Table, printable, table_lines
+from modelcache.errors import FileFault
 
 BOLD, BOLD_RED, GREEN, YELLOW, DIM, PLAIN = "\x1b[1m", "\x1b[1;31m", "\x1b[32m", "\x1b[33m", "\x1b[2m", "\x1b[0m"
 
@@ -38,7 +39,8 @@ class Output:
     """stdout and stderr in one of two styles: for people, or `--json`.
 
     With `--json` stdout gets exactly one document, on success (`document`) and on failure (`failure`); stderr gets JSON lines,
-    each with an `event`. For people a result is lines and tables on stdout; notes, warnings and errors go to stderr.
+    each with an `event`; the failure, too, where stdout can't be written. For people a result is lines and tables on stdout; notes,
+    warnings and errors go to stderr.
 
     Attributes:
         drawing: something is drawn on stderr in place, and the cursor is hidden.
@@ -48,6 +50,7 @@ class Output:
         self.style = style
         self._out = out
         self._err = err
+        self._lost = False
         self.drawing = False
 
     @property
@@ -131,6 +134,9 @@ class Output:
             result: what was done before the failure, in the keys of the command's own document.
             details: more lines for people, shown as they are (`--verbose`).
         """
+        if self.style.as_json and self._lost:
+            self._write_err(json.dumps({"event": "error", "error": dict(fields)}))
+            return
         if self.style.as_json:
             self.document({**result, "error": dict(fields)})
             return
@@ -157,7 +163,8 @@ class Output:
             _discard(self._out)
             if isinstance(error, BrokenPipeError):
                 raise ReaderGone from error
-            raise
+            self._lost = True
+            raise FileFault(f"stdout can't be written ({error.strerror})", hint="what the command did stays done") from error
 
     def _write_err(self, line: str) -> None:
         try:

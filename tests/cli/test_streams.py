@@ -80,13 +80,14 @@ def test_a_pull_goes_on_when_nobody_reads_its_progress(cli: Executable, model: P
     assert Path(out.strip()).is_dir()
 
 
-def test_a_full_disk_behind_stdout_is_told(cli: Executable, model: Path) -> None:
+@pytest.mark.parametrize(("option", "told"), [("-q", "error: stdout can't be written (No space left"), ("--json", '{"event": "error", ')])
+def test_a_full_disk_behind_stdout_is_told(cli: Executable, model: Path, option: str, told: str) -> None:
     cli("pull", "-q", model)
-    with open("/dev/full", "w", encoding="utf-8") as full, cli.start("ls", stdout=full, stderr=PIPE) as process:
+    with open("/dev/full", "w", encoding="utf-8") as full, cli.start("ls", option, stdout=full, stderr=PIPE) as process:
         _, err = process.communicate(timeout=DEADLINE_S)
 
-    assert process.returncode == 1
-    assert err.startswith("error: unexpected OSError: [Errno 28]")
+    assert process.returncode == 2
+    assert err.startswith(told)
     assert "Exception ignored" not in err
 
 
