@@ -44,7 +44,7 @@ def _rows(usage: Usage) -> list[tuple[str, str, str]]:
         ("  on disk", usage.blobs_bytes - usage.doubly_used_bytes, _blocks(usage)),
         ("  leased", usage.leased_bytes, "held by running users"),
         ("  pinned", usage.pinned_bytes, "held until unpinned"),
-        ("  evictable", usage.evictable_bytes, "freed when all that nobody holds goes; eviction takes of it what is needed"),
+        ("  evictable", usage.evictable_bytes, "freed when all that nobody holds goes"),
         ("arriving", usage.ingest_bytes, "fetches in progress, and interrupted ones"),
         ("trash", usage.trash_bytes, "on its way out"),
         ("quarantine", usage.quarantine_bytes, "damaged, kept aside"),

@@ -42,7 +42,8 @@ def _check_variables(environ: Mapping[str, str], settings: Settings) -> list[Fin
     found = []
     for name in sorted(environ):
         if name.startswith(OURS) and name not in known and not (beginnings and name.startswith(beginnings)):
-            close = difflib.get_close_matches(name, known, n=1)
-            hint = f"did you mean {close[0]}?" if close else "`modelcache config show --json` names those that there are"
+            ours = {each.removeprefix(OURS): each for each in known if each.startswith(OURS)}  # what all have in common is no likeness
+            close = difflib.get_close_matches(name.removeprefix(OURS), ours, n=1)
+            hint = f"did you mean {ours[close[0]]}?" if close else "`modelcache config show --json` names those that there are"
             found.append(doubtful("settings", f"no setting reads the variable {name}", hint))
     return found

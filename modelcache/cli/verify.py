@@ -41,7 +41,7 @@ def verify(
     in_parts = budget is not None or rate is not None
     if in_parts and name is not None:
         raise BadConfig("--budget and --rate choose by themselves what is read: give no NAME")
-    limits = [None if size is None else parse_bytes(size) for size in (budget, rate)]
+    limits = [_size("--budget", budget), _size("--rate", rate)]
     cancel = Cancellation()
     repaired: RepairReport | None = None
     with cancelled_by_signals(cancel, session.output), progress_view(session.output) as view:
@@ -69,6 +69,14 @@ def verify(
         session.output.line(line)
     left = report.damages if repaired is None else repaired.unrepaired
     return ExitCode.INTEGRITY if left else ExitCode.OK
+
+
+def _size(option: str, text: str | None) -> int | None:
+    """Raises BadConfig, which names the option."""
+    try:
+        return None if text is None else parse_bytes(text)
+    except BadConfig as error:
+        raise BadConfig(f"{option}: {error.message}", got=text, hint=error.hint) from None
 
 
 def _found_lines(report: VerifyReport, elapsed_s: float) -> Iterator[str]:

@@ -39,5 +39,5 @@ def expect_subdomain(what: str, name: str) -> str:
 def _expect(pattern: re.Pattern[str], what: str, name: str) -> str:
     if not pattern.fullmatch(name):
         hint = "lower-case letters, digits and `-` (but for namespaces `.`, too), with a letter or digit at both ends"
-        raise BadConfig(f"not a name that {what} can have", got=ascii(name[:80]), hint=hint)
+        raise BadConfig(f"{name[:80]!a} is not a name that {what} can have", got=ascii(name[:80]), hint=hint)
     return name

@@ -214,7 +214,8 @@ def _validator(status: os.stat_result) -> str:
 
 def _listing_error(error: OSError, address: str) -> ModelCacheError:
     if error.errno in _MISSING:
-        return NotFound("no such file or directory", address=address)
+        hint = "check the spelling; what is no path of this machine begins with its scheme, as `hf://owner/model`"
+        return NotFound("no such file or directory", address=address, hint=hint)
     return _failure(error, address)
 
 

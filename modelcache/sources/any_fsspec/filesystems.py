@@ -148,7 +148,8 @@ def _class(scheme: str, address: str) -> Filesystem:
     try:
         from fsspec.registry import get_filesystem_class
     except ImportError:
-        raise UnknownScheme(f"`{scheme}://` needs fsspec", address=address, got=scheme, hint="pip install 'modelcache[fsspec]'") from None
+        hint = "check the spelling, or pip install 'modelcache[fsspec]'"
+        raise UnknownScheme(f"`{scheme}://` needs fsspec", address=address, got=scheme, hint=hint) from None
     try:
         return get_filesystem_class(scheme)
     except ImportError:
