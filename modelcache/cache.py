@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -41,7 +41,7 @@ from modelcache.store.leases import HeldElsewhere
 from modelcache.store.making_room import Made
 from modelcache.store.store import LocalStore
 from modelcache.unpack import Unpacking, files_at
-from modelcache.upkeep.repair import OpenSource
+from modelcache.upkeep.repair import OpenSources
 from modelcache.upkeep.upkeeping import Upkeeping
 from modelcache.uri import StorageUri, UriSecrets, parse_uri
 
@@ -283,8 +283,13 @@ class ModelCache(Upkeeping, Prewarming, Carrying, SingleFiles, Leasing):
             return None
         return hit(self._store, ref, started_s)
 
-    def _source(self, uri: StorageUri, secrets: UriSecrets) -> AbstractContextManager[Source]:
-        return self._registry.source(uri, secrets)
+    def _origins(self, asked: tuple[StorageUri, UriSecrets]) -> Sequence[str]:
+        with self._registry.sources(*asked) as sources:
+            return [str(source.origin) for source in sources]
+
+    def _listed(self, asked: tuple[StorageUri, UriSecrets], cancel: Cancellation) -> Listing:
+        with self._places(asked, None, again=True) as places:
+            return in_turn(places, lambda place: place.source.list(asked[0], cancel))
 
     def _fresh(self, ref: RefHead) -> bool:
         return ref.immutable or 0 <= time.time() - ref.checked_at_s < self.config.refresh_s
@@ -386,5 +391,5 @@ class ModelCache(Upkeeping, Prewarming, Carrying, SingleFiles, Leasing):
         return self._made_room()
 
     @property
-    def _open_source(self) -> OpenSource:
-        return lambda uri: self._registry.source(uri, UriSecrets())
+    def _open_sources(self) -> OpenSources:
+        return lambda uri: self._registry.sources(uri, UriSecrets())

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from modelcache.abc.snapshot import Ref, RefHead, RefKey
-from modelcache.abc.source import Source
+from modelcache.abc.source import Listing
 from modelcache.abc.store import Store
 from modelcache.errors import NotCached
 from modelcache.patience import Cancellation
@@ -46,14 +46,19 @@ class SingleFiles(ABC):
 
     A file of a model that is here is read from that snapshot, if the ref of the model is fresh (its URI names an exact version, or
     the origin confirmed it within `Config.refresh_s`); of several, the ref of the URI itself counts first, then the nearest directory
-    above it. Refs with patterns, and those of another revision or origin, don't count.
+    above it. Refs with patterns, and those of another revision or origin, don't count. Of a URI that has a mirror and its original place,
+    both are looked at and asked in their order.
     """
 
     _store: Store
 
     @abstractmethod
-    def _source(self, uri: StorageUri, secrets: UriSecrets) -> AbstractContextManager[Source]:
-        """The source of a URI."""
+    def _origins(self, asked: tuple[StorageUri, UriSecrets]) -> Sequence[str]:
+        """Those that a URI can come from, in turn."""
+
+    @abstractmethod
+    def _listed(self, asked: tuple[StorageUri, UriSecrets], cancel: Cancellation) -> Listing:
+        """What the first of them says that has it, and can serve."""
 
     @abstractmethod
     def _fresh(self, ref: RefHead) -> bool:
@@ -107,22 +112,20 @@ class SingleFiles(ABC):
         if offline:
             raise NotCached(f"nothing of `{parsed}` is cached, and this call may not ask its origin", address=str(parsed))
         as_it_is = replace(parsed, unpack=False)
-        with self._source(as_it_is, secrets) as source:
-            listing = source.list(as_it_is, cancel or Cancellation())
+        listing = self._listed((as_it_is, secrets), cancel or Cancellation())
         stated = {file.path: next((item.hex for item in file.digests if item.algorithm == "sha256"), None) for file in listing.files}
         if _is_file(parsed, [file.path for file in listing.files]):
             return (FileEntry("", listing.files[0].size_bytes, stated[listing.files[0].path]),)
         return tuple(FileEntry(file.path, file.size_bytes, stated[file.path]) for file in listing.files)
 
     def _covering(self, uri: str, of_any_age: bool) -> Iterator[_Covering]:
-        parsed, secrets = parse_uri(uri)
-        with self._source(parsed, secrets) as source:
-            origin = str(source.origin)
-        for place, relative in _places(parsed):
-            key = RefKey(str(place), origin)
-            head = self._store.head(key)
-            if head is not None and (of_any_age or self._fresh(head)) and (ref := self._store.ref(key)) is not None:
-                yield _Covering(ref, relative)
+        asked = parse_uri(uri)
+        origins = self._origins(asked)
+        for place, relative in _places(asked[0]):
+            for key in (RefKey(str(place), origin) for origin in origins):
+                head = self._store.head(key)
+                if head is not None and (of_any_age or self._fresh(head)) and (ref := self._store.ref(key)) is not None:
+                    yield _Covering(ref, relative)
 
 
 def _places(uri: StorageUri) -> Iterator[tuple[StorageUri, str]]:

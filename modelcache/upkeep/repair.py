@@ -26,7 +26,8 @@ from modelcache.manifest import Manifest, ManifestFile
 from modelcache.patience import Cancellation
 from modelcache.uri import StorageUri, parse_uri
 
-OpenSource = Callable[[StorageUri], AbstractContextManager[Source]]
+OpenSources = Callable[[StorageUri], AbstractContextManager[Sequence[Source]]]
+"""Those that a URI can come from, in turn."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,10 +95,10 @@ class RepairReport:
 class Repair:
     """One repair of a store. `run` is called once."""
 
-    def __init__(self, store: Upkeep, engine: FetchEngine, open_source: OpenSource, cancel: Cancellation) -> None:
+    def __init__(self, store: Upkeep, engine: FetchEngine, open_sources: OpenSources, cancel: Cancellation) -> None:
         self._store = store
         self._engine = engine
-        self._open_source = open_source
+        self._open_sources = open_sources
         self._cancel = cancel
         self._blobs: list[RepairedBlob] = []
         self._kept_bytes = self._fetched_bytes = 0
@@ -204,8 +205,9 @@ class Repair:
             self._uris.setdefault(digest, []).append(ref.key.uri)
         try:
             uri, _ = parse_uri(ref.key.uri)
-            with self._open_source(uri) as source:
-                listing = self._list(source, uri, ref)
+            with self._open_sources(uri) as sources:
+                source = _of_origin(sources, uri, ref)
+                listing = source.list(uri, self._cancel)
                 remote = {digest: found for digest in wanted if (found := _serving(listing, ref, digest)) is not None}
                 for digest in wanted:
                     if digest not in remote:
@@ -216,11 +218,6 @@ class Repair:
             raise
         except ModelCacheError as error:
             self._failed([digest for digest in wanted if not self._store.has_blob(digest, ref.key.compartment)], str(error))
-
-    def _list(self, source: Source, uri: StorageUri, ref: Ref) -> Listing:
-        if str(source.origin) != ref.key.origin:
-            raise NotFound(f"`{uri}` was read from `{ref.key.origin}`, and the settings now lead to `{source.origin}`")
-        return source.list(uri, self._cancel)
 
     def _failed(self, digests: Iterable[Digest], why: str) -> None:
         for digest in digests:
@@ -311,8 +308,8 @@ class Repair:
             return False
         try:
             uri, _ = parse_uri(key.uri)
-            with self._open_source(uri) as source:
-                renewed = _renewed(ref, self._list(source, uri, ref))
+            with self._open_sources(uri) as sources:
+                renewed = _renewed(ref, _of_origin(sources, uri, ref).list(uri, self._cancel))
         except Cancelled:
             raise
         except ModelCacheError as error:
@@ -324,6 +321,15 @@ class Repair:
 def _repairing(ref: Ref) -> RefKey:
     """What the ingest of a repair is filed under: no URI of a model."""
     return replace(ref.key, uri=f"repair {ref.key.uri}")
+
+
+def _of_origin(sources: Sequence[Source], uri: StorageUri, ref: Ref) -> Source:
+    """Raises NotFound: none is what the ref was read from."""
+    found = next((source for source in sources if str(source.origin) == ref.key.origin), None)
+    if found is None:
+        now = " or ".join(f"`{source.origin}`" for source in sources)
+        raise NotFound(f"`{uri}` was read from `{ref.key.origin}`, and the settings now lead to {now}")
+    return found
 
 
 def _serving(listing: Listing, ref: Ref, digest: Digest) -> RemoteFile | None:

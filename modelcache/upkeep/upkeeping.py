@@ -11,7 +11,7 @@ from modelcache.digest import digits_of
 from modelcache.errors import NotCached
 from modelcache.fetch.engine import FetchEngine
 from modelcache.patience import Cancellation
-from modelcache.upkeep.repair import OpenSource, Repair, RepairReport
+from modelcache.upkeep.repair import OpenSources, Repair, RepairReport
 from modelcache.uri import parse_uri
 
 BytesProgress = Callable[[int, int], None]
@@ -30,8 +30,8 @@ class Upkeeping(ABC):
 
     @property
     @abstractmethod
-    def _open_source(self) -> OpenSource:
-        """The source of a URI, with the credentials of this process."""
+    def _open_sources(self) -> OpenSources:
+        """The sources of a URI, with the credentials of this process."""
 
     def verify(self, name: str | None = None, *, progress: BytesProgress | None = None, cancel: Cancellation | None = None) -> VerifyReport:
         """Read every byte of a snapshot (or of all) from the disk and compare; damage is taken out of service and reported."""
@@ -91,4 +91,4 @@ class Upkeeping(ABC):
                 if uri is None or not self._store.refs(uri):
                     raise
                 verified = VerifyReport(0, 0, 0, ())  # An earlier one took it out of service.
-        return Repair(self._store, self._engine, self._open_source, stop).run(verified, uri)
+        return Repair(self._store, self._engine, self._open_sources, stop).run(verified, uri)

@@ -21,11 +21,13 @@ from modelcache.sources.claims import ClaimMounts
 from modelcache.sources.huggingface import HubOptions
 from modelcache.sources.retrying import RetryLimits
 from modelcache.testing.archives import Written, contents, tar_of, write_tree
+from modelcache.testing.crash import flip_bit
 from modelcache.testing.fault_server import FaultServer, Received, Reply
 from modelcache.testing.servers import Identity, Nginx, NginxOptions, SeaweedFS
 from modelcache.testing.servers.certificates import Certificate
 from modelcache.testing.servers.hub import HubServer
 from modelcache.testing.servers.ports import LOOPBACK
+from modelcache.testing.store_filling import digest_of
 from modelcache.testing.store_fixtures import NO_LIMITS
 from modelcache.units import MIB
 from modelcache.uri import parse_uri
@@ -126,6 +128,28 @@ def test_the_original_place_serves_only_where_it_may(
     assert contents(newest.path) == (FILES if why == "missing" else OTHER)
     [outcome] = cache.prewarm([URI], refresh=Refresh.ALWAYS).outcomes
     assert outcome.snapshot == newest
+
+
+@pytest.mark.parametrize("why", ["missing", "down"])
+def test_files_are_looked_at_read_and_repaired_where_their_model_comes_from(hub: HubServer, open_cache: Open, why: str) -> None:
+    """What the mirror doesn't have is at its original place for whoever asks for single files, and for a repair, too."""
+    hub.repository("meta-llama/Llama", OTHER)
+    with FaultServer() as server:
+        cache = open_cache(Mirror("hf://", server.endpoint if why == "missing" else "http://127.0.0.1:9", fallback=True))
+        file = f"{URI}/config.json"
+        assert [(entry.path, entry.size_bytes) for entry in cache.entries(file)] == [("", len(OTHER["config.json"]))]
+        snapshot = cache.ensure(URI)
+        for offline in (False, True):
+            assert [entry.path for entry in cache.entries(URI, offline=offline)] == ["config.json"]
+            with cache.cached_file(file, offline=offline) as found:
+                assert found is not None
+                assert found.read_bytes() == OTHER["config.json"]
+        [blob] = (cache.root / "blobs").rglob(digest_of(OTHER["config.json"]).hex)
+        flip_bit(blob, 3)
+        report = cache.repair()
+        assert [repaired.uri for repaired in report.blobs] == [f"{URI}:main"]
+        assert report.restored == (snapshot.digest,)
+        assert contents(snapshot.path) == OTHER
 
 
 def test_a_mirror_that_refuses_is_no_reason_to_go_elsewhere(seaweedfs: SeaweedFS, bucket: str, hub: HubServer, open_cache: Open) -> None:

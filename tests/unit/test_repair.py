@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -54,12 +54,12 @@ class Bench:
         return ensure.run(Cancellation()).snapshot
 
     @contextmanager
-    def source(self, uri: StorageUri) -> Iterator[Source]:
-        yield self.origins[str(uri)]
+    def sources(self, uri: StorageUri) -> Iterator[Sequence[Source]]:
+        yield [self.origins[str(uri)]]
 
     def repair(self, uri: str | None = None) -> RepairReport:
         verified = self.store.verify(None, Cancellation())
-        return Repair(self.store, self.engine, self.source, Cancellation()).run(verified, uri)
+        return Repair(self.store, self.engine, self.sources, Cancellation()).run(verified, uri)
 
     def key(self, name: str) -> RefKey:
         return RefKey(f"s3://b/{name}", f"memory://{name}:1")
@@ -217,7 +217,7 @@ def test_an_interrupted_repair_is_gone_on_with(bench: Bench) -> None:
     verified = bench.store.verify(None, Cancellation())
     source.on_open = lambda file, span: cancel.cancel() if span.start else None
     with pytest.raises(Cancelled):
-        Repair(bench.store, bench.engine, bench.source, cancel).run(verified)
+        Repair(bench.store, bench.engine, bench.sources, cancel).run(verified)
     gate.open()
     source.on_open = lambda file, span: None
     before = source.books.bytes["w/model.safetensors"]
