@@ -115,7 +115,7 @@ class TestTar(ArchiveContract):
     ending = ".tar"
 
 
-class TestTarFaulted(FaultedContract, TestTar):
+class FaultedArchive(FaultedContract, ArchiveContract):
     """The faults are around what the archive itself is read from: so it is under the cache, too."""
 
     @pytest.fixture
@@ -130,18 +130,30 @@ class TestTarFaulted(FaultedContract, TestTar):
         file = put_and_list(place, "f", SMALL)
         assert read(place.source, file) == SMALL
         assert {fault: faults.books.struck[fault] for fault in (*AT_OPEN, *MIDWAY)} == dict.fromkeys((*AT_OPEN, *MIDWAY), 1)
-        assert faults.books.bytes == {"f.tar": Path(place.uri("f").path).stat().st_size}
+        assert faults.books.bytes == {f"f{self.ending}": Path(place.uri("f").path).stat().st_size}
         assert faults.books.open_bodies == 0
 
     def sizes_bytes(self, place: Place) -> Mapping[str, int]:
-        return {"all.tar": Path(place.uri().path).stat().st_size}
+        return {f"all{self.ending}": Path(place.uri().path).stat().st_size}
+
+
+class TestTarFaulted(FaultedArchive):
+    ending = ".tar"
 
 
 class TestTgz(ArchiveContract):
     ending = ".tgz"
 
 
+class TestTgzFaulted(FaultedArchive):
+    ending = ".tgz"
+
+
 class TestZip(ArchiveContract):
+    ending = ".zip"
+
+
+class TestZipFaulted(FaultedArchive):
     ending = ".zip"
 
 
@@ -155,7 +167,13 @@ class ClaimDirectory(Directory):
 class TestClaim(SourceContract):
     @pytest.fixture
     def place(self, tmp_path: Path) -> Place:
-        return ClaimDirectory(tmp_path, ClaimSource("models", ClaimMounts(claims={"models": tmp_path})))
+        mount = tmp_path / "volume"
+        mount.mkdir()
+        return ClaimDirectory(mount, ClaimSource("models", ClaimMounts(claims={"models": mount})))
+
+
+class TestClaimFaulted(FaultedContract, TestClaim):
+    pass
 
 
 # -- claims -------------------------------------------------------------------------------------------------------------

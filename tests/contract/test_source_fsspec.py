@@ -131,3 +131,7 @@ class TestWebHdfs(SourceContract):
         root.mkdir()
         with source_of(StorageUri("webhdfs", hdfs.authority, "")) as source:
             yield HdfsDirectory(hdfs, root, source)
+
+
+class TestWebHdfsFaulted(FaultedContract, TestWebHdfs):
+    pass

@@ -20,6 +20,7 @@ from modelcache.config import Config
 from modelcache.errors import AccessDenied, BadConfig, DigestMismatch, InvalidUri, NotFound, OriginUnreachable, ProtocolViolation
 from modelcache.refresh import Refresh
 from modelcache.sources.any_fsspec import FsspecSource
+from modelcache.testing.faulted_contract import FaultedContract
 from modelcache.testing.servers.azurite import Azurite
 from modelcache.testing.source_contract import NAMES, Place, SourceContract
 from modelcache.transport import Timeouts
@@ -220,3 +221,7 @@ class TestAzure(SourceContract):
                 yield Blobs(client, name, source)
         finally:
             source.close()
+
+
+class TestAzureFaulted(FaultedContract, TestAzure):
+    pass

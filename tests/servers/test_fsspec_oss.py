@@ -14,6 +14,7 @@ from modelcache.abc.source import Listing, Source
 from modelcache.errors import AccessDenied, BadConfig, NotFound, OriginUnreachable
 from modelcache.patience import Cancellation
 from modelcache.sources.any_fsspec import FsspecOptions, FsspecSource
+from modelcache.testing.faulted_contract import FaultedContract
 from modelcache.testing.servers.oss import Oss
 from modelcache.testing.source_contract import Place, SourceContract, read
 from modelcache.transport import Timeouts
@@ -99,3 +100,7 @@ class TestOss(SourceContract):
             yield Bucket(root, source)
         finally:
             source.close()
+
+
+class TestOssFaulted(FaultedContract, TestOss):
+    pass
