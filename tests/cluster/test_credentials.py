@@ -8,14 +8,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import rsa
 
 from modelcache.agent.client import AgentClient, Identity
 from modelcache.errors import AccessDenied
 from modelcache.k8s.grants import render_grant
 from modelcache.testing.agents import RunningAgent
+from modelcache.testing.fault_server import Call, FaultServer, Reply
+from modelcache.testing.gcs_stand_in import BUCKET, TOKEN_PATH, GcsStandIn
 from modelcache.testing.polling import until
 from modelcache.testing.servers import SeaweedFS
 from modelcache.testing.servers.control_plane import ControlPlane
+from modelcache.testing.servers.hub import HubServer
 from modelcache.testing.servers.ports import LOOPBACK, free_ports
 from tests.cluster.nodes import Node, following
 
@@ -56,6 +61,60 @@ def test_a_grant_opens_one_secret_and_nothing_else(node: Node) -> None:
         ("GET", f"/api/v1/namespaces/{namespace}/serviceaccounts/other"),
     ):
         assert plane.try_ask(method, where, {} if method == "PATCH" else None, token=token)[0] == 403, (method, where)
+
+
+def googles_key(token_uri: str) -> str:
+    """Of a service account, as the console writes it."""
+    key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
+    form = (serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    told = {"type": "service_account", "client_email": "reader@p.example", "token_uri": token_uri}
+    return json.dumps(told | {"private_key": key.private_bytes(*form).decode(), "private_key_id": "1"})
+
+
+def test_every_source_is_read_with_the_key_that_kserve_names_for_it(node: Node, tmp_path: Path) -> None:
+    """One service account, whose secrets are of all kinds, as KServe attaches them; one of them is of no source here."""
+    plane, mine = node.plane, node.plane.namespace()
+    with HubServer() as hub, FaultServer() as web, FaultServer() as google:
+        repository = hub.repository("o/m", {"weights": b"of the hub"})
+        token = hub.token()
+        repository.private, repository.readers = True, {token}
+        store = GcsStandIn(google, rights={"ya29.token-1-of-the-test": {"list", "get"}, "ya29.token-2-of-the-test": {"list", "get"}})
+        store.put("m/weights", b"of google")
+        web.put("/m/weights", b"of the web")
+
+        def by_header(call: Call) -> None:
+            known = call.received.headers.get("x-key") == "of-the-web"
+            call.reply(web.reply_to(call.received) if known else Reply(401, {}, b""))
+
+        web.fail("/m/weights", by_header)
+        held = {
+            "azure": {"AZURE_CLIENT_ID": "somebody"},
+            "hub": {"HF_TOKEN": token},
+            "web": {"https-host": web.endpoint.removeprefix("http://"), "headers": json.dumps({"X-Key": "of-the-web"})},
+            "google": {"gcloud-application-credentials.json": googles_key(google.endpoint + TOKEN_PATH)},
+        }
+        for name, data in held.items():
+            make_secret(plane, mine, name, data)
+            accounts = ["reader"] if name == "hub" else []
+            apply_grant(plane, mine, render_grant(name, mine, agent=(node.namespace, "modelcache-agent"), service_accounts=accounts))
+        body: dict[str, Any] = {"metadata": {"name": "reader"}, "secrets": [{"name": name} for name in held]}
+        plane.ask("POST", f"/api/v1/namespaces/{mine}/serviceaccounts", body)
+        uris = {"hub": "hf://o/m", "web": f"{web.endpoint}/m/weights", "google": f"gs://{BUCKET}/m"}
+        who = {"namespace": mine, "serviceAccountName": "reader"}
+        node.want(
+            *({"modelName": name, "sourceModelUri": uri, **who} for name, uri in uris.items()),
+            *({"modelName": f"{name}-of-nobody", "sourceModelUri": uri, "namespace": mine} for name, uri in uris.items()),
+        )
+        environ = {"HF_ENDPOINT": hub.endpoint, "MODELCACHE_GS_ENDPOINT": google.endpoint}
+        with following(node, tmp_path, environ=environ) as running:
+            settled = {"ModelDownloaded", "ModelDownloadError"}
+            until(lambda: all(node.state(f"{mine}/{name}{of}") in settled for name in uris for of in ("", "-of-nobody")), "all six")
+            assert {name: node.told(f"{mine}/{name}").get("errorText") for name in uris} == dict.fromkeys(uris)
+            refused = {name: node.told(f"{mine}/{name}-of-nobody")["errorCode"] for name in uris}
+            assert refused == dict.fromkeys(uris, "access-denied")
+            assert [weights_of(running, mine, uri) for uri in uris.values()] == [b"of the hub", b"of the web", b"of google"]
+    told = (tmp_path / "agent.log").read_text() + json.dumps(node.status())
+    assert [secret for secret in (token, "of-the-web", "PRIVATE KEY", "ya29.") if secret in told] == []
 
 
 def weights_of(running: RunningAgent, namespace: str, uri: str) -> bytes:

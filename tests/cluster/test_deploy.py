@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -9,7 +10,7 @@ import pytest
 from modelcache.k8s.names import AGENT, GROUP, NODES, SYSTEM_NAMESPACE
 from modelcache.testing.servers.control_plane import ControlPlane
 from tests.cluster.deployed import deploy, path_of
-from tests.deploy.manifests import Object, objects
+from tests.deploy.manifests import Object, objects, one
 
 pytestmark = pytest.mark.cluster
 
@@ -63,6 +64,20 @@ def test_the_agents_account_may_do_what_it_does_and_nothing_else(deployed: Contr
     reviews = "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews"
     given = [deployed.ask("POST", reviews, {"spec": question}, token=token)["status"]["allowed"] for question in questions]
     assert [question for question, allowed in zip(questions, given, strict=True) if allowed is not answer] == []
+
+
+def rules_of(plane: ControlPlane, token: str, namespace: str) -> set[str]:
+    """All that somebody may do there, as the API server counts it."""
+    review = {"spec": {"namespace": namespace}}
+    found = plane.ask("POST", "/apis/authorization.k8s.io/v1/selfsubjectrulesreviews", review, token=token)["status"]
+    return {json.dumps(rule, sort_keys=True) for rule in (*found["resourceRules"], *found["nonResourceRules"])}
+
+
+@pytest.mark.parametrize("namespace", ["default", "kube-system", SYSTEM_NAMESPACE])
+def test_its_rules_are_those_of_its_role_and_everybodys(deployed: ControlPlane, namespace: str) -> None:
+    agents = rules_of(deployed, deployed.service_account(SYSTEM_NAMESPACE, AGENT), namespace)
+    anybodys = rules_of(deployed, deployed.service_account(SYSTEM_NAMESPACE, "anybody"), namespace)
+    assert agents - anybodys == {json.dumps(rule, sort_keys=True) for rule in one("ClusterRole")["rules"]}
 
 
 def test_a_viewer_sees_what_the_role_for_it_names_and_no_more(deployed: ControlPlane) -> None:
