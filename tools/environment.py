@@ -118,7 +118,8 @@ def cluster() -> None:
         if packed is None or platform.machine() != "x86_64":
             say(
                 f"left out: all tests against a real API server, for there is no {API_SERVER} on PATH, and none for this machine in "
-                f"{', '.join(map(str, places))}; no package has one: name a directory that holds it with {ASSETS}=…"
+                f"{', '.join(map(str, places))}; no package has one (Debian 12's source package `kubernetes` "
+                f"builds one): name a directory that holds it with {ASSETS}=…"
             )
             raise SystemExit(NOT_HERE)
         unpack(packed)
