@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from modelcache.errors import InvalidUri, ModelCacheError, NotFound, ProtocolViolation
-from modelcache.paths import check_tree
+from modelcache.paths import check_tree, checked_path
 from modelcache.uri import StorageUri
 
 T = TypeVar("T")
@@ -57,6 +57,7 @@ def selected_below(uri: StorageUri, listing: Iterable[Listed[T]], doubt: ModelCa
         path = each.name.removeprefix(prefix)
         if not uri.selects(path):
             continue
+        checked_path(path, address=address)  # before it is kept: a listing may hold names of any length
         if path in selected:
             raise ProtocolViolation("the store lists an object twice", address=address, got=ascii(path))
         selected[path] = each.known

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 import pytest
 
 from modelcache.errors import InvalidUri, ModelCacheError, ProtocolViolation, UnsafePath
+from modelcache.sources.huggingface import trees
 from modelcache.testing import faults
 from modelcache.testing.hub_sources import hub_source
 from modelcache.testing.listings import listing_of
@@ -108,3 +109,14 @@ def test_more_files_than_a_model_has_are_refused_with_a_way_out(hub: HubServer) 
     refused(hub, InvalidUri)
     with hub_source(hub) as source:
         assert len(listing_of(source, "hf://org/model/d").files) == 1
+
+
+def test_names_that_fill_the_memory_are_refused_before_they_do(hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A page may hold names of megabytes, and there may be hundreds of pages."""
+    monkeypatch.setattr(trees, "MAX_NAMES_CHARACTERS", 10_000)
+    commit = hub.repository(files={"f": SMALL}).refs["main"]
+    path = f"/api/models/org/model/tree/{commit}"
+    page = listed({"path": "n" * 4_000}).encode()
+    hub.front.fail(path, lambda call: faults.status(200, {"Link": f'<{path}?cursor={len(hub.front.received)}>; rel="next"'}, page)(call))
+    refused(hub, InvalidUri)
+    assert hub.counts()["tree"] == 3

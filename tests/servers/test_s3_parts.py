@@ -87,6 +87,9 @@ def test_a_checksum_that_can_not_be_read_is_refused() -> None:
 def test_a_null_version_is_no_version() -> None:
     assert object_head({"content-length": "1", "x-amz-version-id": "null"}, NAME).version_id is None
     assert object_head({"content-length": "1", "x-amz-version-id": "abc"}, NAME).version_id == "abc"
+    assert object_head({"content-length": "1", "x-amz-version-id": "a" * 1025, "etag": f'"{"e" * 1025}"'}, NAME) == object_head(
+        {"content-length": "1", "x-amz-version-id": ""}, NAME
+    )
 
 
 def test_a_marker_of_a_folder_is_empty_and_says_so() -> None:

@@ -29,6 +29,7 @@ def test_paths_are_below_the_uri_and_in_the_listing_s_order() -> None:
         ("s3://b/m", ["m/z", "model/z"], ProtocolViolation, "outside of the prefix"),
         ("s3://b/m", ["m/z", "m/z"], ProtocolViolation, "an object twice"),
         ("s3://b/m", ["m/z", "m/../z"], UnsafePath, "z"),
+        ("s3://b/m", ["m/" + "z" * 2000, "model/z"], UnsafePath, "over the limit"),  # before it is kept: the listing isn't read to its end
         ("s3://b/m", ["m/"], NotFound, "none below it"),
         ("s3://b/m#include=x", ["m/z"], NotFound, "patterns select"),
     ],

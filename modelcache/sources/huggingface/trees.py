@@ -16,6 +16,8 @@ from modelcache.sources.huggingface.location import FileLocation
 
 MAX_FILES = 100_000
 """Under one URI, as for S3. The largest model repositories have some thousand."""
+MAX_NAMES_CHARACTERS = 32 << 20
+"""Of all names of one listing, which is in memory as a whole: some 300 each of `MAX_FILES`."""
 MAX_KEPT_TREES = 16
 MAX_KEPT_FILES = 10_000
 """A larger listing is asked for each time. At some 500 bytes a file, 80 MB in all is the most; usual are some 100 KB."""
@@ -84,7 +86,7 @@ class _Reading:
         return Tree(single, tuple(files))
 
     def _files(self, folder: str, *, recursive: bool) -> list[RemoteFile]:
-        files = []
+        files, characters = [], 0
         for entry in self.hub.tree(self.repo, self.commit, folder, recursive=recursive, address=self.address, cancel=self.cancel):
             file = self._file(entry)
             if file is None:
@@ -92,8 +94,13 @@ class _Reading:
             if folder and file.path != folder and not file.path.startswith(f"{folder}/"):
                 raise ProtocolViolation("the hub lists a file outside of the folder", address=self.address, got=ascii(file.path[:300]))
             files.append(file)
-            if len(files) > MAX_FILES:
-                raise InvalidUri(f"over {MAX_FILES:,} files are under one URI", address=self.address, hint="name a folder further down")
+            characters += len(file.path)
+            if len(files) > MAX_FILES or characters > MAX_NAMES_CHARACTERS:
+                raise InvalidUri(
+                    f"over {MAX_FILES:,} files, or {MAX_NAMES_CHARACTERS:,} characters of their names, are under one URI",
+                    address=self.address,
+                    hint="name a folder further down",
+                )
         return files
 
     def _file(self, entry: object) -> RemoteFile | None:

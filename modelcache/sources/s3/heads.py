@@ -18,12 +18,16 @@ CHECKSUMS = {
     "x-amz-checksum-crc32c": Algorithm.CRC32C,
     "x-amz-checksum-crc64nvme": Algorithm.CRC64NVME,
 }
+KNOWN_ALGORITHMS = frozenset({"SHA256", "SHA1", "CRC32", "CRC32C", "CRC64NVME"})
+"""As listings write them. S3 API, Object."""
 ARCHIVED_CLASSES = frozenset({"GLACIER", "DEEP_ARCHIVE"})
 """Storage classes whose objects must be restored before a GET (GLACIER_IR needs no restore). S3 API, HeadObject."""
 CHECKSUM_HEADERS = "x-amz-checksum-"
 DIRECTORY_TYPE = "application/x-directory"
 READY_CLASSES = frozenset({"", "STANDARD", "REDUCED_REDUNDANCY", "STANDARD_IA", "ONEZONE_IA", "GLACIER_IR"})
 """Storage classes whose objects can be read at once, whatever else is to be known of them. S3 API, Object."""
+MAX_NAME_CHARACTERS = 1024
+"""Of what names a version: S3's limit for ids of versions; ETags have some 40. A longer one is none: very many are in memory at once."""
 
 _STRONG_ETAG = re.compile(r'"[\x21\x23-\x7e\x80-\xff]*"')  # RFC 9110 §8.8.3, without obsolete characters outside latin-1
 _COMPOSITE = re.compile(r"-[0-9]+$")
@@ -98,7 +102,7 @@ def object_head(headers: Mapping[str, str], name: ObjectName) -> ObjectHead:
     return ObjectHead(
         size_bytes=int(size),
         etag=_strong(headers.get("etag", "")),
-        version_id=None if version_id in (None, "", NULL_VERSION) else version_id,
+        version_id=version_id if version_id and version_id != NULL_VERSION and len(version_id) <= MAX_NAME_CHARACTERS else None,
         digests=stated_digests(headers, name),
         versioned=version_id is not None,
         directory_marker=size == "0" and headers.get("content-type", "").startswith(DIRECTORY_TYPE),
@@ -122,7 +126,7 @@ def stated_digests(headers: Mapping[str, str], name: ObjectName) -> tuple[Digest
 
 
 def _strong(etag: str) -> str:
-    return etag if _STRONG_ETAG.fullmatch(etag) else ""
+    return etag if len(etag) <= MAX_NAME_CHARACTERS and _STRONG_ETAG.fullmatch(etag) else ""
 
 
 def _check_restored(headers: Mapping[str, str], name: ObjectName) -> None:

@@ -14,7 +14,7 @@ from modelcache.patience import Cancellation
 from modelcache.sources.attempts import attempted
 from modelcache.sources.prefixes import MAX_OBJECTS, Listed, none_selected, prefix_of, selected_below
 from modelcache.sources.s3.control import ControlPlane
-from modelcache.sources.s3.heads import ListedObject, ObjectHead, object_head
+from modelcache.sources.s3.heads import KNOWN_ALGORITHMS, MAX_NAME_CHARACTERS, ListedObject, ObjectHead, object_head
 from modelcache.sources.s3.locator import ObjectName
 from modelcache.sources.s3.signing import S3Signer
 from modelcache.transport import RangeClient, Response
@@ -205,9 +205,14 @@ def _listed_object(bucket: str, entry: Mapping[str, Any], address: str) -> Liste
         raise ProtocolViolation(
             "the store lists an object of a size that no file has", address=address, got=f"{str(size_bytes)[:40]} bytes"
         )
-    algorithms = frozenset(entry.get("ChecksumAlgorithm", ()))
+    etag = entry.get("ETag", "")
     return ListedObject(
-        ObjectName(bucket, key), size_bytes, entry.get("ETag", ""), entry.get("StorageClass", ""), algorithms, modified_at_s
+        ObjectName(bucket, key),
+        size_bytes,
+        etag if len(etag) <= MAX_NAME_CHARACTERS else "",
+        entry.get("StorageClass", "")[:MAX_NAME_CHARACTERS],
+        KNOWN_ALGORITHMS.intersection(entry.get("ChecksumAlgorithm", ())),
+        modified_at_s,
     )
 
 
