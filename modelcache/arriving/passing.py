@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import errno
 import os
 import threading
 from collections.abc import Sequence
@@ -105,7 +104,6 @@ class Passing:
         self._changed = threading.Condition()
         self._places: list[_Place] = []
         self._copying: list[_Copy] = []
-        self._fd: int | None = None
 
     def vouches(self, pass_number: int, digest: Digest | None) -> bool:
         """Whether this is the digest that was computed of the bytes that passed then."""
@@ -159,10 +157,9 @@ class Passing:
         around them, or somebody else brings it."""
         if self.begun.fetch.route is not Route.BUFFERED or not self.incoming.claimed:
             return None
-        try:
-            memory = map_file(self._opened(), span.start, size_bytes)
-        except OSError:
-            return None  # it moves just now, or is in no file system
+        memory = self._mapped(span.start, size_bytes)
+        if memory is None:
+            return None
         with self._changed:
             self._places.append(_Place(span, ctypes.addressof(memory), memory, is_own=True))
         self.want(span)
@@ -174,17 +171,13 @@ class Passing:
             self._places = []
             while self._copying:
                 self._changed.wait(LOOK_S)
-            fd, self._fd = self._fd, None
-        if fd is not None:
-            os.close(fd)
 
     def holds(self, block: ByteRange, into: memoryview) -> bool:
         """Whether all of a block was put into `into`, as it was expected."""
         address = _address(into)
         with self._changed:
             places = [place for place in self._places if place.is_at(block, address)]
-        vouched = self.vouches(self.pass_number, self.incoming.sha256)
-        return any(vouched if place.is_own else place.here.covers(block) for place in places)
+            return any(not self._missing(place, block) for place in places)
 
     def take(self, block: ByteRange, into: memoryview, cancel: Cancellation) -> tuple[bool, int]:
         """Wait for a block and have it in `into`; whether all of it passed, so that nothing had to be read back, and on which pass.
@@ -235,20 +228,27 @@ class Passing:
                 self._places.remove(place)
             while any(each is place and part.start < block.stop and block.start < part.stop for each, part in self._copying):
                 self._changed.wait(LOOK_S)
-            return [] if place.is_own else place.here.missing(block)
+            return self._missing(place, block)
 
-    def _opened(self) -> int:
-        """A descriptor of the file at its full size. Raises OSError: there is none to be had."""
-        with self._changed:
-            if self._fd is None:
-                if self.incoming.place is None:
-                    raise FileNotFoundError(errno.ENOENT, "it is in no file system", self.incoming.path)
-                fd = os.open(self.incoming.place, os.O_RDONLY | os.O_CLOEXEC)
-                if os.fstat(fd).st_size != self.incoming.size_bytes:
-                    os.close(fd)
-                    raise OSError(errno.EAGAIN, "it isn't made yet", self.incoming.path)
-                self._fd = fd
-            return self._fd
+    def _missing(self, place: _Place, block: ByteRange) -> Sequence[ByteRange]:
+        """What of a block that is here isn't in that memory. Own pages have all, unless the file became a link to what another brought."""
+        if not place.is_own:
+            return place.here.missing(block)
+        return [] if self.incoming.sha256 is None or self.vouches(self.pass_number, self.incoming.sha256) else [block]
+
+    def _mapped(self, offset: int, size_bytes: int) -> Memory | None:
+        """None: it is in no file system, isn't made yet at its full size, or moves just now."""
+        place = self.incoming.place
+        if place is None:
+            return None
+        try:
+            fd = os.open(place, os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return None
+        try:
+            return map_file(fd, offset, size_bytes) if os.fstat(fd).st_size == self.incoming.size_bytes else None
+        finally:
+            os.close(fd)
 
     def _wake(self) -> None:
         with self._changed:

@@ -24,8 +24,10 @@ from modelcache.arriving import opening
 from modelcache.arriving.passing import Passing
 from modelcache.config import Config
 from modelcache.errors import BadCheckpoint, Cancelled, DigestMismatch, NoSpace, NotFound, OriginUnreachable, SourceChanged
+from modelcache.loader.memory import Memory
 from modelcache.loader.report import LoadReport
 from modelcache.patience import Cancellation
+from modelcache.ranges import ByteRange
 from modelcache.store.incoming import LocalIncoming
 from modelcache.testing.fetching import small_chunks
 from modelcache.testing.memory_source import DEADLINE_S, MemorySource, state_sha256
@@ -190,6 +192,27 @@ def test_what_arrives_through_the_page_cache_is_the_published_file_and_no_copy(t
         assert any(start <= tensor.data_ptr() < stop for start, stop in ranges) == (route is Route.BUFFERED)
         tensor.zero_()  # its pages become this process's own
         check(modelcache.load(URI, cache=cache), A, B)
+
+
+def test_a_file_that_became_a_link_to_anothers_is_read_into_the_pages_that_were_meant_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its own were given up then: here they have nothing, and who computed the digest was another fetch."""
+    blanked: list[Memory] = []
+    pages = Passing.pages
+
+    def blank(passing: Passing, span: ByteRange, size_bytes: int) -> Memory | None:
+        memory = pages(passing, span, size_bytes)
+        if memory is not None:
+            memoryview(memory).cast("B")[:] = bytes(size_bytes)
+            blanked.append(memory)
+        return memory
+
+    monkeypatch.setattr(Passing, "pages", blank)
+    monkeypatch.setattr(Passing, "vouches", lambda *_: False)
+    with cache_of(tmp_path / "root", MemorySource(shards_of(A, B))) as cache:
+        check(modelcache.load(URI, cache=cache, verified_only=True), A, B)
+    assert blanked
 
 
 # -- wrong bytes ----------------------------------------------------------------------------------------------------------
