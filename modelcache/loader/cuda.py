@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 
 import torch
 
@@ -79,6 +79,10 @@ class CudaDevice:
             self._stream.wait_event(begun)
         skip = -memory.data_ptr() % PAGE_BYTES  # torch's own alignment is 512
         return Target(memory[skip : skip + size_bytes], begun=begun)
+
+    def current(self) -> AbstractContextManager[object]:
+        chosen: AbstractContextManager[object] = torch.cuda.device(self.device)
+        return chosen
 
     def settle(self, target: Target) -> None:
         with _on(self.device):

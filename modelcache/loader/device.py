@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -74,6 +75,14 @@ class Device(Pinning, Protocol):
 
         Raises:
             NoDeviceMemory: there is not so much. DeviceFault.
+        """
+        ...
+
+    def current(self) -> AbstractContextManager[object]:
+        """The block runs with this as the calling thread's device: for packages that reach it by themselves.
+
+        Raises:
+            RuntimeError: the device failed. What the block raises stays as it is.
         """
         ...
 

@@ -84,7 +84,8 @@ class StraightReads:
         self._device.settle(target)
         started_s = time.monotonic()
         try:
-            got = self._opened(file).raw_read(target.memory[piece.at : piece.at + piece.size_bytes], piece.size_bytes, block.start, 0)
+            with self._device.current():  # cuFile, and kvikio before it, work in the thread's own context (cpp/src/file_handle.cpp, `read`)
+                got = self._opened(file).raw_read(target.memory[piece.at : piece.at + piece.size_bytes], piece.size_bytes, block.start, 0)
         except (OSError, RuntimeError) as error:
             if self._always:
                 failed = error.with_traceback(None)  # its frames keep memory

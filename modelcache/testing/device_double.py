@@ -11,7 +11,8 @@ import random
 import threading
 import weakref
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Self
 
@@ -150,6 +151,14 @@ def _within(pieces: Mapping[int, int], address: int) -> bool:
     return any(start <= address < start + size_bytes for start, size_bytes in pieces.items())
 
 
+_current = threading.local()
+
+
+def current_device() -> str | None:
+    """The calling thread's, where a device said so."""
+    return getattr(_current, "name", None)
+
+
 class DoubleDevice:
     """One device, for one load (a `Device`)."""
 
@@ -166,6 +175,15 @@ class DoubleDevice:
 
     def allocate(self, size_bytes: int) -> Target:
         return Target(self._machine.allocate(self.name, size_bytes))
+
+    @contextmanager
+    def current(self) -> Iterator[None]:
+        before = current_device()
+        _current.name = self.name
+        try:
+            yield
+        finally:
+            _current.name = before
 
     def settle(self, target: Target) -> None:
         """There is no earlier work."""

@@ -258,6 +258,13 @@ def test_pages_that_can_not_be_locked_are_an_error_that_is_forgotten(gpu: Gpu) -
         device.unpin(memory_of(8192))
 
 
+def test_a_package_that_reaches_the_device_by_itself_finds_it_current(gpu: Gpu) -> None:
+    device = CudaDevice(GPU)
+    with device.current():
+        assert gpu.on == [GPU]
+    assert gpu.on == []
+
+
 def test_what_cuda_raises_is_a_device_fault_that_keeps_no_memory(gpu: Gpu) -> None:
     device = CudaDevice(GPU)
     target = device.allocate(100)

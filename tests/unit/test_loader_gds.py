@@ -27,7 +27,7 @@ from modelcache.loader.pinned import PinnedRing
 from modelcache.loader.report import LoadReport
 from modelcache.loader.staging import DeviceStaging
 from modelcache.patience import Cancellation
-from modelcache.testing.device_double import DoubleMachine
+from modelcache.testing.device_double import DoubleMachine, current_device
 from modelcache.units import KIB
 
 BLOCK_BYTES = 16 * KIB
@@ -58,6 +58,7 @@ class CuFile:
         assert file_offset % 4096 == 0
         assert buf.data_ptr() % 4096 == 0
         assert (size, dev_offset) == (buf.numel(), 0)
+        assert current_device() == "cuda:0", "it works in the context of the thread that calls it"
         self._kvikio.reads += 1
         if self._kvikio.failing:
             raise RuntimeError("cuFileRead failed")
