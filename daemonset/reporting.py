@@ -16,7 +16,7 @@ from daemonset.backoff import Backoff
 from modelcache.errors import AccessDenied, Cancelled, ModelCacheError, NotFound
 from modelcache.k8s.api import ApiServer
 from modelcache.k8s.names import AGENT, API, NODES, STATUS_ANNOTATION
-from modelcache.k8s.node import ModelReport, Object, node_with, state_texts, states_of, status_of
+from modelcache.k8s.node import ModelReport, Object, node_with, other_writers, state_texts, states_of, status_of
 from modelcache.patience import Cancellation
 
 logger = logging.getLogger(__name__)
@@ -92,6 +92,7 @@ class Reporter:
         self._generation: int | None = None
         self._told: Told | None = None
         self._plain_until_s = 0.0
+        self._others: tuple[str, ...] = ()
         self._thread = threading.Thread(target=self._work, name="agent reporter", daemon=True)
 
     def __enter__(self) -> Self:
@@ -117,6 +118,12 @@ class Reporter:
                 self._generation = int(node["metadata"].get("generation", 0))
                 self._told = None if self._told is None else unless_overwritten(self._told, node)
             self._changed.notify_all()
+
+        others = () if node is None else other_writers(node, AGENT)
+        if others != self._others and others:
+            said = "this node's status is written by others, too (%s): two agents that make one node match undo each other's work"
+            logger.warning(said, ", ".join(others), extra={"event": "others-write", "fields": {"writers": ", ".join(others)}})
+        self._others = others
 
     def _work(self) -> None:
         failures = 0

@@ -112,6 +112,17 @@ def state_texts(node: Object) -> object:
     return _part(node, "status").get("modelStatus") or {}
 
 
+def other_writers(node: Object, own: str) -> tuple[str, ...]:
+    """Who else writes KServe's word on models, by the names that the API server keeps (`managedFields`)."""
+    fields = _part(node, "metadata").get("managedFields")
+    found = set()
+    for each in fields if isinstance(fields, list) else ():
+        if isinstance(each, dict) and _text_in(each, "manager") not in (None, own):
+            status = _part(_part(each, "fieldsV1"), "f:status")
+            found |= {str(each["manager"])} if "f:modelStatus" in status else set()
+    return tuple(sorted(found))
+
+
 def told_models(node: Object) -> Mapping[str, Object]:
     """What the status says of each model besides KServe's word."""
     models = _part(node, "status").get("models")

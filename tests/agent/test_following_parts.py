@@ -18,7 +18,7 @@ from daemonset.tenants import NAMES
 from modelcache.errors import BadConfig, OriginBusy
 from modelcache.k8s.api import _event as event_of
 from modelcache.k8s.grants import render_grant
-from modelcache.k8s.node import ModelReport, State, Storage, WantedModel, status_of, told_models, wanted_models
+from modelcache.k8s.node import ModelReport, State, Storage, WantedModel, other_writers, status_of, told_models, wanted_models
 
 MOVING = ModelReport(State.DOWNLOADING, bytes_done=100, bytes_total=1000, bytes_per_s=7, started_at_s=1.0)
 TOLD = Told({"m": MOVING}, 3, 50.0)
@@ -83,6 +83,22 @@ def test_what_a_node_is_to_have_is_read_as_kserve_writes_it() -> None:
         assert wanted_models(broken) == {}
         assert told_models(broken) == {}
         assert due_s(unless_overwritten(Told({}, 3, 50.0), broken), {}, 3) is None
+
+
+def test_who_else_writes_a_status_is_known_by_name() -> None:
+    ours: dict[str, Any] = {"f:status": {"f:modelStatus": {"f:m": {}}}}
+    fields = [
+        {"manager": "modelcache-agent", "operation": "Apply", "fieldsV1": ours},
+        {"manager": "kubectl", "operation": "Update", "fieldsV1": {"f:spec": {"f:localModels": {}}}},
+        {"manager": "localmodelnode", "operation": "Update", "fieldsV1": ours},
+    ]
+    assert other_writers({"metadata": {"managedFields": fields}}, "modelcache-agent") == ("localmodelnode",)
+    for broken in (
+        {},
+        {"metadata": {"managedFields": "x"}},
+        {"metadata": {"managedFields": [1, {"manager": 1}, {"manager": "m", "fieldsV1": []}]}},
+    ):
+        assert other_writers(broken, "modelcache-agent") == ()
 
 
 def test_a_status_has_the_limits_of_its_schema_and_leaves_out_what_is_unknown() -> None:

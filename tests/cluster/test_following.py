@@ -60,6 +60,16 @@ def test_the_node_is_made_to_match_and_says_so(node: Node, nginx: Nginx, origin:
         until(lambda: [str(each.digest) for each in client.list()] == [node.told("two")["digest"]], "the first model to go")
         until(lambda: list(node.status()["modelStatus"]) == ["two"], "the status without it")
 
+        # without the object nothing is wanted, and nothing is dropped; with a new one it begins anew
+        [before] = client.list()
+        node.plane.ask("DELETE", node.path)
+        until(lambda: not any(snapshot.leases for snapshot in client.list()), "the pins to end")
+        assert [each.digest for each in client.list()] == [before.digest]
+        node.want(two)
+        until(lambda: node.told("two").get("digest") == str(before.digest), "the new object's status")
+        assert [lease.holder for lease in client.list()[0].leases] == ["cluster:two"]
+    assert "written by others" not in (tmp_path / "agent.log").read_text()
+
 
 def until_watched(node: Node, api: FaultyApi) -> None:
     """Until the agent hears of a change: what failed before is then forgotten."""
