@@ -7,7 +7,7 @@ from contextlib import ExitStack
 
 from modelcache.digest import Digest
 from modelcache.errors import BodyCut, Cancelled, ModelCacheError, OriginStalled, ProtocolViolation
-from modelcache.patience import Cancellation
+from modelcache.patience import Cancellation, Deadline
 from modelcache.transport.exchange import Answer
 from modelcache.transport.wire import After
 
@@ -16,6 +16,9 @@ RECEIVE_BYTES = 1 << 20
 when the caller hashes it."""
 CLOSE_WAIT_S = 1.0
 """How long the end of a connection is awaited behind a body whose peer said that it closes; nothing is lost if it comes later."""
+SMALL_BODY_S = 300.0
+"""A small answer is whole by then, or given up: 16 MiB in that time are 56 KB/s. Nobody waits for a range like that (`Timeouts`), but many
+wait for a listing."""
 _MAX_CHUNK_LINE_BYTES = 256
 
 
@@ -116,17 +119,17 @@ def read_small(answer: Answer, max_bytes: int, *, address: str) -> bytes:
 
     Raises:
         ProtocolViolation: over `max_bytes`, no length given, or a malformed chunk.
-        BodyCut, OriginStalled.
+        BodyCut, OriginStalled: also one that takes longer than `SMALL_BODY_S` in all.
     """
-    reuse = False
+    reuse, deadline = False, Deadline.after(SMALL_BODY_S)
     try:
         length_bytes = answer.length_bytes
         if length_bytes is not None:
             if length_bytes > max_bytes:
                 raise ProtocolViolation(f"the answer's body is over {max_bytes} bytes", address=address, got=f"{length_bytes} bytes")
-            body = _receive_exactly(answer, length_bytes, address)
+            body = _receive_exactly(answer, length_bytes, address, deadline)
         elif answer.head.chunked:
-            body = _receive_chunks(answer, max_bytes, address)
+            body = _receive_chunks(answer, max_bytes, address, deadline)
         else:
             raise ProtocolViolation("the answer does not state its length", address=address)
         reuse = True
@@ -140,7 +143,7 @@ def read_small(answer: Answer, max_bytes: int, *, address: str) -> bytes:
         answer.release(reuse=reuse)
 
 
-def _receive_exactly(answer: Answer, size_bytes: int, address: str) -> bytes:
+def _receive_exactly(answer: Answer, size_bytes: int, address: str, deadline: Deadline | None = None) -> bytes:
     data = bytearray(size_bytes)
     view = memoryview(data)
     at = 0
@@ -149,19 +152,23 @@ def _receive_exactly(answer: Answer, size_bytes: int, address: str) -> bytes:
         if count == 0:
             raise BodyCut(f"the connection ended after {at} of {size_bytes} bytes", address=address)
         at += count
+        if deadline is not None and at < size_bytes and deadline.passed:
+            raise TimeoutError
     return bytes(data)
 
 
-def _receive_chunks(answer: Answer, max_bytes: int, address: str) -> bytes:
-    body = b""
-    for chunk in received_chunks(answer, max_bytes, address=address):
+def _receive_chunks(answer: Answer, max_bytes: int, address: str, deadline: Deadline) -> bytes:
+    body = bytearray()
+    for chunk in received_chunks(answer, max_bytes, address=address, deadline=deadline):
         body += chunk
         if len(body) > max_bytes:
             raise _too_long(max_bytes, address)
-    return body
+        if deadline.passed:
+            raise TimeoutError
+    return bytes(body)
 
 
-def received_chunks(answer: Answer, max_chunk_bytes: int, *, address: str) -> Iterator[bytes]:
+def received_chunks(answer: Answer, max_chunk_bytes: int, *, address: str, deadline: Deadline | None = None) -> Iterator[bytes]:
     """The chunks of a body in the chunked coding (RFC 9112 §7.1), as they come. Trailers are refused: nothing here needs any.
 
     Raises:
@@ -169,13 +176,13 @@ def received_chunks(answer: Answer, max_chunk_bytes: int, *, address: str) -> It
         TimeoutError, OSError: of the connection.
     """
     while True:
-        digits = _receive_line(answer, address).partition(b";")[0].strip()
+        digits = _receive_line(answer, address, deadline).partition(b";")[0].strip()
         if not digits or len(digits) > 16 or not all(digit in b"0123456789abcdefABCDEF" for digit in digits):
             raise ProtocolViolation("a chunk's size can't be read", address=address, got=ascii(digits[:40]))
         size_bytes = int(digits, 16)
         if size_bytes > max_chunk_bytes:
             raise _too_long(max_chunk_bytes, address)
-        chunk = _receive_exactly(answer, size_bytes, address)
+        chunk = _receive_exactly(answer, size_bytes, address, deadline)
         if _receive_exactly(answer, 2, address) != b"\r\n":
             raise ProtocolViolation("a chunk does not end where it says", address=address)
         if size_bytes == 0:
@@ -187,10 +194,12 @@ def _too_long(max_bytes: int, address: str) -> ProtocolViolation:
     return ProtocolViolation(f"the answer's body is over {max_bytes} bytes", address=address)
 
 
-def _receive_line(answer: Answer, address: str) -> bytes:
+def _receive_line(answer: Answer, address: str, deadline: Deadline | None) -> bytes:
     line = b""
     while not line.endswith(b"\r\n"):
         if len(line) > _MAX_CHUNK_LINE_BYTES:
             raise ProtocolViolation("a chunk's size line is too long", address=address)
         line += _receive_exactly(answer, 1, address)
+        if deadline is not None and deadline.passed:
+            raise TimeoutError
     return line[:-2]

@@ -6,7 +6,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 
 import pytest
 
@@ -18,7 +18,7 @@ from modelcache.testing import faults
 from modelcache.testing.fault_server import Call, Fault, FaultServer, Reply
 from modelcache.testing.servers import Certificate
 from modelcache.testing.servers.ports import free_ports
-from modelcache.transport import Proxies
+from modelcache.transport import Proxies, RangeClient, Timeouts, body
 from modelcache.uri import parse_uri
 from tests.faults.reader import DATA, PATH, SECRETS, STATED, USERINFO, MakeReader, Reader, fails, url_of
 
@@ -124,6 +124,24 @@ def test_a_body_that_drips_is_no_stall_and_shows_each_byte(server: FaultServer, 
 
 
 # -- kept connections -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+def test_a_small_answer_that_drips_is_given_up(server: FaultServer, monkeypatch: pytest.MonkeyPatch, chunked: bool) -> None:
+    """Such as a listing: it would keep whoever waits for it for as long as its origin likes."""
+    monkeypatch.setattr(body, "SMALL_BODY_S", 0.0)
+
+    def drip(call: Call) -> None:
+        framing = "Transfer-Encoding: chunked" if chunked else "Content-Length: 60"
+        call.send(f"HTTP/1.1 200 OK\r\n{framing}\r\n\r\n".encode())
+        for _ in range(60):
+            call.send(b"1\r\nx\r\n" if chunked else b"x")
+            call.ended.wait(0.05)
+        call.send(b"0\r\n\r\n" if chunked else b"")
+
+    server.fail(PATH, drip)
+    with closing(RangeClient(Timeouts())) as client, pytest.raises(OriginStalled):
+        client.request("GET", f"{server.endpoint}{PATH}", {}, Cancellation(), 1000)
 
 
 def test_one_connection_serves_many_ranges(server: FaultServer, reader: Reader) -> None:
