@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
+from base64 import b64encode
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -29,7 +31,7 @@ from modelcache.ranges import ByteRange
 from modelcache.sources.any_fsspec import FsspecOptions, FsspecSource
 from modelcache.testing.servers import WebHdfs
 from modelcache.testing.servers.webhdfs import refusal
-from modelcache.testing.source_contract import read
+from modelcache.testing.source_contract import read, read_on
 from modelcache.transport import Timeouts
 from modelcache.uri import StorageUri, UriSecrets, parse_uri
 
@@ -161,6 +163,50 @@ def test_the_name_node_that_serves_is_asked(hdfs: WebHdfs, tmp_path: Path) -> No
         source = FsspecSource(uri, secrets, options, Timeouts(connect_s=2, stall_s=2))
         with pytest.raises(AccessDenied):
             listed(source, uri)
+        source.close()
+
+
+def basic(password: str) -> str:
+    return json.dumps({"Authorization": f"Basic {b64encode(f'me:{password}'.encode()).decode()}"})
+
+
+def test_a_secret_that_is_replaced_in_mid_fetch_is_read_again(hdfs: WebHdfs, tmp_path: Path) -> None:
+    data = os.urandom((9 << 20) + 5)
+    (hdfs.root / "m" / "large").write_bytes(data)
+    hdfs.books.basic = ("me", "one")
+    options = secret_of(tmp_path / "s", HDFS_NAMENODE=f"http://{hdfs.authority}", HEADERS=basic("one"))
+    uri, secrets = parse_uri("hdfs://m/large")
+    source = FsspecSource(uri, secrets, options, Timeouts())
+    [file] = listed(source, uri).files
+    body = source.open(file, ByteRange(0, file.size_bytes), Cancellation())
+    got = read_on(body, 1 << 20)
+    hdfs.books.basic = ("me", "two")
+    secret_of(tmp_path / "s", HEADERS=basic("two"))
+    assert got + read_on(body, len(data)) == data
+    body.close()
+    hdfs.books.basic = ("me", "three")
+    with pytest.raises(AccessDenied):
+        source.open(file, ByteRange(0, 10), Cancellation())
+    secret_of(tmp_path / "s", HDFS_NAMENODE="http://elsewhere:1")
+    with pytest.raises(BadConfig, match="another place"):
+        source.open(file, ByteRange(0, 10), Cancellation())
+    source.close()
+
+
+def test_a_name_node_that_gives_its_place_to_another_in_mid_fetch(hdfs: WebHdfs, tmp_path: Path) -> None:
+    data = os.urandom((9 << 20) + 5)
+    (hdfs.root / "m" / "large").write_bytes(data)
+    with WebHdfs(hdfs.root) as other:
+        other.books.standby = True
+        options = secret_of(tmp_path / "s", HDFS_NAMENODE=f"http://{hdfs.authority};http://{other.authority}")
+        uri, secrets = parse_uri("hdfs://m/large")
+        source = FsspecSource(uri, secrets, options, Timeouts())
+        [file] = listed(source, uri).files
+        body = source.open(file, ByteRange(0, file.size_bytes), Cancellation())
+        got = read_on(body, 1 << 20)
+        hdfs.books.standby, other.books.standby = True, False
+        assert got + read_on(body, len(data)) == data
+        body.close()
         source.close()
 
 

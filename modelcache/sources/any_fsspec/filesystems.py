@@ -12,7 +12,7 @@ from typing import Any
 from urllib.parse import unquote
 
 from modelcache.errors import BadConfig, InvalidUri, ModelCacheError, UnknownScheme
-from modelcache.sources.any_fsspec.hdfs import HDFS_SCHEMES, HdfsSecret, read_secret
+from modelcache.sources.any_fsspec.hdfs import HDFS_SCHEMES, read_secret
 from modelcache.sources.any_fsspec.options import AZURE_SCHEMES, FsspecOptions
 from modelcache.uri import StorageUri, UriSecrets
 
@@ -45,6 +45,7 @@ class Home:
         prefix: what it puts before the paths of that place: `bucket/`, `/`, or nothing.
         arguments: of the class; secrets among them.
         endpoint: for `Origin`: scheme, authority, and a digest of the arguments that say where and as whom.
+        hdfs_secret_dir: KServe's secret of HDFS, read for each instance: it may be replaced while a fetch goes on.
     """
 
     scheme: str
@@ -53,19 +54,24 @@ class Home:
     prefix: str
     arguments: Mapping[str, Any] = field(repr=False)
     endpoint: str
-    hdfs: HdfsSecret | None = field(default=None, repr=False)
+    hdfs_secret_dir: Path | None = None
+
+    @property
+    def renewable(self) -> bool:
+        """Whether a new instance may have another credential than the one before."""
+        return self.hdfs_secret_dir is not None
 
     def make(self, prepare: Callable[[Filesystem], Filesystem]) -> Filesystem:
         """A new instance, prepared; may connect.
 
         Raises:
             UnknownScheme: a package that it only now imports is not installed.
-            BadConfig: its arguments don't do.
+            BadConfig: its arguments don't do, or the secret leads to another place than when the source was made.
         """
         refusal: ModelCacheError
         try:
-            if self.hdfs is not None:
-                return self._active(self.hdfs, prepare)
+            if self.hdfs_secret_dir is not None:
+                return self._active(self.hdfs_secret_dir, prepare)
             return prepare(self.kind(**self.arguments, skip_instance_cache=True))
         except ImportError:
             refusal = _missing_package(self.scheme, self.endpoint.partition("?")[0])
@@ -73,8 +79,11 @@ class Home:
             refusal = _unusable(self.scheme, self.endpoint.partition("?")[0], type(error).__name__)
         raise refusal
 
-    def _active(self, hdfs: HdfsSecret, prepare: Callable[[Filesystem], Filesystem]) -> Filesystem:
+    def _active(self, secret_dir: Path, prepare: Callable[[Filesystem], Filesystem]) -> Filesystem:
         """Of the first name node that serves; of one alone, that one, whatever it says."""
+        hdfs = read_secret(secret_dir)
+        if not self.endpoint.endswith(_fingerprint(hdfs.places)):
+            raise BadConfig("the secret of HDFS leads to another place than when this fetch began", address=str(secret_dir))
         failure: OSError | None = None
         for node in hdfs.nodes:
             made = prepare(self.kind(**node, skip_instance_cache=True))
@@ -139,7 +148,7 @@ def _kserves_hdfs(uri: StorageUri, secrets: UriSecrets, directory: Path) -> Home
     hdfs = read_secret(directory)
     root = f"{hdfs.root}/{uri.authority}"
     endpoint = f"{uri.scheme}://{uri.authority}{_fingerprint(hdfs.places)}"
-    return Home(uri.scheme, _class("webhdfs", str(uri)), root, f"{root}/", {}, endpoint, hdfs)
+    return Home(uri.scheme, _class("webhdfs", str(uri)), root, f"{root}/", {}, endpoint, directory)
 
 
 def _class(scheme: str, address: str) -> Filesystem:

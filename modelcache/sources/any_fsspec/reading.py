@@ -126,6 +126,11 @@ class Reader:
             raise BodyCut("fewer bytes than were asked for", address=self._address, expected=f"{size_bytes} bytes", got=got)
         return data
 
+    def go_on_with(self, filesystem: Filesystem) -> None:
+        """Another instance; the one before is somebody else's to end."""
+        self.filesystem = filesystem
+        self._handle = None
+
     def close(self) -> None:
         if self._handle is not None:
             self._handle.close()

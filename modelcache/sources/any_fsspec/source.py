@@ -10,7 +10,7 @@ from typing import TypeVar
 
 from modelcache.abc.source import Body, Listing, Origin, RemoteFile, fingerprint
 from modelcache.digest import Digest
-from modelcache.errors import Cancelled, InvalidUri, ModelCacheError, NotFound, ProtocolViolation, UnsafePath
+from modelcache.errors import AccessDenied, Cancelled, InvalidUri, ModelCacheError, NotFound, ProtocolViolation, UnsafePath
 from modelcache.paths import check_tree, checked_path
 from modelcache.patience import Cancellation
 from modelcache.ranges import ByteRange
@@ -94,8 +94,20 @@ class FsspecSource:
         return Reader(filesystem, file, asked.address)
 
     def block(self, reader: Reader, span: ByteRange, cancel: Cancellation, asked: Asked) -> bytes:
+        """The next block; after a refusal once more by a new instance, where that may have another credential."""
         patience_s = self._timeouts.stall_s + span.size_bytes / SLOWEST_BYTES_PER_S
-        return called(lambda: reader.block(span.start, span.size_bytes), patience_s, cancel, asked)
+
+        def read() -> bytes:
+            return called(lambda: reader.block(span.start, span.size_bytes), patience_s, cancel, asked)
+
+        try:
+            return read()
+        except AccessDenied:
+            if not self._home.renewable:
+                raise
+        self._pool.drop(reader.filesystem)
+        reader.go_on_with(called(self._pool.take, self._timeouts.connect_s + self._timeouts.stall_s, cancel, asked))
+        return read()
 
     def done(self, reader: Reader, *, well: bool, asked: Asked) -> None:
         """Give a reader's instance back, or drop it if a call failed or may still be running."""
