@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import argparse
 import logging
-import os
 import signal
 import sys
 import threading
 from collections.abc import Sequence
 from contextlib import ExitStack, closing
-from dataclasses import replace
 from pathlib import Path
 
 from daemonset import kubelet, logs
@@ -20,6 +18,7 @@ from daemonset.scrubbing import DAY_S, ScrubBudget
 from daemonset.server import Agent, Sockets, Volumes, Watching
 from daemonset.spans import NO_SPANS, OtelSpans
 from daemonset.volumes import GRACE_S as VOLUME_GRACE_S
+from daemonset.watermarks import Kubelet
 from modelcache.config import AGENT_SOCKET, Config
 from modelcache.config.cluster import ACCOUNT, api_server_url
 from modelcache.errors import BadConfig, ModelCacheError
@@ -29,6 +28,7 @@ from modelcache.units import format_bytes, parse_bytes
 
 GRACE_S = 25.0
 """Under kubelet's default of 30 s between SIGTERM and SIGKILL."""
+PROXY, CONFIGZ = "proxy", "/configz"
 REVIEW_TIMEOUTS = Timeouts(connect_s=DEADLINE_S / 2, stall_s=DEADLINE_S / 2)
 
 
@@ -46,10 +46,6 @@ def _run(options: argparse.Namespace, recent: logs.Recent) -> int:
     try:
         flags = {} if options.root is None else {"root": options.root}
         config = Config.load(file=options.config, **flags)
-        if options.kubelet_eviction is not None:
-            config = replace(
-                config, limits=kubelet.capped(config.limits, kubelet.parse(options.kubelet_eviction), _total_bytes(config.root))
-            )
         sockets, volumes = Sockets(options.socket, options.driver_socket), Volumes(options.pods_dir, options.volume_grace)
         scrub = ScrubBudget(options.scrub_per_day, options.scrub_rate, options.scrub_every)
         with ExitStack() as stack:
@@ -63,6 +59,7 @@ def _run(options: argparse.Namespace, recent: logs.Recent) -> int:
                 scrub=scrub,
                 watching=watching,
                 membership=_membership(options),
+                kubelet=_kubelet(options, stack),
             )
             stack.enter_context(agent)
             logging.getLogger("daemonset").info("serving %s at %s", config.root, options.socket, extra={"event": "started"})
@@ -94,6 +91,10 @@ def _parser() -> argparse.ArgumentParser:
         metavar="SIGNAL=VALUE,…",
         help="kubelet's thresholds (nodefs.available, imagefs.available, imageGCHighThresholdPercent) where the store shares its disk",
     )
+    parser.add_argument(
+        "--kubelet-configz", metavar="proxy|URL", help="ask kubelet itself, through the API server or at https://HOST:10250; default: no"
+    )
+    parser.add_argument("--kubelet-ca", type=Path, metavar="FILE", help="what vouches for kubelet at a URL; default: as for the API server")
     for name, default, what in (
         ("--scrub-per-day", ScrubBudget.bytes_per_day, "read back from the disk and compared in a day; 0: nothing"),
         ("--scrub-rate", ScrubBudget.bytes_per_s, "in a second, while it does"),
@@ -161,10 +162,26 @@ def _membership(options: argparse.Namespace) -> Membership | None:
     return Membership(options.node_name, place, options.secrets_namespace, options.watch_silence)
 
 
-def _total_bytes(root: Path) -> int:
-    """Of the file system that the root is on, or will be."""
-    found = os.statvfs(next(place for place in (root, *root.absolute().parents) if place.exists()))
-    return found.f_blocks * found.f_frsize
+def _kubelet(options: argparse.Namespace, stack: ExitStack) -> Kubelet:
+    """What is known of it. What the stack holds is needed as long as the agent is. Raises BadConfig."""
+    flags = () if options.kubelet_eviction is None else kubelet.parse(options.kubelet_eviction)
+    told = options.kubelet_configz
+    if told is None:
+        return Kubelet(flags)
+    place, path = _api_place(options), CONFIGZ
+    if told == PROXY:
+        if options.node_name is None:
+            raise BadConfig("kubelet is asked through the API server by the name of its node", hint="--node-name NAME")
+        path = f"/api/v1/nodes/{options.node_name}/proxy{CONFIGZ}"
+    elif told.startswith("https://"):
+        token = options.api_token or ACCOUNT / "token"
+        place = ApiPlace(told, options.kubelet_ca or options.api_ca or ACCOUNT / "ca.crt", token)
+    else:
+        raise BadConfig("kubelet's configuration is asked for at an https URL, or through the API server", got=told, hint=PROXY)
+    if place is None:
+        raise BadConfig("kubelet is asked through the API server, and this is no pod of a cluster", hint="--api-server URL")
+    server = stack.enter_context(closing(ApiServer(place)))
+    return Kubelet(flags, lambda cancel: server.get(path, cancel))
 
 
 def _size(text: str) -> int:

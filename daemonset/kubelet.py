@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 from modelcache.abc.store import Limits
 from modelcache.errors import BadConfig
@@ -16,16 +17,19 @@ IMAGE_GC = "imageGCHighThresholdPercent"
 """From it on kubelet removes images."""
 CLEAR_SHARE = 0.02
 """Of the file system: others write between two looks of kubelet, which come every 10 s."""
+Thresholds = Sequence[tuple[str, str]]
+"""Names and values. Of one name there may be several: all of them count."""
+_EXPONENT = re.compile(r"\d+(?:\.\d+)?[eE][+-]?\d{1,2}")
 _PERCENT = re.compile(r"(\d+(?:\.\d+)?)%?")
 
 
-def parse(text: str) -> Mapping[str, str]:
+def parse(text: str) -> Thresholds:
     """Of `nodefs.available=10%,imagefs.available=20Gi,imageGCHighThresholdPercent=85`; kubelet's `<` stands for `=`, too.
 
     Raises:
         BadConfig: it can't be read, or names something else.
     """
-    found = {}
+    found = []
     for part in text.split(","):
         name, _, value = part.strip().replace("<", "=", 1).partition("=")
         if name not in (*AVAILABLE, IMAGE_GC):
@@ -34,22 +38,49 @@ def parse(text: str) -> Mapping[str, str]:
             raise BadConfig(
                 f"`{value}` is no value of {name}", got=part, hint="a share such as `10%`, or of `.available` a size such as `20Gi`"
             )
-        found[name] = value
+        found.append((name, value))
     return found
 
 
-def capped(limits: Limits, thresholds: Mapping[str, str], total_bytes: int) -> Limits:
-    """Limits under which a file system of this size stays clear of every threshold.
+def told(configz: Mapping[str, Any]) -> Thresholds:
+    """What kubelet says that it is configured with: its `/configz`. A threshold of nothing is none.
 
     Raises:
-        BadConfig: no room is left.
+        BadConfig: it is no such answer, or a value in it can't be read.
     """
-    shares = [most for name, value in thresholds.items() if (most := _most(name, value, total_bytes)) is not None]
-    high = min([limits.high_watermark, *(share - CLEAR_SHARE for share in shares)])
-    if high <= 0:
-        given = ",".join(f"{name}={value}" for name, value in thresholds.items())
-        raise BadConfig("kubelet's thresholds leave the store no room", got=given, hint="give the store a file system of its own")
+    config = configz.get("kubeletconfig")
+    if not isinstance(config, dict):
+        raise BadConfig("the answer has no configuration of a kubelet")
+    found = []
+    for kind in ("evictionHard", "evictionSoft"):
+        signals = config.get(kind) or {}
+        if not isinstance(signals, dict):
+            raise BadConfig(f"`{kind}` has no thresholds by name", got=ascii(signals)[:80])
+        found += [(name, signals[name]) for name in AVAILABLE if name in signals]
+    if config.get(IMAGE_GC) is not None:
+        found.append((IMAGE_GC, config[IMAGE_GC]))
+    for name, value in found:
+        if isinstance(value, bool) or not isinstance(value, str | int) or _most(name, str(value), 1 << 40) is None:
+            raise BadConfig(f"no value of {name} that can be read", got=ascii(value)[:80])
+    return [(name, str(value)) for name, value in found if not _is_off(name, str(value))]
+
+
+def text_of(threshold: tuple[str, str]) -> str:
+    return "=".join(threshold)
+
+
+def capped(limits: Limits, thresholds: Thresholds, total_bytes: int) -> Limits:
+    """Limits under which a file system of this size stays clear of every threshold; where that leaves no room, watermarks of 0."""
+    shares = [most for name, value in thresholds if (most := _most(name, value, total_bytes)) is not None]
+    high = max(0.0, min([limits.high_watermark, *(share - CLEAR_SHARE for share in shares)]))
     return replace(limits, high_watermark=high, low_watermark=min(limits.low_watermark, high))
+
+
+def expect_room(limits: Limits, thresholds: Thresholds) -> None:
+    """Raises BadConfig: thresholds leave none."""
+    if limits.high_watermark == 0:
+        given = ",".join(map(text_of, thresholds))
+        raise BadConfig("kubelet's thresholds leave the store no room", got=given, hint="give the store a file system of its own")
 
 
 def _most(name: str, value: str, total_bytes: int) -> float | None:
@@ -60,6 +91,12 @@ def _most(name: str, value: str, total_bytes: int) -> float | None:
     if percent is not None and value.endswith("%"):
         return None if float(percent[1]) > 100 else 1 - float(percent[1]) / 100
     try:
-        return 1 - parse_bytes(value) / total_bytes
+        size = float(value) if _EXPONENT.fullmatch(value) else parse_bytes(value)
+        return 1 - size / total_bytes
     except BadConfig:
         return None
+
+
+def _is_off(name: str, value: str) -> bool:
+    """Whether kubelet takes it for none (`parseThresholdStatement`), or nothing that a store does would change what it does."""
+    return value in ("0%", "100%") or (name == IMAGE_GC and value in ("0", "100")) or _most(name, value, 1 << 40) == 1

@@ -21,11 +21,13 @@ class Mount:
         device: `major:minor`.
         root: what of that file system is mounted; of a bind mount, the directory.
         point: where.
+        source: what is mounted, as `/dev/nvme0n1p1`: each subvolume of btrfs has a `device` of its own.
     """
 
     device: str
     root: str
     point: PurePosixPath
+    source: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +53,8 @@ def parse(table: bytes) -> Sequence[Mount]:
         fields = line.split(b" ")
         if len(fields) < 10 or b"-" not in fields[6:] or fields[2].count(b":") != 1:
             raise ValueError(f"not a line of mountinfo: {line!r}")
-        mounts.append(Mount(_text(fields[2]), _text(fields[3]), PurePosixPath(_text(fields[4]))))
+        source = fields[fields.index(b"-", 6) + 2 :]
+        mounts.append(Mount(_text(fields[2]), _text(fields[3]), PurePosixPath(_text(fields[4])), _text(source[0]) if source else ""))
     return mounts
 
 
@@ -63,6 +66,23 @@ def candidates(mounts: Sequence[Mount]) -> Sequence[Candidate]:
         if match and not mount.root.endswith(DELETED):
             covered = any(mount.point.is_relative_to(later.point) for later in mounts[number + 1 :])
             found.append(Candidate(mount, match[1], match[2] is None, covered))
+    return found
+
+
+def same_file_system(mounts: Sequence[Mount], one: PurePosixPath, other: PurePosixPath) -> bool:
+    """Whether two absolute paths, without symbolic links in them, are on one file system."""
+    first, second = _holding(mounts, one), _holding(mounts, other)
+    if first is None or second is None:
+        return first is second
+    return first.device == second.device or (first.source.startswith("/dev/") and first.source == second.source)
+
+
+def _holding(mounts: Sequence[Mount], path: PurePosixPath) -> Mount | None:
+    """The last one of the longest point."""
+    found = None
+    for mount in mounts:
+        if path.is_relative_to(mount.point) and (found is None or mount.point.is_relative_to(found.point)):
+            found = mount
     return found
 
 

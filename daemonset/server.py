@@ -31,6 +31,7 @@ from daemonset.shares import Shares
 from daemonset.spans import NO_SPANS, Spans
 from daemonset.views import Life, Views
 from daemonset.volumes import GRACE_S, VolumeKeeper
+from daemonset.watermarks import Kubelet, WatermarkKeeper
 from daemonset.web import Web, pages
 from modelcache.agent.log import LogEntry
 from modelcache.agent.v1 import agent_pb2
@@ -100,6 +101,7 @@ class Agent:
         scrub: ScrubBudget = ScrubBudget(),  # noqa: B008 - it is frozen
         watching: Watching = Watching(),
         membership: Membership | None = None,
+        kubelet: Kubelet = Kubelet(),  # noqa: B008 - it is frozen
     ) -> None:
         """
         Args:
@@ -115,6 +117,7 @@ class Agent:
         self._scrub = scrub
         self._watching = watching
         self._membership = membership
+        self._kubelet = kubelet
         self._calls = Calls()
         self._stack = ExitStack()
         self._health = health.HealthServicer()
@@ -132,7 +135,8 @@ class Agent:
             metrics = Metrics(cache, stack.enter_context(closing(self._watching.spans())))
             self._calls.refused = metrics.refused
             announce = self._announcer(stack)
-            seen, shares = Seen(metrics, self._watching.recent, announce), Shares(cache)
+            watermarks = stack.enter_context(WatermarkKeeper(cache, self._kubelet, self._volumes.pods, self._calls.ending))
+            seen, shares = Seen(metrics, self._watching.recent, announce, lambda: watermarks.now), Shares(cache)
             self._serve_web(stack, metrics, cache)
             stack.callback(self._end_servers)
             self._health.set(SERVICE, health_pb2.HealthCheckResponse.SERVING)  # before a socket answers

@@ -27,6 +27,7 @@ from modelcache.agent import wire
 from modelcache.agent.log import LogEntry
 from modelcache.agent.v1 import agent_pb2 as pb
 from modelcache.agent.v1.agent_pb2_grpc import AgentServicer
+from modelcache.agent.watermarks import Watermarks
 from modelcache.cache import ModelCache
 from modelcache.config.headers import expect_host
 from modelcache.errors import AccessDenied, BadConfig, Cancelled, ModelCacheError, NoSpace, NotCached, NotFound
@@ -61,11 +62,13 @@ class Access:
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """What is seen of the agent. `recent`: the last lines of its log. `announce`: of what its cluster should know."""
+    """What is seen of the agent. `recent`: the last lines of its log. `announce`: of what its cluster should know. `watermarks`: in force;
+    None: nobody knows."""
 
     metrics: Metrics
     recent: Callable[[], Sequence[LogEntry]] = tuple
     announce: Announce = silently
+    watermarks: Callable[[], Watermarks | None] = lambda: None
 
 
 class AgentService(AgentServicer):
@@ -78,6 +81,7 @@ class AgentService(AgentServicer):
         self._metrics = seen.metrics
         self._recent = seen.recent
         self._announce = seen.announce
+        self._watermarks = seen.watermarks
         self._calls = calls
         self._waiters = waiters
         self._access = access
@@ -327,6 +331,7 @@ class AgentService(AgentServicer):
                 moving=(pb.Moving(progress=wire.progress_message(each)) for each in self._cache.moving()),
                 denials=self._cache.denials.by_code,
                 rates=wire.rates_message(self._cache.rates.limits),
+                watermarks=wire.watermarks_message(self._watermarks()),
             )
         raise AssertionError("unreachable")
 

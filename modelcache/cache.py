@@ -95,6 +95,7 @@ class ModelCache(Upkeeping, Prewarming, Carrying, SingleFiles, Leasing):
         store = LocalStore(self.root, self.config.limits, create=create, allow_fuse=self.config.allow_fuse, elsewhere=elsewhere)
         self._store: Upkeep = store
         self._made_room: Callable[[], Made] = lambda: store.made_room
+        self.change_limits = store.change_limits  # how much the store may take, from then on
         self._permission = Permission(store.grants, self.config)
         self._engine = FetchEngine(self.config.engine)
         self.incoming = self._engine.incoming  # tells of bytes that come from origins

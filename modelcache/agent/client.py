@@ -20,6 +20,7 @@ from modelcache.agent.log import LogEntry
 from modelcache.agent.silence import Silence
 from modelcache.agent.v1 import agent_pb2 as pb
 from modelcache.agent.v1.agent_pb2_grpc import AgentStub
+from modelcache.agent.watermarks import Watermarks
 from modelcache.errors import AgentUnreachable
 from modelcache.fetch.plan import Priority
 from modelcache.fetch.progress import Progress
@@ -65,7 +66,7 @@ class Had:
 
 @dataclass(frozen=True, slots=True)
 class AgentStatus:
-    """What an agent says of itself. `usage`: None in a brief one."""
+    """What an agent says of itself. `usage`: None in a brief one. `watermarks`: of kubelet's thresholds; None: an older agent."""
 
     version: str
     root: Path
@@ -75,6 +76,7 @@ class AgentStatus:
     moving: Sequence[Progress]
     denials: Mapping[str, int]
     rates: RateLimits
+    watermarks: Watermarks | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -250,7 +252,8 @@ class AgentClient:
         moving = [wire.progress_of(each.progress) for each in reply.moving]
         usage = wire.usage_of(reply.usage) if reply.HasField("usage") else None
         root, rates = Path(reply.root), wire.rates_of(reply.rates)
-        return AgentStatus(reply.version, root, reply.started_at_s, reply.draining, usage, moving, dict(reply.denials), rates)
+        marks = wire.watermarks_of(reply.watermarks) if reply.HasField("watermarks") else None
+        return AgentStatus(reply.version, root, reply.started_at_s, reply.draining, usage, moving, dict(reply.denials), rates, marks)
 
     def set_rates(self, rates: RateLimits) -> RateLimits:
         """Bound what the agent takes from origins, from now on until it ends, in what is under way, too; the bounds that were in

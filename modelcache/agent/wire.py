@@ -14,6 +14,7 @@ from modelcache.abc.store import Damage, Evicted, Lease, LeaseKind, Limits, Snap
 from modelcache.agent.failures import error_message, error_of
 from modelcache.agent.log import LogEntry
 from modelcache.agent.v1 import agent_pb2 as pb
+from modelcache.agent.watermarks import Watermarks
 from modelcache.digest import Digest, sha256
 from modelcache.errors import BadConfig
 from modelcache.fetch.plan import Priority
@@ -238,6 +239,16 @@ def rates_message(rates: RateLimits) -> pb.Rates:
 
 def rates_of(message: pb.Rates) -> RateLimits:
     return RateLimits(message.total if message.HasField("total") else None, dict(message.of))
+
+
+def watermarks_message(watermarks: Watermarks | None) -> pb.Watermarks | None:
+    if watermarks is None:
+        return None
+    return pb.Watermarks(source=watermarks.source, thresholds=watermarks.thresholds, high=watermarks.high, why=watermarks.why)
+
+
+def watermarks_of(message: pb.Watermarks) -> Watermarks:
+    return Watermarks(message.source, tuple(message.thresholds), message.high, message.why if message.HasField("why") else None)
 
 
 def usage_message(usage: Usage) -> pb.Usage:

@@ -19,9 +19,12 @@ def check_agent(settings: Settings) -> list[Finding]:
         return [fine("agent", "commands ask the store itself, as the settings say")]
     try:
         with of_this_root(at_socket(settings), settings) as found:
-            said = f"{found.greeting.version} at {found.socket}"
+            marks = found.greeting.watermarks
+            said = f"{found.greeting.version} at {found.socket}" + (f"; {marks}" if marks is not None and marks.thresholds else "")
             if found.greeting.draining:
                 return [doubtful("agent", f"ending: {said}", "ask again when its successor runs")]
+            if marks is not None and marks.high == 0:
+                return [doubtful("agent", f"it fetches nothing: {said}", "give the store a disk of its own")]
             return [fine("agent", said)]
     except (AgentUnreachable, BadConfig) as error:
         if is_named(place):

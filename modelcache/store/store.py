@@ -250,6 +250,10 @@ class LocalStore:
     def evict(self, manifest: Digest, *, dry_run: bool = False) -> Evicted:
         return self._removal.evict(manifest, dry_run=dry_run)
 
+    def change_limits(self, limits: Limits) -> None:
+        """How much the store may take, from now on. What was booked before stays booked."""
+        self._budget.limits = limits
+
     @property
     def made_room(self) -> Made:
         """What was evicted for what came."""

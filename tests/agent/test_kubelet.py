@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from daemonset.kubelet import CLEAR_SHARE, capped, parse
+from daemonset.kubelet import CLEAR_SHARE, capped, expect_room, parse, text_of, told
 from modelcache.abc.store import Limits
 from modelcache.agent.client import AgentClient, Identity
 from modelcache.errors import BadConfig, NoSpace
@@ -53,8 +53,66 @@ def test_what_is_no_threshold_is_refused(text: str) -> None:
 
 @pytest.mark.parametrize("text", ["nodefs.available=99%", "nodefs.available=100Gi"])
 def test_thresholds_that_leave_nothing_are_refused(text: str) -> None:
+    limits = capped(LIMITS, parse(text), 100 * GIB)
+    assert (limits.high_watermark, limits.low_watermark) == (0, 0)
     with pytest.raises(BadConfig, match="no room"):
-        capped(LIMITS, parse(text), 100 * GIB)
+        expect_room(limits, parse(text))
+
+
+def configz(**config: object) -> dict[str, object]:
+    return {"kubeletconfig": {"kind": "KubeletConfiguration", **config}}
+
+
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        (
+            {
+                "evictionHard": {
+                    "imagefs.available": "15%",
+                    "memory.available": "100Mi",
+                    "nodefs.available": "10%",
+                    "nodefs.inodesFree": "5%",
+                },
+                "imageGCHighThresholdPercent": 85,
+            },
+            "nodefs.available=10%,imagefs.available=15%,imageGCHighThresholdPercent=85",
+        ),
+        (
+            {"evictionHard": {"nodefs.available": "1Gi"}, "evictionSoft": {"nodefs.available": "20%"}, "imageGCHighThresholdPercent": 100},
+            "nodefs.available=1Gi,nodefs.available=20%",
+        ),
+        ({"evictionHard": {"nodefs.available": "0%", "imagefs.available": "100%"}, "imageGCHighThresholdPercent": 0}, ""),
+        ({"evictionHard": {"nodefs.available": "5e9"}}, "nodefs.available=5e9"),
+        ({"evictionHard": None}, ""),
+        ({}, ""),
+    ],
+)
+def test_what_kubelet_tells_is_read(config: dict[str, object], expected: str) -> None:
+    assert ",".join(map(text_of, told(configz(**config)))) == expected
+
+
+def test_of_two_of_one_name_the_stricter_counts() -> None:
+    soft = told(configz(evictionHard={"nodefs.available": "10Gi"}, evictionSoft={"nodefs.available": "5e10"}))
+    assert capped(LIMITS, soft, 10**11).high_watermark == pytest.approx(0.48)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        {},
+        {"kubeletconfig": []},
+        configz(evictionHard="10%"),
+        configz(evictionHard={"nodefs.available": "much"}),
+        configz(evictionHard={"nodefs.available": True}),
+        configz(evictionHard={"nodefs.available": "-1%"}),
+        configz(imageGCHighThresholdPercent=101),
+        configz(imageGCHighThresholdPercent=[85]),
+    ],
+)
+def test_what_kubelet_can_t_mean_is_not_taken_for_nothing(answer: dict[str, object]) -> None:
+    with pytest.raises(BadConfig):
+        told(answer)
 
 
 def test_a_model_that_does_not_fit_below_them_is_refused_with_the_numbers(tmp_path: Path) -> None:

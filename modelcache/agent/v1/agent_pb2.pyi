@@ -1296,6 +1296,7 @@ class StatusReply(_message.Message):
     MOVING_FIELD_NUMBER: _builtins.int
     DENIALS_FIELD_NUMBER: _builtins.int
     RATES_FIELD_NUMBER: _builtins.int
+    WATERMARKS_FIELD_NUMBER: _builtins.int
     version: _builtins.str
     root: _builtins.str
     started_at_s: _builtins.float
@@ -1310,6 +1311,8 @@ class StatusReply(_message.Message):
 
     @_builtins.property
     def rates(self) -> Global___Rates: ...
+    @_builtins.property
+    def watermarks(self) -> Global___Watermarks: ...
     def __init__(
         self,
         *,
@@ -1321,14 +1324,53 @@ class StatusReply(_message.Message):
         moving: _abc.Iterable[Global___Moving] | None = ...,
         denials: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
         rates: Global___Rates | None = ...,
+        watermarks: Global___Watermarks | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["rates", b"rates", "usage", b"usage"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["rates", b"rates", "usage", b"usage", "watermarks", b"watermarks"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["denials", b"denials", "draining", b"draining", "moving", b"moving", "rates", b"rates", "root", b"root", "started_at_s", b"started_at_s", "usage", b"usage", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["denials", b"denials", "draining", b"draining", "moving", b"moving", "rates", b"rates", "root", b"root", "started_at_s", b"started_at_s", "usage", b"usage", "version", b"version", "watermarks", b"watermarks"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___StatusReply: _TypeAlias = StatusReply  # noqa: Y015
+
+@_typing.final
+class Watermarks(_message.Message):
+    """How full the disk may become for kubelet's sake."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SOURCE_FIELD_NUMBER: _builtins.int
+    THRESHOLDS_FIELD_NUMBER: _builtins.int
+    HIGH_FIELD_NUMBER: _builtins.int
+    WHY_FIELD_NUMBER: _builtins.int
+    source: _builtins.str
+    """kubelet, flags, none"""
+    high: _builtins.float
+    """the share of the file system that may be used, by anyone"""
+    why: _builtins.str
+    """kubelet's own are not known, or not as they are now"""
+    @_builtins.property
+    def thresholds(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """those that count, each as nodefs.available=10%"""
+
+    def __init__(
+        self,
+        *,
+        source: _builtins.str = ...,
+        thresholds: _abc.Iterable[_builtins.str] | None = ...,
+        high: _builtins.float = ...,
+        why: _builtins.str | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_why", b"_why", "why", b"why"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_why", b"_why", "high", b"high", "source", b"source", "thresholds", b"thresholds", "why", b"why"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__why: _TypeAlias = _typing.Literal["why"]  # noqa: Y015
+    _WhichOneofArgType__why: _TypeAlias = _typing.Literal["_why", b"_why"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__why) -> _WhichOneofReturnType__why | None: ...
+
+Global___Watermarks: _TypeAlias = Watermarks  # noqa: Y015
 
 @_typing.final
 class Rates(_message.Message):

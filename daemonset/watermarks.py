@@ -1,0 +1,132 @@
+"""How full the store may make a disk that kubelet watches: by kubelet's own configuration where it may be read, else by flags."""
+
+from __future__ import annotations
+
+import logging
+import os
+import random
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from daemonset import kubelet
+from daemonset.backoff import Backoff
+from daemonset.kubelet import Thresholds
+from daemonset.mounts import share_file_system
+from modelcache.abc.store import Limits
+from modelcache.agent.watermarks import FLAGS, KUBELET, NONE, Watermarks
+from modelcache.cache import ModelCache
+from modelcache.errors import Cancelled, ModelCacheError
+from modelcache.patience import Cancellation
+
+logger = logging.getLogger(__name__)
+EVERY_S = 600.0
+"""kubelet reads its configuration when it starts."""
+AGAIN = Backoff(15.0, EVERY_S)
+
+Ask = Callable[[Cancellation], dict[str, Any]]
+"""kubelet's `/configz`. Raises ModelCacheError."""
+
+
+@dataclass(frozen=True, slots=True)
+class Kubelet:
+    """What is known of this node's kubelet.
+
+    Attributes:
+        flags: thresholds that were given: each counts wherever the store is, with this value until kubelet tells its own.
+        ask: None: it isn't asked.
+    """
+
+    flags: Thresholds = ()
+    ask: Ask | None = None
+
+
+class WatermarkKeeper:
+    """Has the store's watermarks clear of kubelet's thresholds: those of the flags at once, kubelet's own when it has told them, and as it
+    tells them then. A context manager."""
+
+    def __init__(self, cache: ModelCache, known: Kubelet, pods: Path | None, ending: Cancellation) -> None:
+        """
+        Args:
+            pods: kubelet's directory of pods: nodefs is the file system that it is on, and the images' too as far as anybody knows.
+        """
+        self._cache = cache
+        self._limits = cache.config.limits
+        self._known = known
+        self._pods = pods
+        self._ending = ending
+        self._now = self._marks(FLAGS if known.flags else NONE, known.flags)
+        self._thread = threading.Thread(target=self._work, name="agent watermarks", daemon=True)
+
+    def __enter__(self) -> Self:
+        """Raises BadConfig: the flags leave the store no room."""
+        limits = self._capped(self._known.flags)
+        kubelet.expect_room(limits, self._known.flags)
+        self._cache.change_limits(limits)
+        if self._known.ask is not None:
+            self._thread.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._ending.cancel()
+        if self._thread.ident is not None:
+            self._thread.join()
+
+    @property
+    def now(self) -> Watermarks:
+        """Those in force."""
+        return self._now
+
+    def _work(self) -> None:
+        failures = 0
+        try:
+            while True:
+                wait_s = EVERY_S * random.uniform(1.0, 1.2)
+                try:
+                    self._take(self._asked())
+                    failures = 0
+                except Cancelled:
+                    raise
+                except ModelCacheError as error:
+                    failures += 1
+                    wait_s = AGAIN.after(failures, error.retry_after_s)
+                    self._tell(replace(self._now, why=str(error)))
+                self._ending.wait(wait_s)
+        except Cancelled:
+            logger.debug("kubelet is asked no more")
+
+    def _asked(self) -> Thresholds:
+        """What kubelet tells of this store's file system. Raises ModelCacheError."""
+        found = () if self._known.ask is None else kubelet.told(self._known.ask(self._ending))
+        named = {name for name, _ in self._known.flags}
+        shared = self._pods is not None and share_file_system(self._cache.root, self._pods)
+        return [each for each in found if shared or each[0] in named]
+
+    def _take(self, thresholds: Thresholds) -> None:
+        self._cache.change_limits(self._capped(thresholds))
+        self._tell(self._marks(KUBELET, thresholds))
+
+    def _tell(self, now: Watermarks) -> None:
+        before, self._now = self._now, now
+        if now == before:
+            return
+        fields = {"source": now.source, "high_watermark": now.high, "thresholds": ",".join(now.thresholds)}
+        level = logging.INFO if now.why is None and now.high > 0 else logging.WARNING
+        why = "" if now.why is None else f"; kubelet does not tell its own: {now.why}"
+        logger.log(
+            level, "%s; the disk may be filled to %.0f %%%s", now, now.high * 100, why, extra={"event": "thresholds", "fields": fields}
+        )
+
+    def _marks(self, source: str, thresholds: Thresholds) -> Watermarks:
+        return Watermarks(source, tuple(map(kubelet.text_of, thresholds)), self._capped(thresholds).high_watermark)
+
+    def _capped(self, thresholds: Thresholds) -> Limits:
+        return kubelet.capped(self._limits, thresholds, _total_bytes(self._cache.root))
+
+
+def _total_bytes(root: Path) -> int:
+    found = os.statvfs(root)
+    return found.f_blocks * found.f_frsize

@@ -1,0 +1,151 @@
+"""The store stays clear of what kubelet is configured with, as kubelet itself tells it where it may be asked."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import closing
+from http import HTTPStatus
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from daemonset import watermarks
+from daemonset.__main__ import main
+from daemonset.backoff import Backoff
+from daemonset.kubelet import parse
+from daemonset.watermarks import Kubelet, WatermarkKeeper
+from modelcache.agent.client import AgentClient
+from modelcache.agent.watermarks import FLAGS, KUBELET, NONE, Watermarks
+from modelcache.cache import ModelCache
+from modelcache.config import Config
+from modelcache.errors import AccessDenied, ModelCacheError, NoSpace, OriginBusy
+from modelcache.patience import Cancellation
+from modelcache.testing.agents import agent
+from modelcache.testing.fault_server import Call, FaultServer, Reply
+from modelcache.testing.polling import until
+from modelcache.testing.servers.certificates import Certificate
+from modelcache.testing.store_fixtures import NO_LIMITS
+
+FLAGGED = "nodefs.available=10%"
+TOLD = {"kubeletconfig": {"evictionHard": {"nodefs.available": "20%", "imagefs.available": "15%"}, "imageGCHighThresholdPercent": 85}}
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> Iterator[ModelCache]:
+    with closing(ModelCache(config=Config(root=tmp_path / "store", limits=NO_LIMITS))) as made:
+        yield made
+
+
+class Asked:
+    """A kubelet that answers what it is told to, again and again."""
+
+    def __init__(self, answer: dict[str, Any] | ModelCacheError) -> None:
+        self.answer = answer
+
+    def __call__(self, cancel: Cancellation) -> dict[str, Any]:
+        if isinstance(self.answer, ModelCacheError):
+            raise self.answer
+        return self.answer
+
+
+def test_flags_count_until_kubelet_has_told_and_the_last_it_told_stays(
+    cache: ModelCache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watermarks, "EVERY_S", 0.01)
+    monkeypatch.setattr(watermarks, "AGAIN", Backoff(0.01, 0.01))
+    asked = Asked(AccessDenied("the API server answered 403 Forbidden"))
+    with WatermarkKeeper(cache, Kubelet(parse(FLAGGED), asked), tmp_path, Cancellation()) as keeper:
+
+        def expect(source: str, high: float, why: str | None) -> Watermarks:
+            until(lambda: keeper.now.source == source and (keeper.now.why or "") == (why or ""), f"{source}, {why}")
+            assert keeper.now.high == pytest.approx(high)
+            assert cache.usage().limits.high_watermark == pytest.approx(high)
+            return keeper.now
+
+        expect(FLAGS, 0.88, "the API server answered 403 Forbidden")
+        asked.answer = TOLD
+        assert list(expect(KUBELET, 0.78, None).thresholds) == [
+            "nodefs.available=20%",
+            "imagefs.available=15%",
+            "imageGCHighThresholdPercent=85",
+        ]
+        asked.answer = OriginBusy("kubelet begins anew")
+        expect(KUBELET, 0.78, "kubelet begins anew")
+        asked.answer = {"kubeletconfig": {"evictionHard": {"nodefs.available": "100Pi"}}}
+        expect(KUBELET, 0.0, None)
+        with pytest.raises(NoSpace):
+            cache.ensure(_model(tmp_path))
+        asked.answer = {"kubeletconfig": {"evictionHard": {"nodefs.available": "much"}}}
+        expect(KUBELET, 0.0, "no value of nodefs.available that can be read")
+        asked.answer = {"kubeletconfig": {}}
+        expect(KUBELET, 1.0, None)
+        cache.ensure(_model(tmp_path))
+
+
+def _model(directory: Path) -> str:
+    (directory / "m").write_bytes(b"w" * 1000)
+    return f"file://{directory}/m"
+
+
+@pytest.mark.parametrize(
+    ("flags", "pods", "expected"),
+    [
+        ("", "/proc", []),  # the store's disk is its own
+        ("", None, []),
+        ("imagefs.available=1%", "/proc", ["imagefs.available=15%"]),  # who says that it is on the images'
+    ],
+)
+def test_only_thresholds_of_the_store_s_own_disk_count(cache: ModelCache, flags: str, pods: str | None, expected: list[str]) -> None:
+    known = Kubelet(parse(flags) if flags else (), Asked(TOLD))
+    with WatermarkKeeper(cache, known, None if pods is None else Path(pods), Cancellation()) as keeper:
+        until(lambda: keeper.now.source == KUBELET, "kubelet's answer")
+        assert list(keeper.now.thresholds) == expected
+
+
+def test_flags_that_leave_nothing_end_the_agent(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--root", str(tmp_path / "store"), "--socket", str(tmp_path / "s"), "--kubelet-eviction", "nodefs.available=99%"]
+    assert main(options) == 1
+    assert "leave the store no room" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("given", [["proxy"], ["http://127.0.0.1:1"], ["proxy", "--node-name", "n"]])
+def test_who_can_t_be_asked_is_told_before_anything_begins(tmp_path: Path, given: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--root", str(tmp_path / "store"), "--socket", str(tmp_path / "s"), "--kubelet-configz", *given]) == 1
+    assert "error: " in capsys.readouterr().err
+
+
+def test_a_real_agent_asks_kubelet_as_who_it_is_and_tells_what_came_of_it(tmp_path: Path, certificate: Certificate) -> None:
+    token = tmp_path / "token"
+    token.write_text("of-the-agent\n")
+    allowed = False
+
+    def answer(call: Call) -> None:
+        known = call.received.headers.get("authorization") == "Bearer of-the-agent"
+        body = json.dumps(TOLD if known and allowed else {"message": "Forbidden (verb=get, resource=nodes, subresource=configz)"})
+        call.reply(Reply(HTTPStatus.OK if known and allowed else HTTPStatus.FORBIDDEN, {}, body.encode()))
+
+    with FaultServer(certificate) as server:
+        server.fail("/configz", answer)
+        options = ["--kubelet-configz", server.endpoint, "--kubelet-ca", str(certificate.ca), "--api-token", str(token)]
+        options += ["--pods-dir", str(tmp_path), "--kubelet-eviction", FLAGGED]
+
+        def marks(client: AgentClient) -> Watermarks:
+            found = client.status(brief=True).watermarks
+            assert found is not None
+            return found
+
+        with agent(tmp_path, options=options) as node, AgentClient(node.admin) as client:
+            until(lambda: "subresource=configz" in (marks(client).why or ""), "the refusal")
+            assert (marks(client).source, round(marks(client).high, 6)) == (FLAGS, 0.88)
+            until(lambda: any(each.event == "thresholds" and "configz" in each.message for each in client.recent()), "the log")
+        allowed = True
+        with agent(tmp_path, options=options) as node, AgentClient(node.admin) as client:
+            until(lambda: marks(client).source == KUBELET, "what kubelet told")
+            assert (marks(client).why, round(marks(client).high, 6)) == (None, 0.78)
+            usage = client.status().usage
+            assert usage is not None
+            assert usage.limits.high_watermark == pytest.approx(0.78)
+    with agent(tmp_path) as node, AgentClient(node.admin) as client:
+        assert (marks(client).source, list(marks(client).thresholds), marks(client).high) == (NONE, [], 1.0)
