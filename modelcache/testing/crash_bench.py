@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -195,11 +195,11 @@ class Bench:
         """Verify, and put right what is damaged."""
 
         @contextmanager
-        def source(uri: StorageUri) -> Iterator[Source]:
-            yield MeteredSource(self.board, state=stating_nothing, cut=None)
+        def sources(uri: StorageUri) -> Iterator[Sequence[Source]]:
+            yield [MeteredSource(self.board, state=stating_nothing, cut=None)]
 
         with running_engine(requests=1) as engine, self.store() as store:
-            return Repair(store, engine, source, Cancellation()).run(store.verify(None, Cancellation()))
+            return Repair(store, engine, sources, Cancellation()).run(store.verify(None, Cancellation()))
 
     def settle(self) -> None:
         """What a store comes to when nobody works on it for days."""
