@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -72,8 +72,8 @@ def test_damage_in_one_takes_nothing_from_the_others(store: LocalStore, shown: d
     source = MemorySource(MODEL, endpoint=ORIGIN, state=state_sha256)
 
     @contextmanager
-    def opened(uri: StorageUri) -> Iterator[Source]:
-        yield source
+    def opened(uri: StorageUri) -> Iterator[Sequence[Source]]:
+        yield [source]
 
     with running_engine() as engine:
         report = Repair(store, engine, opened, Cancellation()).run(store.verify(None, Cancellation()))
