@@ -71,7 +71,7 @@ class ModelReport:
 
 def wanted_models(node: Object) -> dict[str, WantedModel]:
     """By key, in the order of the spec; of two with one key the first. KServe's minimal definitions check nothing: what names no model
-    and URI is left out.
+    and URI, or has a name that none has (a slash would make another namespace's key of it), is left out.
     """
     found: dict[str, WantedModel] = {}
     listed = _part(node, "spec").get("localModels")
@@ -85,7 +85,8 @@ def wanted_models(node: Object) -> dict[str, WantedModel]:
             service_account=_text_in(each, "serviceAccountName"),
             storage=_storage(each.get("storage")),
         )
-        found.setdefault(model.key, model)
+        if "/" not in model.name and "/" not in (model.namespace or ""):
+            found.setdefault(model.key, model)
     return found
 
 

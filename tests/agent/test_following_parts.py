@@ -68,6 +68,8 @@ def test_what_a_node_is_to_have_is_read_as_kserve_writes_it() -> None:
         {"modelName": "m", "sourceModelUri": "hf://o/m", "namespace": "", "nodeGroup": "g"},
         {"modelName": "m", "sourceModelUri": "s3://b/m", "namespace": "a", "serviceAccountName": "sa", "storage": {"key": "k"}},
         {"modelName": "m", "sourceModelUri": "s3://another/m", "namespace": "a"},
+        {"modelName": "b/m", "sourceModelUri": "s3://another/m"},
+        {"modelName": "m", "sourceModelUri": "s3://another/m", "namespace": "b/m"},
     ]
     assert wanted_models({"spec": {"localModels": models}}) == {
         "m": WantedModel("m", "hf://o/m"),
