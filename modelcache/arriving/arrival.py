@@ -22,6 +22,7 @@ from modelcache.errors import DigestMismatch
 from modelcache.fetch.begun import Begun
 from modelcache.patience import Cancellation
 from modelcache.ranges import ByteRange
+from modelcache.uri import parse_uri
 
 LOOK_S = 0.5
 """Longest sleep between two looks, for a thread that can be interrupted."""
@@ -146,6 +147,11 @@ class Arrival:
         with self._changed:
             self._handed_out.append(what)
 
+    def dropped(self) -> None:
+        """Nobody uses what was handed out until now."""
+        with self._changed:
+            self._handed_out.clear()
+
     def read_of(self, name: str, digest: Digest) -> None:
         """Somebody reads a verified file of this content."""
         with self._changed:
@@ -180,7 +186,7 @@ class Arrival:
             if published.get(name) != digest:
                 raise DigestMismatch(
                     f"`{name}` was handed out, and the model that arrived in the end has another one",
-                    address=self._uri,
+                    address=str(parse_uri(self._uri)[0]),
                     expected=str(published.get(name)),
                     got=str(digest),
                     hint=HINT,
@@ -192,7 +198,7 @@ class Arrival:
             if got != what.mark:
                 raise DigestMismatch(
                     f"bytes {what.span} of `{what.name}` were handed out while they arrived, and proved wrong when all were here",
-                    address=self._uri,
+                    address=str(parse_uri(self._uri)[0]),
                     expected=f"xxh3-128:{got.hex()}",
                     got=f"xxh3-128:{what.mark.hex()}",
                     hint=HINT,

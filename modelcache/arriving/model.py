@@ -118,7 +118,7 @@ class AskedModel:
             try:
                 return Opened(self._folder.open_checkpoint(named), self._folder.open_file, self._arrival)
             except BadCheckpoint:
-                pass  # whether headers make sense is said of verified ones alone
+                self._arrival.dropped()  # whether headers make sense is said of verified ones alone
             finally:
                 self._seen.opened_s += time.monotonic() - started_s
         return open_source(self.whole() / named, self._how, cache=None, held=self._held, cancel=self._cancel, seen=self._seen)

@@ -155,8 +155,10 @@ def test_a_first_pass_that_was_wrong_gives_no_model_once_transformers_has_some_o
         assert same(ours.from_pretrained(URI, cache=cache, verified_only=True), theirs(saved))
 
 
-@pytest.mark.parametrize("name", ["config.json", "generation_config.json"])
-def test_a_configuration_that_is_wrong_at_first_is_not_believed(tmp_path: Path, saved: Path, name: str) -> None:
+@pytest.mark.parametrize(
+    "name", ["config.json", "generation_config.json", "model.safetensors.index.json", "model-00001-of-00005.safetensors"]
+)
+def test_a_description_that_is_wrong_at_first_is_not_believed(tmp_path: Path, saved: Path, name: str) -> None:
     source = MemorySource(files_of(saved), state=state_sha256)
     source.spoil(name, 1)
     with cache_of(tmp_path / "root", source) as cache:

@@ -34,6 +34,7 @@ from modelcache.testing.memory_source import DEADLINE_S, MemorySource, state_sha
 from modelcache.testing.store_fixtures import NO_LIMITS
 
 URI = "s3://models/llama"
+WITH_SECRET = "https://who:hunter2@models.example/llama"
 CHUNK = 4096
 ONE, TWO = "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"
 Tensors = Mapping[str, torch.Tensor]
@@ -276,15 +277,16 @@ def test_a_tensor_of_the_pass_that_was_wrong_is_told_of_when_the_second_pass_was
     source.spoil(ONE, 5 * CHUNK)
     gate = source.gate(ONE, len(files[ONE]) - 1)
     with cache_of(tmp_path / "root", source, route) as cache:
-        tensors = modelcache.stream(URI, cache=cache)
+        tensors = modelcache.stream(WITH_SECRET, cache=cache)
         with patch.object(opening, "ARRIVING_EXTENT_BYTES", CHUNK):
             name, tensor = next(tensors)
         assert raw(tensor) != raw(A[name])
         gate.open()
-        with pytest.raises(DigestMismatch, match=f"of `{ONE}` were handed out while they arrived, and proved wrong"):
+        with pytest.raises(DigestMismatch, match=f"of `{ONE}` were handed out while they arrived, and proved wrong") as caught:
             dict(tensors)
+        assert caught.value.address == "https://models.example/llama"
         assert len(cache.list()) == 1  # which is right
-        check(modelcache.load(URI, cache=cache), A, B)
+        check(modelcache.load(WITH_SECRET, cache=cache), A, B)
 
 
 def test_a_second_pass_is_no_error_where_nothing_wrong_was_handed_out(tmp_path: Path) -> None:
