@@ -110,8 +110,9 @@ class Exchanger:
         self._pool = Pool()
 
     def close(self) -> None:
-        """Close idle connections."""
-        self._pool.close()
+        """Close idle connections, and those in use when they are given back. What is sent later has new ones, which are kept again."""
+        used, self._pool = self._pool, Pool()
+        used.close()
 
     def send(self, request: Request, cancel: Cancellation) -> Answer:
         """Send a request and read the head of its answer.
@@ -127,13 +128,15 @@ class Exchanger:
         route = Route.to(request.target, self._proxies.for_target(request.target))
         data = self._encode(request, route)
         cancel.check()
-        kept = self._pool.take(route)
+        pool = self._pool
+        kept = pool.take(route)
         if kept is not None:
             try:
-                return self._attempt(request, data, kept, route, cancel)
+                return self._attempt(request, data, kept, (pool, route), cancel)
             except OriginUnreachable:
                 cancel.check()
-        return self._attempt(request, data, dial(route, self._trust, self._timeouts, cancel, self._proxies.refuses), route, cancel)
+        fresh = dial(route, self._trust, self._timeouts, cancel, self._proxies.refuses)
+        return self._attempt(request, data, fresh, (pool, route), cancel)
 
     def _encode(self, request: Request, route: Route) -> bytes:
         target = request.target
@@ -147,7 +150,7 @@ class Exchanger:
             headers["Content-Length"] = str(len(request.body))
         return encode_request(request.method, resource, [*headers.items(), *request.headers.items()]) + request.body
 
-    def _attempt(self, request: Request, data: bytes, wire: Wire, route: Route, cancel: Cancellation) -> Answer:
+    def _attempt(self, request: Request, data: bytes, wire: Wire, home: tuple[Pool, Route], cancel: Cancellation) -> Answer:
         """Raises OriginUnreachable if the connection died before the first byte of an answer."""
         address = str(request.target)
         with ExitStack() as undo:
@@ -168,7 +171,7 @@ class Exchanger:
                 cancel.check()
                 raise
             undo.pop_all()
-        return Answer(request, head, rest, wire, (self._pool, route))
+        return Answer(request, head, rest, wire, home)
 
     def _read_head(self, wire: Wire, address: str) -> tuple[ResponseHead, bytes]:
         data = b""

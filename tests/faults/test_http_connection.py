@@ -151,6 +151,20 @@ def test_one_connection_serves_many_ranges(server: FaultServer, reader: Reader) 
     assert server.connections == 1
 
 
+def test_a_close_ends_the_connections_of_before_and_keeps_later_ones(server: FaultServer, reader: Reader) -> None:
+    """A fetch closes its source to try wrong bytes again over a fresh connection; many more use that source afterwards."""
+    file = reader.list()
+    body = reader.source.open(file, ByteRange(0, 4), Cancellation())
+    reader.source.close()
+    assert body.readinto(memoryview(bytearray(4))) == 4
+    assert body.readinto(memoryview(bytearray(1))) == 0
+    body.close()
+    before = server.connections
+    for _ in range(3):
+        reader.read(file)
+    assert server.connections == before + 1
+
+
 def test_a_connection_that_its_peer_closed_is_not_used_again(server: FaultServer, reader: Reader) -> None:
     server.fail(PATH, faults.closing)
     file = reader.list()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 from typing import Any
+from unittest.mock import Mock
 
 import fsspec
 import pytest
@@ -14,6 +15,7 @@ from modelcache.errors import UnknownScheme
 from modelcache.registry import NOT_FSSPECS
 from modelcache.sources.any_fsspec import FsspecOptions
 from modelcache.sources.any_fsspec.filesystems import REFUSED, home_of
+from modelcache.sources.any_fsspec.pool import Pool
 from modelcache.sources.any_fsspec.versions import SETTLED_S, stated
 from modelcache.uri import StorageUri, UriSecrets, parse_uri
 
@@ -67,6 +69,22 @@ def test_a_uri_is_what_its_filesystem_understands(text: str, path: str, argument
     uri, secrets = parse_uri(text)
     home = home_of(uri, secrets, FsspecOptions())
     assert (home.path(uri), dict(home.arguments)) == (path, arguments)
+
+
+# -- instances --------------------------------------------------------------------------------------------------------
+
+
+def test_a_close_ends_the_instances_of_before_and_keeps_later_ones() -> None:
+    made = [Mock(async_impl=False) for _ in range(3)]
+    pool = Pool(iter(made).__next__)
+    idle, used = pool.take(), pool.take()
+    pool.give(idle)
+    pool.close()
+    pool.give(used)
+    assert [each.ftp.close.called for each in made] == [True, True, False]
+    for _ in range(3):
+        pool.give(pool.take())
+    assert not made[2].ftp.close.called
 
 
 # -- versions ---------------------------------------------------------------------------------------------------------

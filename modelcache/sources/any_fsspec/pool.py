@@ -22,18 +22,24 @@ class Pool:
         self._lock = threading.Lock()
         self._idle: list[Filesystem] = []
         self._shared: Filesystem = None
-        self._closed = False
+        self._closes = 0
+        self._taken: dict[int, int] = {}
+        """Of instances that are in use, by identity: how often it had been closed when they were taken."""
 
     def take(self) -> Filesystem:
         """An instance for the caller alone, or a shared one."""
         with self._lock:
             if self._shared is not None:
                 return self._shared
+            closes = self._closes
             if self._idle:
-                return self._idle.pop()
+                idle = self._idle.pop()
+                self._taken[id(idle)] = closes
+                return idle
         made = self._make()
-        if getattr(made, "async_impl", False):
-            with self._lock:
+        with self._lock:
+            self._taken[id(made)] = closes
+            if getattr(made, "async_impl", False):
                 self._shared = made  # of two that were made at once both work
         return made
 
@@ -42,7 +48,7 @@ class Pool:
         with self._lock:
             if filesystem is self._shared:
                 return
-            if not self._closed:
+            if self._taken.pop(id(filesystem), None) == self._closes:
                 self._idle.append(filesystem)
                 return
         _end(filesystem)
@@ -51,13 +57,14 @@ class Pool:
         """It failed, or may be in the middle of something. The idle ones go, too: likely the server closed them all."""
         with self._lock:
             stale, self._idle = self._idle, []
+            self._taken.pop(id(filesystem), None)
         for each in (*stale, *(() if filesystem is self._shared else (filesystem,))):
             _end(each)
 
     def close(self) -> None:
-        """Close idle instances; those that come back later are closed then."""
+        """Close idle instances; those in use are closed when they come back. Later ones are kept again."""
         with self._lock:
-            self._closed = True
+            self._closes += 1
             idle, self._idle = self._idle, []
         for each in idle:
             _end(each)
