@@ -25,6 +25,9 @@ SETTLED_S = 60.0
 written twice within the second that it names. Source: RFC 7232 §2.2.2 (RFC 9110 §8.8.2.2 asks for one second)."""
 
 
+PAGES = frozenset({"text/html", "application/xhtml+xml"})
+PAGE_NAMES = (".html", ".htm", ".xhtml")
+
 REQUESTS_OWN = frozenset({"host", "content-length", "transfer-encoding", "connection", "range", "if-match"})
 """Headers, in lower case, that say what a request is about, how it is framed, and which bytes of which version it asks for."""
 
@@ -81,12 +84,14 @@ class HttpSource:
         return self._origin
 
     def list(self, uri: StorageUri, cancel: Cancellation) -> Listing:
-        """As `Source.list`; one ranged GET of the first byte."""
+        """As `Source.list`; one ranged GET of the first byte. Raises ProtocolViolation also for a web page in the place of a file."""
         address = str(uri)
         name = _file_name(uri, address)
         locator = f"{uri.scheme}://{uri.authority}/{uri.path}" + (f"?{uri.query}" if uri.query else "")
         answer = self._client.probe(self._signer, locator, {"Range": "bytes=0-0"}, cancel)
         size_bytes, ranged = _size(answer, address)
+        if uri.digest is None:
+            _expect_no_page(answer.headers, name, address)
         if not uri.selects(name):
             raise NotFound("the patterns leave out the only file there", address=address)
         digests = stated_digests(answer.status, answer.headers, answer.redirects) if answer.status < 300 else ()
@@ -216,6 +221,17 @@ def _size(answer: Response, address: str) -> tuple[int, bool]:
             raise _sizeless(address)
         return int(text.partition(",")[0]), False
     raise answer.error(listed=False) if answer.status != 416 else ProtocolViolation("no first byte, but not empty either", address=address)
+
+
+def _expect_no_page(headers: Mapping[str, str], name: str, address: str) -> None:
+    """A page to sign in, of a directory, or about the model comes with 200 and a size like a file.
+
+    Raises ProtocolViolation: what is served says of itself that it is a page, and its name doesn't.
+    """
+    kind = headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind in PAGES and not name.lower().endswith(PAGE_NAMES):
+        hint = "open it in a browser: is it a page to sign in, or one about the model? A model of the Hub is written `hf://owner/model`"
+        raise ProtocolViolation("a web page is served there, not a file", address=address, expected="a file", got=kind, hint=hint)
 
 
 def _sizeless(address: str) -> ProtocolViolation:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import threading
 from dataclasses import replace
 
@@ -161,6 +162,22 @@ def test_a_listing_that_states_no_size_is_refused(server: FaultServer, reader: R
     with fails(ProtocolViolation) as caught:
         reader.list()
     assert part in caught.value.message
+
+
+def test_a_web_page_is_no_file_unless_its_name_or_a_digest_says_so(server: FaultServer, reader: Reader) -> None:
+    """Of a directory, to sign in, or about a model: it comes with 200 and a size."""
+    page = b"<html>sign in</html>"
+    for path in ("/model", "/model.html"):
+        server.put(path, page)
+        server.fail(path, faults.with_headers({"Content-Type": "text/html; charset=utf-8"}))
+
+    def listed(uri: str) -> int:
+        return replace(reader, uri_text=server.endpoint + uri).list().size_bytes
+
+    with fails(ProtocolViolation) as caught:
+        listed("/model")
+    assert ("web page" in caught.value.message, caught.value.got, caught.value.retryable) == (True, "text/html", False)
+    assert listed("/model.html") == listed(f"/model#sha256={hashlib.sha256(page).hexdigest()}") == len(page)
 
 
 def test_an_empty_file_is_listed_whether_ranges_are_served_or_not(server: FaultServer, reader: Reader) -> None:
