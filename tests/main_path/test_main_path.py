@@ -14,6 +14,7 @@ import pytest
 
 from modelcache import Cancellation, Config, ModelCache, ModelCacheError, Progress, Refresh
 from modelcache.abc.ingest import Route
+from modelcache.chunks import CHUNK_BYTES
 from modelcache.errors import AccessDenied, Cancelled, DigestMismatch, InvalidUri, NotCached, NotFound
 from modelcache.fetch.engine import FetchEngine
 from modelcache.fetch.fetch import Fetch
@@ -198,23 +199,25 @@ def test_eight_callers_share_one_fetch(seaweedfs: SeaweedFS, bucket: str, cache:
     assert len(fetched) == 8
 
 
-def test_a_cancelled_pull_keeps_its_chunks(seaweedfs: SeaweedFS, bucket: str, cache: ModelCache) -> None:
+def test_a_cancelled_pull_keeps_its_chunks(seaweedfs: SeaweedFS, bucket: str, config: Config) -> None:
     files = {"model.safetensors": safetensors(6, 40 * MIB)}
     put(seaweedfs, bucket, "m", files)
     cancel = Cancellation()
 
-    def stop_when_moving(progress: Progress) -> None:
-        if progress.bytes_fetched:
+    def stop_after_a_chunk(progress: Progress) -> None:
+        if progress.bytes_fetched > CHUNK_BYTES:  # by one request: the first chunk is kept before a byte of the next one comes
             cancel.cancel()
 
-    try:
-        cache.ensure(f"s3://{bucket}/m", progress=stop_when_moving, cancel=cancel)
-    except Cancelled:
-        pass
-    else:
-        assert cancel.requested  # it was through before the look that would have stopped it
-    seen = Seen()
-    snapshot = cache.ensure(f"s3://{bucket}/m", progress=seen.append)
+    one_request = Config.load(environ={"MODELCACHE_REQUESTS": "1"}, root=config.root, limits=NO_LIMITS, s3=config.s3)
+    with ModelCache(config=one_request) as cache:
+        try:
+            cache.ensure(f"s3://{bucket}/m", progress=stop_after_a_chunk, cancel=cancel)
+        except Cancelled:
+            pass
+        else:
+            assert cancel.requested  # it was through before the look that would have stopped it
+        seen = Seen()
+        snapshot = cache.ensure(f"s3://{bucket}/m", progress=seen.append)
     assert content(snapshot.path) == files
     assert seen.last.bytes_reused > 0
     assert seen.last.bytes_reused + seen.last.bytes_fetched == size_bytes(files)
