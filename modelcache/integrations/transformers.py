@@ -58,11 +58,11 @@ class _Building:
     that do leave them so for good. A fork begins anew."""
 
     def __init__(self) -> None:
-        self.lock = threading.Lock()
+        self.lock = threading.RLock()
         os.register_at_fork(after_in_child=self._forked)
 
     def _forked(self) -> None:
-        self.lock = threading.Lock()
+        self.lock = threading.RLock()
 
 
 _building = _Building()
