@@ -27,6 +27,7 @@ AZURITE = os.environ.get("MODELCACHE_TESTS_AZURITE", "")
 BESIDE = {
     "azurite": "set MODELCACHE_TESTS_AZURITE to the path of `azurite-blob` (npm: azurite), and install adlfs",
     "ossfs": "install ossfs",
+    "paramiko": "install paramiko and asyncssh",
 }
 """What some tests need beside what `make` installs, and how it is made known."""
 
