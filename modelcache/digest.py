@@ -88,6 +88,12 @@ def sha256(hex_digits: str) -> Digest:
 
 
 def digits_of(name: str) -> str | None:
-    """The hex digits of a name that is a sha256 (`sha256:…` or not) or its first 8 or more digits; None: it is something else."""
+    """The hex digits of a name that is a sha256 (`sha256:…` or not) or its first 8 or more digits; None: it is something else.
+
+    Raises InvalidUri: it begins as a digest and is none.
+    """
     found = _SHORT.fullmatch(name)
+    if found is None and name.startswith("sha256:"):
+        hint = "write 64 hex digits, or the first 8 or more; a file of that name is `./sha256:…`"
+        raise InvalidUri(f"`{name}` is not a digest", got=name, hint=hint)
     return None if found is None else found.group(1)

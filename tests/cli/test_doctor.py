@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Callable
+from importlib.metadata import metadata
 from pathlib import Path
 
 import pytest
@@ -186,6 +187,11 @@ def test_extras_are_looked_for_and_not_imported(monkeypatch: pytest.MonkeyPatch)
     assert "awscrt missing" in findings["extra s3"].message
     assert findings["extra torch"].level is Level.OK
     assert "modelcache[gcs]" in findings["extra gcs"].message
+
+
+def test_every_extra_of_the_distribution_is_looked_for() -> None:
+    of_makers = {"all", "demo", "demo-model", "dev", "fuzz"}
+    assert machine_checks.EXTRAS.keys() == set(metadata("modelcache").get_all("Provides-Extra") or ()) - of_makers
 
 
 def test_the_kernel_s_word_on_the_clock_is_read(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from modelcache.digest import HEX_LENGTHS, Algorithm, Digest, sha256
+from modelcache.digest import HEX_LENGTHS, Algorithm, Digest, digits_of, sha256
 from modelcache.errors import InvalidUri
 
 VALUES = st.sampled_from(list(Algorithm)).flatmap(
@@ -27,6 +27,16 @@ def test_every_spelling_gives_the_same_digest(value: tuple[Algorithm, bytes]) ->
     assert Digest.parse(f"{algorithm}:{raw.hex().upper()}") == digest
     assert Digest.of_base64(algorithm, base64.b64encode(raw).decode()) == digest
     assert hash(Digest.parse(str(digest))) == hash(digest)
+
+
+def test_a_name_is_a_digest_or_its_beginning_or_something_else() -> None:
+    digits = "0123456789abcdef" * 4
+    assert digits_of(digits) == digits_of(f"sha256:{digits}") == digits
+    assert digits_of(f"sha256:{digits[:8]}") == digits[:8]
+    assert [digits_of(name) for name in (digits[:7], "model", "./sha256:x", "s3://b/k")] == [None] * 4
+    for name in ("sha256:0123456", "sha256:model", "sha256:", f"sha256:{digits}0", f"sha256:{digits.upper()}"):
+        with pytest.raises(InvalidUri, match="not a digest"):
+            digits_of(name)
 
 
 @given(VALUES, st.sampled_from(list(Algorithm)))
