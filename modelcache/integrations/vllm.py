@@ -19,9 +19,14 @@ from vllm.config import get_current_vllm_config
 from vllm.logger import init_logger
 from vllm.model_executor.model_loader import BaseModelLoader, register_model_loader
 
+from modelcache.arriving.model import AskedModel
+from modelcache.arriving.opening import How
+from modelcache.arriving.tensors import stream_opened
 from modelcache.cache import ModelCache, Refresh
 from modelcache.errors import BadConfig, ModuleMismatch, NotFound
 from modelcache.integrations.vllm_workers import Workers
+from modelcache.loader.loading import Wishes
+from modelcache.loader.report import LoadReport
 from modelcache.loading import stream
 from modelcache.units import GIB
 from modelcache.uri import parse_uri
@@ -30,6 +35,8 @@ FORMAT = "modelcache"
 OPTION = "--model-loader-extra-config"
 CONFIG = "config.json"
 SHOWN = 5
+
+Tensors = Generator[tuple[str, torch.Tensor], None, None]
 
 log = init_logger("vllm.modelcache")
 
@@ -108,7 +115,7 @@ class ModelCacheLoader(BaseModelLoader):  # type: ignore[misc]  # vLLM is not lo
         if loaded is not None and model_config.quantization is None:
             _expect_filled(model, loaded)
 
-    def get_all_weights(self, model_config: Any, model: Any) -> Generator[tuple[str, torch.Tensor], None, None]:
+    def get_all_weights(self, model_config: Any, model: Any) -> Tensors:
         """Whole tensors in file order; vLLM's models take their rank's part of each. vLLM asks for these itself when it reloads."""
         if getattr(model, "secondary_weights", ()):
             raise BadConfig(f"{type(model).__name__} takes weights from a second model, which the load format `{FORMAT}` doesn't load")
@@ -117,8 +124,7 @@ class ModelCacheLoader(BaseModelLoader):  # type: ignore[misc]  # vLLM is not lo
         started_s, size_bytes = time.monotonic(), 0
         with ExitStack() as held:
             cache = None if uri is None else held.enter_context(ModelCache())
-            source = self._source(uri, Path(model_config.model), cache, workers, held)
-            with closing(stream(source, cache=cache, **workers.together(self._extra.together))) as tensors:
+            with closing(self._tensors(uri, Path(model_config.model), cache, workers, held)) as tensors:
                 for name, tensor in tensors:
                     size_bytes += tensor.nbytes
                     yield name, tensor
@@ -126,6 +132,14 @@ class ModelCacheLoader(BaseModelLoader):  # type: ignore[misc]  # vLLM is not lo
                 _loaded_from[model] = model_config.model
                 _warn_of_another_config(uri, cache.ensure(uri, refresh=Refresh.NEVER).path, Path(model_config.model))
         log.info("Loaded %.2f GiB of `%s` in %.2f s", size_bytes / GIB, uri or model_config.model, time.monotonic() - started_s)
+
+    def _tensors(self, uri: str | None, directory: Path, cache: ModelCache | None, workers: Workers, held: ExitStack) -> Tensors:
+        named = self._extra.weights
+        if uri is not None and named is not None and workers.alone and "/" not in named:
+            yield from _as_it_arrives(uri, named, cache)
+        else:
+            source = self._source(uri, directory, cache, workers, held)
+            yield from stream(source, cache=cache, **workers.together(self._extra.together))
 
     def _source(self, uri: str | None, directory: Path, cache: ModelCache | None, workers: Workers, held: ExitStack) -> str | Path:
         """What `stream` reads: a worker alone takes a URI's tensors as they arrive; several wait until all is here, and is the same."""
@@ -136,6 +150,20 @@ class ModelCacheLoader(BaseModelLoader):  # type: ignore[misc]  # vLLM is not lo
         snapshot = held.enter_context(cache.open(uri))
         workers.expect_the_same(uri, snapshot.digest.hex)
         return _weights(snapshot.path, self._extra.weights)
+
+
+def _as_it_arrives(uri: str, named: str, cache: ModelCache | None) -> Tensors:
+    """One checkpoint of several that a URI has. Raises NotFound, and what `stream` raises."""
+    with AskedModel(uri, How(), cache=cache) as files:
+        if not files.has(named):
+            raise _has_no(named, files.address)
+        opened = files.open(named)
+        yield from stream_opened(opened, opened.checkpoint.select(None), Wishes())
+        opened.finish(LoadReport())
+
+
+def _has_no(named: str, address: str) -> NotFound:
+    return NotFound(f"the model has no `{named}`", address=address)
 
 
 def _is_another(model_config: Any, model: Any) -> bool:
@@ -156,7 +184,7 @@ def _weights(directory: Path, named: str | None) -> Path:
     if named is None:
         return directory
     if not (directory / named).is_file():
-        raise NotFound(f"the model has no `{named}`", address=str(directory))
+        raise _has_no(named, str(directory))
     return directory / named
 
 

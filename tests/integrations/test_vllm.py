@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import json
 import logging
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +15,7 @@ from safetensors.torch import save_file
 
 import modelcache
 from modelcache import ModelCache
+from modelcache.arriving.model import AskedModel
 from modelcache.errors import BadCheckpoint, BadConfig, InvalidUri, ModelCacheError, ModuleMismatch, NotFound, SourceChanged
 from tests.integrations.vllm_stand_in import VLLM, Model, ModelConfig, stand_in
 
@@ -108,6 +110,21 @@ def test_where_there_are_several_checkpoints_one_is_named(vllm: VLLM, tmp_path: 
         assert holds(model, seed)
     with pytest.raises(NotFound, match=r"no `x\.safetensors`"):
         vllm.loader({**common, "weights": "x.safetensors"}).load_weights(Model(LAYERS), config)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "consolidated.safetensors.index.json"])
+def test_one_of_several_checkpoints_is_not_awaited_whole(vllm: VLLM, tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def whole(files: AskedModel) -> Path:
+        raise AssertionError("all of it was awaited before a tensor came")
+
+    monkeypatch.setattr(AskedModel, "whole", whole)
+    directory = saved(tmp_path / "model", 1)
+    save_file(tensors(2), directory / "consolidated-1.safetensors")
+    index = {"weight_map": dict.fromkeys(tensors(2), "consolidated-1.safetensors")}
+    (directory / "consolidated.safetensors.index.json").write_text(json.dumps(index))
+    model = Model(LAYERS)
+    vllm.loader({"uri": directory.as_uri(), "weights": name}).load_weights(model, ModelConfig(str(directory)))
+    assert holds(model, 2 if name.startswith("consolidated") else 1)
 
 
 @pytest.mark.parametrize(
