@@ -51,7 +51,8 @@ class OriginUnreachable(Unavailable):
 
 
 class OriginUntrusted(OriginUnreachable):
-    """The origin's TLS certificate is not vouched for: trying again gives the same until somebody changes a CA or the certificate."""
+    """The origin's TLS certificate is not vouched for, or its SSH host key is not known: trying again gives the same until somebody
+    changes that."""
 
     code = ErrorCode.ORIGIN_UNTRUSTED
     retryable = False

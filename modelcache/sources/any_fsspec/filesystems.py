@@ -14,6 +14,7 @@ from urllib.parse import unquote
 from modelcache.errors import BadConfig, InvalidUri, ModelCacheError, UnknownScheme
 from modelcache.sources.any_fsspec.hdfs import HDFS_SCHEMES, read_secret
 from modelcache.sources.any_fsspec.options import AZURE_SCHEMES, FsspecOptions
+from modelcache.sources.any_fsspec.sftp import verifying
 from modelcache.uri import StorageUri, UriSecrets
 
 Filesystem = Any
@@ -138,7 +139,8 @@ def home_of(uri: StorageUri, secrets: UriSecrets, options: FsspecOptions) -> Hom
         raise BadConfig("an endpoint is needed for `oss://`", address=str(uri), hint=hint)
     root: str = kind._strip_protocol(bare)
     prefix: str = kind._strip_protocol(f"{bare}/x").removesuffix("x")
-    return Home(uri.scheme, kind, root, prefix, configured | of_uri, bare + _told_apart(configured, secrets))
+    kind, arguments = verifying(kind, configured | of_uri, bare)
+    return Home(uri.scheme, kind, root, prefix, arguments, bare + _told_apart(configured, secrets))
 
 
 def _kserves_hdfs(uri: StorageUri, secrets: UriSecrets, directory: Path) -> Home:

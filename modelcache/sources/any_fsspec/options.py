@@ -16,7 +16,7 @@ class FsspecOptions:
 
     Attributes:
         storage: by scheme, the arguments of its filesystem (`storage_options`), as its documentation names them. Secrets.
-        hdfs_secret_dir: where KServe's secret of HDFS lies, with a file for each of its keys; read whenever a connection is made. None: `hdfs`
+        hdfs_secret_dir: where KServe's secret of HDFS lies, with a file for each of its keys; read for each connection. None: `hdfs`
             and `webhdfs` URIs name their name node.
         azure: arguments of the filesystem of `az`, `abfs` and `abfss`, where `storage` doesn't name them. Secrets.
     """

@@ -16,7 +16,11 @@ START_DEADLINE_S = 30.0
 
 
 class SftpServer(LaunchedServer):
-    """The server, running inside its `with` block; it serves `root`, and its log lies beside that in `directory`."""
+    """The server, running inside its `with` block; it serves `root`, and its log lies beside that in `directory`.
+
+    Attributes:
+        known_hosts: a file that names its key.
+    """
 
     user = "reader"
 
@@ -24,6 +28,7 @@ class SftpServer(LaunchedServer):
         super().__init__(directory, start_deadline_s=START_DEADLINE_S)
         self.root = directory / "root"
         self.root.mkdir(parents=True)
+        self.known_hosts = directory / "known_hosts"
         self.password = f"p@ss/{secrets.token_hex(8)}"
 
     @property
@@ -33,7 +38,7 @@ class SftpServer(LaunchedServer):
     def _launch(self) -> OwnedProcess:
         [self.port] = free_ports(1)
         environ = {"SFTP_USER": self.user, "SFTP_PASSWORD": self.password}
-        command = [sys.executable, str(PROGRAM), str(self.port), str(self.root)]
+        command = [sys.executable, str(PROGRAM), str(self.port), str(self.root), str(self.known_hosts)]
         return OwnedProcess(command, log=self.directory / "sftp.log", environ=environ)
 
     def _ready(self) -> bool:
