@@ -179,7 +179,8 @@ class AgentService(AgentServicer):
         if not request.lease_holder:
             return found
         try:
-            lease = self._cache.lease(str(snapshot.digest), holder=request.lease_holder, ttl_s=request.lease_ttl_s)
+            named = request.lease_id or None
+            lease = self._cache.lease(str(snapshot.digest), holder=request.lease_holder, ttl_s=request.lease_ttl_s, lease_id=named)
         except NotCached:
             return None
         found.lease.CopyFrom(wire.lease_message(lease))
@@ -293,7 +294,8 @@ class AgentService(AgentServicer):
     def Lease(self, request: pb.LeaseRequest, context: grpc.ServicerContext) -> pb.LeaseReply:
         with self._calls.under_way(context, begins_work=False):
             _expect_ttl(request.ttl_s, wanted=True)
-            return _reply(self._cache.lease(request.name, holder=request.holder, ttl_s=request.ttl_s))
+            named = request.lease_id or None
+            return _reply(self._cache.lease(request.name, holder=request.holder, ttl_s=request.ttl_s, lease_id=named))
         raise AssertionError("unreachable")
 
     def Renew(self, request: pb.RenewRequest, context: grpc.ServicerContext) -> pb.LeaseReply:

@@ -26,13 +26,16 @@ class Leasing(ABC):
     def _refs_of(self, name: str) -> Sequence[Ref]:
         """What a URI is to the owner."""
 
-    def lease(self, name: str, *, holder: str, ttl_s: float) -> Lease:
+    def lease(self, name: str, *, holder: str, ttl_s: float, lease_id: str | None = None) -> Lease:
         """Keep a snapshot for `ttl_s` seconds, unless renewed or released before.
 
+        Args:
+            lease_id: as of `Store.lease`.
+
         Raises:
-            NotCached: nothing here has that name. AmbiguousName. StoreError.
+            NotCached: nothing here has that name. AmbiguousName. BadConfig, StoreError.
         """
-        return self._store.lease(self.find(name).digest, holder=holder, ttl_s=ttl_s)
+        return self._store.lease(self.find(name).digest, holder=holder, ttl_s=ttl_s, lease_id=lease_id)
 
     def renew(self, lease_id: str, *, ttl_s: float) -> Lease:
         """Let a lease end `ttl_s` seconds from now. Raises NotCached: it has ended already."""

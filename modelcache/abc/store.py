@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import secrets
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -15,6 +17,8 @@ from modelcache.digest import Digest
 from modelcache.errors import BadConfig
 from modelcache.manifest import Manifest
 from modelcache.patience import Cancellation
+
+_LEASE_ID = re.compile(r"lease-[0-9a-f]{32}")
 
 
 class LeaseKind(StrEnum):
@@ -36,6 +40,17 @@ class Lease:
     kind: LeaseKind
     created_at_s: float
     expires_at_s: float | None
+
+
+def new_lease_id() -> str:
+    """One that nobody else has."""
+    return f"lease-{secrets.token_hex(16)}"
+
+
+def expect_lease_id(lease_id: str) -> None:
+    """Raises BadConfig: no lease has such an id."""
+    if not _LEASE_ID.fullmatch(lease_id):
+        raise BadConfig("this is no id of a lease", expected="`lease-` and 32 hex digits", got=lease_id[:80])
 
 
 CLUSTERS = "cluster:"
@@ -225,8 +240,16 @@ class Store(Protocol):
         """
         ...
 
-    def lease(self, manifest: Digest, *, holder: str, ttl_s: float) -> Lease:
-        """Hold a snapshot until a time; durable. Raises NotCached if it is gone."""
+    def lease(self, manifest: Digest, *, holder: str, ttl_s: float, lease_id: str | None = None) -> Lease:
+        """Hold a snapshot until a time; durable.
+
+        Args:
+            lease_id: of `new_lease_id`, for who may not hear the answer: with it the lease can be released all the same.
+
+        Raises:
+            NotCached: it is gone.
+            BadConfig: not such an id, or one of a lease that is in force.
+        """
         ...
 
     def renew(self, lease_id: str, *, ttl_s: float) -> Lease: ...

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -13,7 +14,7 @@ import grpc
 import grpc.experimental
 
 from modelcache.abc.snapshot import Ref, Snapshot
-from modelcache.abc.store import Evicted, Lease, SnapshotInfo, Usage, VerifyReport
+from modelcache.abc.store import Evicted, Lease, SnapshotInfo, Usage, VerifyReport, new_lease_id
 from modelcache.agent import wire
 from modelcache.agent.failures import raised
 from modelcache.agent.log import LogEntry
@@ -21,7 +22,7 @@ from modelcache.agent.silence import Silence
 from modelcache.agent.v1 import agent_pb2 as pb
 from modelcache.agent.v1.agent_pb2_grpc import AgentStub
 from modelcache.agent.watermarks import Watermarks
-from modelcache.errors import AgentUnreachable
+from modelcache.errors import AgentUnreachable, Cancelled, ModelCacheError
 from modelcache.fetch.plan import Priority
 from modelcache.fetch.progress import Progress
 from modelcache.manifest import Manifest, ManifestFile
@@ -35,6 +36,9 @@ CALL_TIMEOUT_S = 60.0
 """Of a call that answers once. The slowest, `Status` and `List` of 100,000 blobs, take 2 s."""
 SILENCE_S = 30.0
 """Of a call that tells its progress, which an agent does every second, and be it the same."""
+
+GIVE_BACK_S = 5.0
+"""To release a lease that nobody will have heard of."""
 
 OPTIONS = (("grpc.max_receive_message_length", -1), (grpc.experimental.ChannelOptions.SingleThreadedUnaryStream, 1))
 """Who waits for a call reads its replies itself, without a thread between: a quarter less CPU for a hit (`bench.agent`)."""
@@ -147,21 +151,23 @@ class AgentClient:
             reads_next=reads_next,
             lease_holder=lease[0] if lease else "",
             lease_ttl_s=lease[1] if lease else 0.0,
+            lease_id=new_lease_id() if lease else "",
         )
         if identity is not None:
             request.caller.CopyFrom(
                 pb.Caller(namespace=identity.namespace, service_account=identity.service_account, credential=identity.credential)
             )
-        had = None
-        for reply in self._told(self._stub.Ensure(request), cancel):  # to its end: who leaves before that has no lease
-            if reply.HasField("ensured"):
-                found = reply.ensured
-                had = Had(wire.snapshot_of(found), wire.lease_of(found.lease) if found.HasField("lease") else None)
-            elif progress is not None and reply.HasField("progress"):
-                progress(wire.progress_of(reply.progress))
-        if had is None:
-            raise AgentUnreachable("the agent ended the call without a result", address=str(self._socket))
-        return had
+        with self._unless_unheard(request.lease_id), closing(self._told(self._stub.Ensure(request), cancel)) as replies:
+            had = None
+            for reply in replies:  # to its end: who leaves before that has no lease
+                if reply.HasField("ensured"):
+                    found = reply.ensured
+                    had = Had(wire.snapshot_of(found), wire.lease_of(found.lease) if found.HasField("lease") else None)
+                elif progress is not None and reply.HasField("progress"):
+                    progress(wire.progress_of(reply.progress))
+            if had is None:
+                raise AgentUnreachable("the agent ended the call without a result", address=str(self._socket))
+            return had
 
     def prewarm(
         self,
@@ -220,8 +226,9 @@ class AgentClient:
 
     def lease(self, name: str, *, holder: str, ttl_s: float) -> Lease:
         """As `ModelCache.lease`."""
-        request = pb.LeaseRequest(name=name, holder=holder, ttl_s=ttl_s)
-        return wire.lease_of(self._call(lambda: self._stub.Lease(request, timeout=CALL_TIMEOUT_S)).lease)
+        request = pb.LeaseRequest(name=name, holder=holder, ttl_s=ttl_s, lease_id=new_lease_id())
+        with self._unless_unheard(request.lease_id):
+            return wire.lease_of(self._call(lambda: self._stub.Lease(request, timeout=CALL_TIMEOUT_S)).lease)
 
     def renew(self, lease_id: str, *, ttl_s: float) -> Lease:
         """As `ModelCache.renew`."""
@@ -270,13 +277,25 @@ class AgentClient:
 
     # -- inside -----------------------------------------------------------------------------------------------------
 
+    @contextmanager
+    def _unless_unheard(self, lease_id: str) -> Iterator[None]:
+        """In this block a lease of this id is asked for: who leaves it without the answer has no lease. Empty: none is asked for."""
+        try:
+            yield
+        except BaseException as error:
+            answered = isinstance(error, ModelCacheError) and not isinstance(error, Cancelled | AgentUnreachable)
+            if lease_id and not answered:
+                with suppress(grpc.RpcError, ValueError):  # the agent or the channel has gone: the lease ends at its time
+                    self._stub.Release(pb.ReleaseRequest(lease_id=lease_id), timeout=GIVE_BACK_S)
+            raise
+
     def _call(self, call: Callable[[], T]) -> T:
         try:
             return call()
         except grpc.RpcError as error:
             raise raised(error, str(self._socket)) from None
 
-    def _told(self, replies: grpc._CallIterator[T], cancel: Cancellation | None) -> Iterator[T]:
+    def _told(self, replies: grpc._CallIterator[T], cancel: Cancellation | None) -> Generator[T, None, None]:
         """The replies of a call, each at most SILENCE_S after the one before was taken. Raises AgentUnreachable, what the agent tells."""
         with self._silence.watched(replies.cancel) as call, (cancel or Cancellation()).on_cancel(partial(_end, replies.cancel)):
             try:

@@ -12,10 +12,11 @@ from pathlib import Path
 from types import NoneType
 from typing import Any
 
-from modelcache.abc.store import Lease, LeaseKind
+from modelcache.abc.store import Lease, LeaseKind, expect_lease_id
 from modelcache.digest import Digest, sha256
-from modelcache.errors import DamagedRecord, ModelCacheError, NotCached
+from modelcache.errors import BadConfig, DamagedRecord, ModelCacheError, NotCached
 from modelcache.store import durable, records
+from modelcache.store.forked import is_of_this_process
 from modelcache.store.layout import Layout, half_digest
 from modelcache.store.lock import release, try_lock
 from modelcache.store.records import field
@@ -32,13 +33,24 @@ class ProcessHold:
     def __init__(self, path: Path, fd: int) -> None:
         self._path = path
         self._fd = fd
+        is_of_this_process(self)
 
     def end(self) -> None:
+        """Nothing in a child of the process that holds."""
+        fd, self._fd = self._fd, -1
+        if fd < 0:
+            return
         try:
             records.remove(self._path)
         finally:
-            release(self._fd)
-            os.close(self._fd)
+            release(fd)
+            os.close(fd)
+
+    def forked(self) -> None:
+        """As `Inherited.forked`."""
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            os.close(fd)
 
 
 class Leases:
@@ -95,9 +107,13 @@ class Leases:
 
     # -- writing --------------------------------------------------------------------------------------------------
 
-    def put_lease(self, manifest: Digest, holder: str, ttl_s: float) -> Lease:
+    def put_lease(self, manifest: Digest, holder: str, ttl_s: float, lease_id: str) -> Lease:
+        """Raises BadConfig: an id that no lease has, or one that another has."""
+        expect_lease_id(lease_id)
+        if self.get(lease_id) is not None:
+            raise BadConfig("a lease of this id is in force", got=lease_id)
         now = self._root.clock()
-        return self._put(Lease(f"lease-{secrets.token_hex(16)}", manifest, clean(holder), LeaseKind.LEASE, now, now + ttl_s))
+        return self._put(Lease(lease_id, manifest, clean(holder), LeaseKind.LEASE, now, now + ttl_s))
 
     def put_pin(self, manifest: Digest, holder: str) -> Lease:
         """The pin of this holder, made if there is none: its id is a digest of both."""

@@ -11,7 +11,7 @@ from types import TracebackType
 
 from modelcache.abc.ingest import IngestFile
 from modelcache.abc.snapshot import Ref, RefHead, RefKey, Snapshot
-from modelcache.abc.store import CollectReport, Evicted, Lease, LeaseKind, Limits, SnapshotInfo, Usage, VerifyReport
+from modelcache.abc.store import CollectReport, Evicted, Lease, LeaseKind, Limits, SnapshotInfo, Usage, VerifyReport, new_lease_id
 from modelcache.abc.upkeep import DedupeReport, ScrubLimits
 from modelcache.digest import Digest
 from modelcache.errors import NotCached
@@ -157,9 +157,9 @@ class LocalStore:
     # -- holds ----------------------------------------------------------------------------------------------------
 
     @guarded
-    def lease(self, manifest: Digest, *, holder: str, ttl_s: float) -> Lease:
+    def lease(self, manifest: Digest, *, holder: str, ttl_s: float, lease_id: str | None = None) -> Lease:
         with self._root.lock.shared():
-            return self._looked_again(self._parts.leases.put_lease(manifest, holder, ttl_s))
+            return self._looked_again(self._parts.leases.put_lease(manifest, holder, ttl_s, lease_id or new_lease_id()))
 
     @guarded
     def renew(self, lease_id: str, *, ttl_s: float) -> Lease:

@@ -7,9 +7,9 @@ import threading
 from collections.abc import Callable
 from dataclasses import replace
 
-from modelcache.abc.store import Lease, LeaseKind
+from modelcache.abc.store import Lease, LeaseKind, expect_lease_id
 from modelcache.digest import Digest
-from modelcache.errors import NotCached
+from modelcache.errors import BadConfig, NotCached
 
 
 class MemoryLeases:
@@ -28,9 +28,14 @@ class MemoryLeases:
         """Of ended ones too, until they are forgotten."""
         return list(self._leases)
 
-    def add(self, manifest: Digest, holder: str, kind: LeaseKind, expires_at_s: float | None) -> Lease:
+    def add(self, manifest: Digest, holder: str, kind: LeaseKind, expires_at_s: float | None, lease_id: str | None = None) -> Lease:
+        """Raises BadConfig: an id that no lease has, or one that another has."""
         with self._lock:
-            lease = Lease(secrets.token_hex(8), manifest, holder, kind, self._clock(), expires_at_s)
+            if lease_id is not None:
+                expect_lease_id(lease_id)
+                if any(lease.id == lease_id for lease in self.living()):
+                    raise BadConfig("a lease of this id is in force", got=lease_id)
+            lease = Lease(lease_id or secrets.token_hex(8), manifest, holder, kind, self._clock(), expires_at_s)
             self._leases[lease.id] = lease
             return lease
 

@@ -133,8 +133,8 @@ class MemoryStore:
 
     # -- holds ----------------------------------------------------------------------------------------------------
 
-    def lease(self, manifest: Digest, *, holder: str, ttl_s: float) -> Lease:
-        return self._add_lease(manifest, holder, LeaseKind.LEASE, self.clock() + ttl_s)
+    def lease(self, manifest: Digest, *, holder: str, ttl_s: float, lease_id: str | None = None) -> Lease:
+        return self._add_lease(manifest, holder, LeaseKind.LEASE, self.clock() + ttl_s, lease_id)
 
     def renew(self, lease_id: str, *, ttl_s: float) -> Lease:
         return self._leases.renew(lease_id, ttl_s)
@@ -262,10 +262,10 @@ class MemoryStore:
             self._refs[ref.key] = ref
         return self._snapshot(manifest.digest)
 
-    def _add_lease(self, manifest: Digest, holder: str, kind: LeaseKind, expires_at_s: float | None) -> Lease:
+    def _add_lease(self, manifest: Digest, holder: str, kind: LeaseKind, expires_at_s: float | None, lease_id: str | None = None) -> Lease:
         with self._lock:
             self.manifest(manifest)
-            lease = self._leases.add(manifest, holder, kind, expires_at_s)
+            lease = self._leases.add(manifest, holder, kind, expires_at_s, lease_id)
             self._last_used[manifest] = lease.created_at_s
             return lease
 

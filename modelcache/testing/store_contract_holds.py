@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from modelcache.abc.store import LeaseKind, Store
+from modelcache.abc.store import LeaseKind, Store, new_lease_id
 from modelcache.digest import sha256
-from modelcache.errors import InUse, NotCached
+from modelcache.errors import BadConfig, InUse, NotCached
 from modelcache.testing.store_filling import fill
 from modelcache.testing.store_fixtures import MODEL, Clock, Leftovers
 
@@ -47,6 +47,19 @@ class HoldContract:
         with pytest.raises(NotCached):
             store.renew(lease.id, ttl_s=60)
         assert store.leases() == [other]
+
+    def test_who_names_a_lease_can_release_it_unheard(self, store: Store, clock: Clock) -> None:
+        snapshot, named = fill(store, MODEL), new_lease_id()
+        lease = store.lease(snapshot.digest, holder="pod", ttl_s=60, lease_id=named)
+        assert (lease.id, store.leases()) == (named, [lease])
+        for wrong in (named, "../format", "pin-" + "0" * 32, "lease-1", f"{new_lease_id()}\n"):
+            with pytest.raises(BadConfig):
+                store.lease(snapshot.digest, holder="another", ttl_s=60, lease_id=wrong)
+        assert store.leases() == [lease]
+        assert (store.release(named), store.release(named)) == (True, False)
+        store.lease(snapshot.digest, holder="pod", ttl_s=60, lease_id=named)
+        clock.pass_(61)
+        assert store.leases() == []
 
     def test_pins(self, store: Store, clock: Clock) -> None:
         snapshot = fill(store, MODEL)

@@ -15,6 +15,9 @@ import pytest
 
 from modelcache.agent.client import AgentClient
 from modelcache.chunks import CHUNK_BYTES
+from modelcache.errors import Cancelled
+from modelcache.fetch.progress import Progress
+from modelcache.patience import Cancellation
 from modelcache.testing.agents import RunningAgent, agent
 from modelcache.testing.fault_server import Call, FaultServer
 from modelcache.testing.polling import until
@@ -72,6 +75,26 @@ def test_two_hundred_clients_at_once_have_one_fetch(node: RunningAgent, server: 
     assert together.is_set()
     fetched = [each for each in server.received if each.headers.get("range") == "bytes=0-299999"]
     assert len(fetched) == 1
+
+
+@pytest.mark.parametrize("how", ["cancelled", "broken off"])
+def test_who_leaves_a_hit_before_its_end_holds_nothing(node: RunningAgent, server: FaultServer, how: str) -> None:
+    """Though the agent has sent all of it, and knows of nobody who left."""
+    server.put("/m/hit", b"h" * 1000)
+    cancel = Cancellation()
+    with AgentClient(node.admin) as client, AgentClient(node.admin) as other:
+
+        def leave(look: Progress) -> None:
+            assert look.hit
+            until(lambda: bool(other.list()[0].leases), "the lease")
+            if how == "broken off":
+                raise KeyboardInterrupt
+            cancel.cancel()
+
+        client.ensure(f"{server.endpoint}/m/hit")
+        with pytest.raises((Cancelled, KeyboardInterrupt)):
+            client.ensure(f"{server.endpoint}/m/hit", lease=("pod", 600.0), progress=leave, cancel=cancel)
+        assert [info.leases for info in other.list() if info.leases] == []
 
 
 def test_clients_that_vanish_in_mid_stream_leave_nothing(node: RunningAgent, server: FaultServer) -> None:

@@ -127,6 +127,7 @@ class EnsureRequest(_message.Message):
     LEASE_HOLDER_FIELD_NUMBER: _builtins.int
     LEASE_TTL_S_FIELD_NUMBER: _builtins.int
     READS_NEXT_FIELD_NUMBER: _builtins.int
+    LEASE_ID_FIELD_NUMBER: _builtins.int
     uri: _builtins.str
     """with revision, patterns and digest in it (docs/uris.md)"""
     priority: Global___Priority.ValueType
@@ -136,6 +137,8 @@ class EnsureRequest(_message.Message):
     lease_ttl_s: _builtins.float
     reads_next: _builtins.bool
     """somebody reads the files as soon as they are here"""
+    lease_id: _builtins.str
+    """`lease-` and 32 hex digits of the client's choice: it can release the lease though it has not heard of it. Empty: the agent's choice."""
     @_builtins.property
     def caller(self) -> Global___Caller: ...
     def __init__(
@@ -148,10 +151,11 @@ class EnsureRequest(_message.Message):
         lease_holder: _builtins.str = ...,
         lease_ttl_s: _builtins.float = ...,
         reads_next: _builtins.bool = ...,
+        lease_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["caller", b"caller"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["caller", b"caller", "lease_holder", b"lease_holder", "lease_ttl_s", b"lease_ttl_s", "priority", b"priority", "reads_next", b"reads_next", "refresh", b"refresh", "uri", b"uri"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["caller", b"caller", "lease_holder", b"lease_holder", "lease_id", b"lease_id", "lease_ttl_s", b"lease_ttl_s", "priority", b"priority", "reads_next", b"reads_next", "refresh", b"refresh", "uri", b"uri"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -477,20 +481,24 @@ class LeaseRequest(_message.Message):
     NAME_FIELD_NUMBER: _builtins.int
     HOLDER_FIELD_NUMBER: _builtins.int
     TTL_S_FIELD_NUMBER: _builtins.int
+    LEASE_ID_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """a URI, a digest, or its first 8 or more hex digits"""
     holder: _builtins.str
     ttl_s: _builtins.float
+    lease_id: _builtins.str
+    """as in EnsureRequest"""
     def __init__(
         self,
         *,
         name: _builtins.str = ...,
         holder: _builtins.str = ...,
         ttl_s: _builtins.float = ...,
+        lease_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["holder", b"holder", "name", b"name", "ttl_s", b"ttl_s"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["holder", b"holder", "lease_id", b"lease_id", "name", b"name", "ttl_s", b"ttl_s"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
