@@ -16,7 +16,7 @@ from daemonset.backoff import Backoff
 from daemonset.metrics import Metrics
 from daemonset.shares import Share
 from modelcache.abc.snapshot import Snapshot
-from modelcache.abc.store import CLUSTERS, Lease, LeaseKind
+from modelcache.abc.store import CLUSTERS, Lease, LeaseKind, SnapshotInfo
 from modelcache.cache import ModelCache
 from modelcache.errors import BadInput, Cancelled, ErrorCode, InUse, ModelCacheError, NotCached
 from modelcache.fetch.plan import Priority
@@ -49,6 +49,7 @@ class _Kept:
         due_s: monotonic time of the next look at it.
         told: what an earlier agent reported of it.
         begun_s: Unix time of the last look.
+        size_bytes, file_count: of the version that is here.
     """
 
     wanted: WantedModel
@@ -56,6 +57,8 @@ class _Kept:
     due_s: float
     report: ModelReport = field(default_factory=ModelReport)
     begun_s: float = 0.0
+    size_bytes: int = 0
+    file_count: int = 0
     running: bool = False
     failures: int = 0
     cancel: Cancellation = field(default_factory=Cancellation)
@@ -140,10 +143,11 @@ class Keeper:
                 key = self._given.get((uri, namespace))
                 if key is None:
                     return None
-                wanted, report = self._kept[key].wanted, self._kept[key].report
+                kept, report = self._kept[key], self._kept[key].report
                 if report.state is not State.DOWNLOADED:
-                    return Share(uri, wanted, None)
-                return Share(uri, wanted, report.digest, stale=report.error_code == ErrorCode.ORIGIN_UNREACHABLE)
+                    return Share(uri, kept.wanted, None)
+                stale = report.error_code == ErrorCode.ORIGIN_UNREACHABLE
+                return Share(uri, kept.wanted, report.digest, kept.size_bytes, kept.file_count, stale)
         return self._share_of_pins(uri, namespace)
 
     def caller_of(self, model: WantedModel, cancel: Cancellation) -> Caller | None:
@@ -160,7 +164,7 @@ class Keeper:
             except NotCached:
                 continue
             if any(ref.key.uri == uri for ref in info.refs):
-                return Share(uri, None, str(pin.manifest))
+                return Share(uri, None, str(pin.manifest), info.size_bytes, info.file_count)
         return None
 
     # -- when ---------------------------------------------------------------------------------------------------------
@@ -243,6 +247,7 @@ class Keeper:
             digest, size = str(info.digest), info.size_bytes
             times = times_of(kept.told) if kept.told.get("digest") == digest else (None, None)
             with self._changed:
+                kept.size_bytes, kept.file_count = size, info.file_count
                 kept.report = ModelReport(State.DOWNLOADED, size, size, 0, *times, revision=ref.revision, digest=digest)
             self._tell_changed()
             return
@@ -289,9 +294,11 @@ class Keeper:
 
     def _succeeded(self, kept: _Kept, snapshot: Snapshot) -> None:
         digest = str(snapshot.digest)
-        revision = self._revision(kept.wanted, snapshot)
+        info, revision = self._info(kept.wanted, snapshot)
         with self._changed:
             report = kept.report
+            if info is not None:
+                kept.size_bytes, kept.file_count = info.size_bytes, info.file_count
             times: tuple[float | None, float | None] = kept.begun_s, time.time()
             if report.digest == digest:
                 times = report.started_at_s, report.finished_at_s
@@ -326,13 +333,14 @@ class Keeper:
             logger.warning("the pins can't be read: %s", error, extra={"error": error})
             return True  # nothing is evicted either while they can't
 
-    def _revision(self, model: WantedModel, snapshot: Snapshot) -> str | None:
+    def _info(self, model: WantedModel, snapshot: Snapshot) -> tuple[SnapshotInfo | None, str | None]:
+        """With the origin's name of this version."""
         uri = str(parse_uri(model.uri)[0])
         try:
-            found = [ref.revision for ref in self._cache.find(str(snapshot.digest)).refs if ref.key.uri == uri]
+            info = self._cache.find(str(snapshot.digest))
         except NotCached:  # removed by force between its pin and now
-            return None
-        return found[0] if found else None
+            return None, None
+        return info, next((ref.revision for ref in info.refs if ref.key.uri == uri), None)
 
     # -- what is no longer wanted -------------------------------------------------------------------------------------
 

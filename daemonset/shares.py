@@ -6,11 +6,10 @@ import logging
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from modelcache.abc.grants import Isolation
-from modelcache.abc.snapshot import Snapshot
 from modelcache.cache import ModelCache
 from modelcache.config import Config
 from modelcache.ensure import Ensured
@@ -32,12 +31,15 @@ class Share:
     Attributes:
         wanted: what the cache says; None: the API server has not told yet what is wanted, and it is pinned in the cache's name.
         digest: of the snapshot that is here, and pinned; None: it is not here yet.
+        size_bytes, file_count: of that snapshot.
         stale: its origin could not be asked for a newer version.
     """
 
     uri: str
     wanted: WantedModel | None
     digest: str | None
+    size_bytes: int = 0
+    file_count: int = 0
     stale: bool = False
 
 
@@ -92,11 +94,10 @@ class Shares:
         started_s = time.monotonic()
         if share.digest is None or refresh is Refresh.ALWAYS:
             return None
-        try:
-            info = self._cache.find(share.digest)
-        except NotCached:
+        snapshot = self._cache.used(share.digest)
+        if snapshot is None:
             return None
-        size, files = info.size_bytes, info.file_count
+        size, files = share.size_bytes, share.file_count
         progress = Progress(
             uri=share.uri,
             phase=Phase.DONE,
@@ -109,7 +110,7 @@ class Shares:
             elapsed_s=time.monotonic() - started_s,
             hit=True,
         )
-        return Ensured(Snapshot(info.digest, info.path, share.stale), progress)
+        return Ensured(replace(snapshot, stale=share.stale), progress)
 
     def caller_of(self, share: Share, cancel: Cancellation) -> Caller | None:
         """In whose name it is fetched; None: the node's own.

@@ -5,10 +5,10 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
-from modelcache.abc.snapshot import Ref, RefHead
+from modelcache.abc.snapshot import Ref, RefHead, Snapshot
 from modelcache.abc.store import CLUSTERS, CollectReport, Evicted, Lease, SnapshotInfo, expect_own
 from modelcache.abc.upkeep import Upkeep
-from modelcache.digest import digits_of
+from modelcache.digest import HEX_LENGTHS, Algorithm, Digest, digits_of, sha256
 from modelcache.errors import NotCached
 from modelcache.uri import parse_uri
 
@@ -35,7 +35,7 @@ class Leasing(ABC):
         Raises:
             NotCached: nothing here has that name. AmbiguousName. BadConfig, StoreError.
         """
-        return self._store.lease(self.find(name).digest, holder=holder, ttl_s=ttl_s, lease_id=lease_id)
+        return self._store.lease(self._digest_of(name), holder=holder, ttl_s=ttl_s, lease_id=lease_id)
 
     def renew(self, lease_id: str, *, ttl_s: float) -> Lease:
         """Let a lease end `ttl_s` seconds from now. Raises NotCached: it has ended already."""
@@ -52,15 +52,25 @@ class Leasing(ABC):
     def pin(self, name: str, *, holder: str = "user") -> Lease:
         """Keep a snapshot until it is unpinned. Raises: as `lease`; BadConfig: the holder's name is one of those of the agent."""
         expect_own(holder)
-        return self._store.pin(self.find(name).digest, holder=holder)
+        return self._store.pin(self._digest_of(name), holder=holder)
 
     def pin_for_cluster(self, name: str, *, key: str) -> Lease:
         """The same, for a node's agent in its cluster's name."""
-        return self._store.pin(self.find(name).digest, holder=f"{CLUSTERS}{key}")
+        return self._store.pin(self._digest_of(name), holder=f"{CLUSTERS}{key}")
 
     def unpin(self, name: str, *, holder: str | None = None) -> int:
         """End the pins of one holder, or all; how many there were."""
         return self._store.unpin(self.find(name).digest, holder=holder)
+
+    def used(self, digest: str) -> Snapshot | None:
+        """A snapshot by its whole digest, which counts as a use of it; None: it is not here."""
+        return self._store.snapshot(self._digest_of(digest))
+
+    def _digest_of(self, name: str) -> Digest:
+        """Of what `find` finds. A whole digest says it by itself: what a snapshot takes is counted over all its files."""
+        digits = digits_of(name)
+        whole = digits is not None and len(digits) == HEX_LENGTHS[Algorithm.SHA256]
+        return sha256(digits) if digits is not None and whole else self.find(name).digest
 
     # -- removing ---------------------------------------------------------------------------------------------------
 
