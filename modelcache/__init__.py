@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from modelcache import errors as errors
     from modelcache.abc.snapshot import Snapshot as Snapshot
     from modelcache.cache import ModelCache as ModelCache
     from modelcache.cache import Refresh as Refresh
@@ -54,9 +55,11 @@ __all__ = [*sorted(_HOMES), "__version__"]
 
 
 def __getattr__(name: str) -> Any:
-    home = _HOMES.get(name)
+    home = "modelcache.errors" if name == "errors" else _HOMES.get(name)
     if home is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from importlib import import_module
 
+    if name == "errors":  # the whole tree: `except modelcache.errors.NotFound`
+        return import_module(home)
     return getattr(import_module(home), name)

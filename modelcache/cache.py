@@ -15,7 +15,7 @@ from typing import TypeVar
 from modelcache.abc.ingest import Route
 from modelcache.abc.snapshot import Ref, RefHead, RefKey, Snapshot
 from modelcache.abc.source import Listing, Source
-from modelcache.abc.store import SnapshotInfo, Usage
+from modelcache.abc.store import Limits, SnapshotInfo, Usage
 from modelcache.abc.upkeep import Upkeep
 from modelcache.carry.carrying import Carrying
 from modelcache.config import Config
@@ -95,7 +95,7 @@ class ModelCache(Upkeeping, Prewarming, Carrying, SingleFiles, Leasing):
         store = LocalStore(self.root, self.config.limits, create=create, allow_fuse=self.config.allow_fuse, elsewhere=elsewhere)
         self._store: Upkeep = store
         self._made_room: Callable[[], Made] = lambda: store.made_room
-        self.change_limits = store.change_limits  # how much the store may take, from then on
+        self.change_limits: Callable[[Limits], None] = lambda limits: store.change_limits(limits)  # how much it may take, from then on
         self._permission = Permission(store.grants, self.config)
         self._engine = FetchEngine(self.config.engine)
         self.incoming = self._engine.incoming  # tells of bytes that come from origins
@@ -151,6 +151,7 @@ class ModelCache(Upkeeping, Prewarming, Carrying, SingleFiles, Leasing):
         Raises:
             BadInput, Missing, AccessDenied, Unavailable, SourceChanged, ProtocolViolation, IntegrityError, NoSpace, StoreError.
         """
+        refresh = Refresh(refresh)  # callers without types give its word
         parsed, secrets = parse_uri(uri)
         with self._places((parsed, secrets), caller, again=refresh is Refresh.ALWAYS) as places:
             ensured = self._found(places, parsed, refresh)
@@ -174,6 +175,7 @@ class ModelCache(Upkeeping, Prewarming, Carrying, SingleFiles, Leasing):
         Raises:
             BadInput, AccessDenied, StoreError; NotCached: nothing is here, and `refresh` is `never`.
         """
+        refresh = Refresh(refresh)
         parsed, secrets = parse_uri(uri)
         if refresh is Refresh.ALWAYS:
             return None

@@ -121,6 +121,7 @@ class Prewarming(ABC):
             NoSpace: all that is missing doesn't fit; nothing was fetched.
             BadConfig, StoreError.
         """
+        refresh = Refresh(refresh)
         asking = Asking(
             ask=lambda uri, cancel: self._look_up(uri, refresh, cancel),
             bring=lambda uri, look, cancel: self._bring_ahead(uri, refresh, look, cancel),

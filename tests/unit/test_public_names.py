@@ -19,6 +19,7 @@ def test_public_names_come_when_they_are_used_and_torch_when_it_is() -> None:
 import sys, modelcache
 print(sorted(name for name in sys.modules if name.startswith("modelcache")))
 assert {name for name in modelcache.__all__ if not hasattr(modelcache, name)} == set()
+assert issubclass(modelcache.errors.NotFound, modelcache.ModelCacheError)
 print("torch" in sys.modules, modelcache.LoadReport.__module__)
 """
     ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from typing import cast
 
 import pytest
 
@@ -26,8 +27,15 @@ def test_when_the_origin_is_asked_again(cache: ModelCache, store: MemoryStore, o
     now_s = [1_000_000.0]
     monkeypatch.setattr("time.time", lambda: now_s[0])
     books = origins.source.books
-    with pytest.raises(NotCached):
-        cache.ensure(URI, refresh=Refresh.NEVER)
+    never = cast(Refresh, "never")  # as callers without types write it
+    for refused in (Refresh.NEVER, never):
+        with pytest.raises(NotCached):
+            cache.ensure(URI, refresh=refused)
+        with pytest.raises(NotCached):
+            cache.cached(URI, refresh=refused)
+        assert isinstance(cache.prewarm([URI], refresh=refused).outcomes[0].error, NotCached)
+    with pytest.raises(ValueError, match="sometimes"):
+        cache.ensure(URI, refresh=cast(Refresh, "sometimes"))
     assert books.listings == 0
     cache.ensure(URI)
     for after_s, refresh, listings in (
