@@ -9,6 +9,7 @@ import os
 import struct
 import threading
 
+from modelcache.store.forked import is_of_this_process
 from modelcache.store.layout import Layout
 
 _FLOCK = "hhqqii"
@@ -31,6 +32,7 @@ class Claims:
         self._holders: dict[str, str] = {}
         self._held: dict[str, list[str]] = {}
         self._fds: dict[int, int] = {}
+        is_of_this_process(self)
 
     def take(self, identity: str, holder: str) -> bool:
         """Whether `holder` (an ingest's id) has this claim now; False if another has it."""
@@ -53,10 +55,17 @@ class Claims:
                 for identity in identities:
                     self._set(identity, fcntl.F_UNLCK)
                 return
-            for fd in self._fds.values():  # Unlocked, not merely closed: a child process may have inherited them.
+            while self._fds:  # Unlocked, not merely closed: a child process may have inherited them.
+                _, fd = self._fds.popitem()
                 fcntl.fcntl(fd, fcntl.F_OFD_SETLK, struct.pack(_FLOCK, fcntl.F_UNLCK, os.SEEK_SET, 0, 0, 0, 0))
                 os.close(fd)
-            self._fds.clear()
+
+    def forked(self) -> None:
+        """As `Inherited.forked`; the child may take claims of its own."""
+        self._lock = threading.Lock()
+        self._holders, self._held = {}, {}
+        while self._fds:
+            os.close(self._fds.popitem()[1])
 
     def _set(self, identity: str, kind: int) -> bool:
         digest = hashlib.sha256(identity.encode("utf-8", "surrogatepass")).digest()

@@ -16,6 +16,7 @@ from modelcache.abc.store import Lease, LeaseKind, expect_lease_id
 from modelcache.digest import Digest, sha256
 from modelcache.errors import BadConfig, DamagedRecord, ModelCacheError, NotCached
 from modelcache.store import durable, records
+from modelcache.store.forked import is_of_this_process
 from modelcache.store.layout import Layout, half_digest
 from modelcache.store.lock import release, try_lock
 from modelcache.store.records import field
@@ -32,13 +33,24 @@ class ProcessHold:
     def __init__(self, path: Path, fd: int) -> None:
         self._path = path
         self._fd = fd
+        is_of_this_process(self)
 
     def end(self) -> None:
+        """Nothing in a child of the process that holds."""
+        fd, self._fd = self._fd, -1
+        if fd < 0:
+            return
         try:
             records.remove(self._path)
         finally:
-            release(self._fd)
-            os.close(self._fd)
+            release(fd)
+            os.close(fd)
+
+    def forked(self) -> None:
+        """As `Inherited.forked`."""
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            os.close(fd)
 
 
 class Leases:

@@ -14,6 +14,7 @@ from modelcache.abc.snapshot import RefKey
 from modelcache.digest import sha256
 from modelcache.errors import DamagedRecord, ModelCacheError, UnsafePath
 from modelcache.store import durable, records
+from modelcache.store.forked import is_of_this_process
 from modelcache.store.journal import Journal
 from modelcache.store.keys import decode_key, encode_key
 from modelcache.store.lock import release, try_lock
@@ -39,6 +40,7 @@ class Workspace:
         self.adopted = adopted
         self.tree = path / TREE
         self._directories = {"": self.tree} | {name: self.tree / name for name in _directories_of(adopted)}
+        is_of_this_process(self)
 
     @classmethod
     def create(cls, root: Root) -> Workspace:
@@ -162,10 +164,16 @@ class Workspace:
     def unlock(self) -> None:
         """Stop owning it: from here on it is an ended ingest that anybody may take over or remove. Idempotent."""
         self.journal.close()
-        if self._lock_fd >= 0:
-            release(self._lock_fd)
-            os.close(self._lock_fd)
-            self._lock_fd = -1
+        fd, self._lock_fd = self._lock_fd, -1
+        if fd >= 0:
+            release(fd)
+            os.close(fd)
+
+    def forked(self) -> None:
+        """As `Inherited.forked`."""
+        fd, self._lock_fd = self._lock_fd, -1
+        if fd >= 0:
+            os.close(fd)
 
     def _directory(self, name: str) -> Path:
         known = self._directories.get(name)

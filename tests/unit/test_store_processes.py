@@ -18,14 +18,17 @@ from modelcache.testing.store_filling import chunk_of, complete_all, content, fi
 from modelcache.testing.store_fixtures import NO_LIMITS
 
 FILES = {"first": content(2 * CHUNK_BYTES, seed=1), "second": content(2 * CHUNK_BYTES + 1, seed=2), "small": b"small"}
+OTHER = {"third": content(2 * CHUNK_BYTES, seed=3)}
 BEGIN = """
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 from modelcache.store.store import LocalStore
 from modelcache.testing.store_filling import *
 from modelcache.testing.store_fixtures import NO_LIMITS
 from modelcache.chunks import CHUNK_BYTES
 FILES = {"first": content(2 * CHUNK_BYTES, seed=1), "second": content(2 * CHUNK_BYTES + 1, seed=2), "small": b"small"}
+OTHER = {"third": content(2 * CHUNK_BYTES, seed=3)}
 store = LocalStore(Path(sys.argv[1]), NO_LIMITS)
 """
 HOLD = """
@@ -40,6 +43,20 @@ for file, chunks in zip(ingest.files, ([0, 1], [1], [0])):
 ingest.files[0].complete(digest_of(FILES["first"]), table_of(FILES["first"]))
 print("ready", flush=True)
 input()
+"""
+
+FORK = """
+import os
+with ExitStack() as held:
+    held.enter_context(store.hold(manifest_of(FILES).digest, holder="parent"))
+    ingest = store.ingest(ref_of(OTHER, uri="s3://b/other").key, wanted(OTHER))
+    write_chunks(ingest.files[0], OTHER["third"], [0])
+    if os.fork():
+        os.wait()
+    held.close()  # as what unwinds in a child does
+    ingest.keep()
+    print("ready", flush=True)
+    sys.stdin.read()
 """
 
 Start = Callable[[str], subprocess.Popen[str]]
@@ -86,6 +103,25 @@ def test_a_hold_lasts_as_long_as_its_process(store: LocalStore, start: Start) ->
     store.collect()
     assert list((store.root / "leases").iterdir()) == []
     store.evict(snapshot.digest)
+
+
+def test_a_child_ends_nothing_of_its_parent_and_keeps_nothing_up(store: LocalStore, start: Start) -> None:
+    fill(store, FILES)
+    parent = start(FORK)  # its child lives until the test ends, and has left the block
+    assert [lease.holder for lease in store.leases()] == ["parent"]
+    with pytest.raises(InUse):
+        store.evict(manifest_of(FILES).digest)
+    key = ref_of(OTHER, uri="s3://b/other").key
+    beside = store.ingest(key, wanted(OTHER))
+    assert [file.claimed for file in beside.files] == [False]
+    beside.discard()
+
+    kill(parent)
+
+    assert store.leases() == []
+    after = store.ingest(key, wanted(OTHER))
+    assert [(file.claimed, list(file.hints())) for file in after.files] == [(True, [0])]
+    after.discard()
 
 
 def test_the_ingest_of_a_killed_process_is_gone_on_with(store: LocalStore, start: Start) -> None:
