@@ -35,4 +35,9 @@ def with_plain_sight(options: S3Options, environ: Environ) -> S3Options:
 def _config_file(environ: Environ) -> Path:
     named = environ.get("AWS_CONFIG_FILE") or "~/.aws/config"
     home = environ.get("HOME")
-    return Path(home, named[2:]) if home and named.startswith("~/") else Path(named).expanduser()
+    if home and named.startswith("~/"):
+        return Path(home, named[2:])
+    try:
+        return Path(named).expanduser()
+    except RuntimeError:
+        return Path(named)  # a user id without a home; botocore takes it as it stands, too
