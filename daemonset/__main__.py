@@ -9,6 +9,7 @@ import sys
 import threading
 from collections.abc import Sequence
 from contextlib import ExitStack, closing
+from dataclasses import replace
 from pathlib import Path
 
 from daemonset import kubelet, logs
@@ -46,6 +47,8 @@ def _run(options: argparse.Namespace, recent: logs.Recent) -> int:
     try:
         flags = {} if options.root is None else {"root": options.root}
         config = Config.load(file=options.config, **flags)
+        if options.max_bytes is not None:
+            config = replace(config, limits=replace(config.limits, max_bytes=options.max_bytes))
         sockets, volumes = Sockets(options.socket, options.driver_socket), Volumes(options.pods_dir, options.volume_grace)
         scrub = ScrubBudget(options.scrub_per_day, options.scrub_rate, options.scrub_every)
         with ExitStack() as stack:
@@ -74,6 +77,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m daemonset", description="The node's agent. Settings: docs/operations.md.")
     parser.add_argument("--root", type=Path, help="the store's directory; default: that of the settings")
     parser.add_argument("--config", type=Path, help="configuration file (TOML)")
+    parser.add_argument("--max-bytes", type=_size, metavar="SIZE", help="cap over all that the store holds; default: that of the settings")
     parser.add_argument("--socket", type=Path, default=AGENT_SOCKET, help="the administrator's; default: %(default)s")
     parser.add_argument("--driver-socket", type=Path, help="the CSI driver's; default: none")
     parser.add_argument("--http", type=_address, metavar="ADDRESS:PORT", help="for health, metrics and the page; default: none")

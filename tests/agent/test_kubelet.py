@@ -129,8 +129,14 @@ def test_a_model_that_does_not_fit_below_them_is_refused_with_the_numbers(tmp_pa
 
 
 def test_who_holds_the_rest_is_told_to_the_administrator_alone(tmp_path: Path) -> None:
-    environ = {"MODELCACHE_MAX_BYTES": "1MiB", "MODELCACHE_REFUSED_NETWORKS": "169.254.0.0/16"}
-    with FaultServer() as server, agent(tmp_path, environ) as node, AgentClient(node.admin) as client, AgentClient(node.driver) as driver:
+    environ = {"MODELCACHE_MAX_BYTES": "1TiB", "MODELCACHE_REFUSED_NETWORKS": "169.254.0.0/16"}
+    options = ["--max-bytes", "1MiB"]
+    with (
+        FaultServer() as server,
+        agent(tmp_path, environ, options=options) as node,
+        AgentClient(node.admin) as client,
+        AgentClient(node.driver) as driver,
+    ):
         for name in ("held", "refused"):
             server.put(f"/m/{name}", name.encode() * 100_000)
         client.ensure(f"{server.endpoint}/m/held", lease=("volume:of-somebody", 600.0))
