@@ -46,6 +46,9 @@ def _existing(root: Path) -> Path:
 
 
 def _check_place(root: Path, place: Path) -> Finding:
+    status = place.stat()
+    if place == root and status.st_uid != os.geteuid():
+        return broken("root", f"belongs to uid {status.st_uid}, this is uid {os.geteuid()}: {root}", f"run as its owner, or {OTHER_ROOT}")
     try:
         with tempfile.TemporaryFile(dir=place) as file:
             file.write(b"x")
@@ -55,9 +58,6 @@ def _check_place(root: Path, place: Path) -> Finding:
         )
     if place != root:
         return fine("root", f"not there yet; the first pull makes it: {root}")
-    status = root.stat()
-    if status.st_uid != os.geteuid():
-        return broken("root", f"belongs to uid {status.st_uid}, this is uid {os.geteuid()}: {root}", f"run as its owner, or {OTHER_ROOT}")
     if Layout(root).format.exists() and status.st_mode & (stat.S_IRWXG | stat.S_IRWXO):
         return doubtful("root", f"mode {stat.S_IMODE(status.st_mode):04o} lets others in: {root}", f"chmod 0700 {root}")
     return fine("root", str(root))
