@@ -75,8 +75,8 @@ class Leasing(ABC):
     # -- removing ---------------------------------------------------------------------------------------------------
 
     def evict(self, name: str, *, dry_run: bool = False) -> Evicted:
-        """Remove a snapshot and what only it needs. A URI that shares its snapshot with other URIs, or whose snapshot was taken
-        out of service: only its ref goes.
+        """Remove a snapshot and what only it needs. A URI that shares its snapshot with other URIs, or with what callers brought under it
+        from elsewhere, or whose snapshot was taken out of service: only its ref goes.
 
         Raises:
             InUse: a lease or pin holds it.
@@ -90,7 +90,8 @@ class Leasing(ABC):
             if not dangling:
                 raise
             return self._forget([ref.head for ref in dangling], dry_run)
-        refs = [ref for ref in info.refs if ref.key.uri == uri]
+        own = set() if uri is None else {ref.key for ref in self._refs_of(name)}
+        refs = [ref for ref in info.refs if ref.key in own]
         if refs and len(refs) < len(info.refs):
             return self._forget(refs, dry_run)
         return self._store.evict(info.digest, dry_run=dry_run)

@@ -15,7 +15,7 @@ import pytest
 
 from modelcache import Config, ModelCache, Progress, Refresh
 from modelcache.abc.snapshot import Snapshot
-from modelcache.errors import AccessDenied, AccessUnproved, AmbiguousName, DigestMismatch, OriginUnreachable
+from modelcache.errors import AccessDenied, AccessUnproved, AmbiguousName, DigestMismatch, NotCached, OriginUnreachable
 from modelcache.permission import Caller
 from modelcache.sources.huggingface import HubOptions
 from modelcache.sources.retrying import RetryLimits
@@ -255,6 +255,25 @@ def test_a_uri_is_to_the_owner_what_the_owner_s_own_place_has(tmp_path: Path) ->
         assert server.received == []
         with ModelCache(config=replace(node.config, s3=S3Options(profile="nobody"))) as cache, pytest.raises(AmbiguousName):
             cache.find(uri)  # settings that can't be used: it is looked at what is here
+        node.close()
+
+
+def test_what_the_owner_removes_stays_for_who_brought_it_from_elsewhere(tmp_path: Path) -> None:
+    """Equal bytes are one snapshot, whoever brought them."""
+    uri, key = "s3://bucket/m", {"region": "us-east-1", "access_key": "AK", "secret_key": "secret"}
+    with FaultServer() as server:
+        node = Node(tmp_path / "root", s3=S3Options(endpoint=f"{server.endpoint}/owner", **key))  # type: ignore[arg-type]
+        s3 = S3Options(endpoint=f"{server.endpoint}/team-a", **key)  # type: ignore[arg-type]
+        caller = node.caller("team-a/x", "team-a", s3=s3)
+        for name in ("team-a", "owner"):
+            bucket_of(server, b"weights", f"/{name}")
+            snapshot = node.cache.ensure(uri, caller=caller if name == "team-a" else None)
+        assert node.cache.evict(uri).freed_bytes == 0
+        assert node.cache.ensure(uri, refresh=Refresh.NEVER, caller=caller) == snapshot
+        with pytest.raises(NotCached):
+            node.cache.ensure(uri, refresh=Refresh.NEVER)
+        node.cache.evict(uri)  # now it is all there is under this name
+        assert node.cache.list() == []
         node.close()
 
 
