@@ -6,13 +6,15 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from hypothesis import assume, example, given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from modelcache.errors import UnsafePath
 from modelcache.paths import MAX_COMPONENT_BYTES, MAX_PATH_BYTES, check_tree, checked_path
 
-NAMES = st.text(min_size=1, max_size=5) | st.sampled_from(["..", ".", "...", "-rf", "~", "*", "\\", "\ud800", "a" * 255, "é" * 127])
+ORDINARY = st.text(st.characters(exclude_categories=["Cc", "Cs"], exclude_characters="/"), min_size=1, max_size=5)
+ODD = st.sampled_from(["..", ".", "...", "-rf", "~", "*", "\\", "\ud800", "a" * 255, "é" * 127])
+NAMES = ORDINARY | ORDINARY | ORDINARY | ODD
 PATHS = st.lists(NAMES, min_size=1, max_size=4).map("/".join)
 
 
@@ -21,7 +23,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("trees")
 
 
-@given(st.lists(PATHS, min_size=1, max_size=5))
+@given(st.lists(PATHS, min_size=1, max_size=5, unique=True))
 @example(["a" * MAX_COMPONENT_BYTES + "/" + "é" * 127])
 @example(["/".join(["a" * 255] * 4)])
 @example(["A", "a", "a.", " ", "a\\b", "con"])
@@ -29,7 +31,7 @@ def test_an_accepted_tree_can_be_created_and_stays_inside(root: Path, paths: lis
     try:
         check_tree(paths)
     except UnsafePath:
-        assume(False)
+        return
     with tempfile.TemporaryDirectory(dir=root) as name:
         inside = Path(name)
         for path in paths:
