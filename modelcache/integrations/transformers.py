@@ -48,7 +48,7 @@ ITS_OWN = frozenset(
     }
 )  # fmt: skip
 """Arguments about how files are read or where parts go: transformers reads the files itself then."""
-QUANTIZED = frozenset({"fp8"})
+QUANTIZED = frozenset({"fp8", "mxfp4"})
 """Quantizations (`quant_method`) that take tensors from memory as from files, on a CPU; other quantizers decide how files are read."""
 SHOWN = 5
 

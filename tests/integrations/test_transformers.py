@@ -227,6 +227,37 @@ def test_a_checkpoint_in_fp8_is_what_transformers_makes_of_it(tmp_path: Path, au
     assert report.tensors == 0
 
 
+def in_mxfp4(path: Path) -> Path:
+    """As gpt-oss is published: experts in blocks of 32 four-bit numbers, each with a scale."""
+    sizes = {"hidden_size": 64, "intermediate_size": 64, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16}
+    config = transformers.GptOssConfig(num_hidden_layers=2, num_local_experts=2, num_experts_per_tok=1, vocab_size=128, **sizes)
+    transformers.GptOssForCausalLM(config).to(torch.bfloat16).save_pretrained(path)
+    source = torch.Generator().manual_seed(1)
+    tensors = {}
+    for name, tensor in load_file(path / "model.safetensors").items():
+        if name.endswith(("gate_up_proj", "down_proj")):
+            experts, inputs, outputs = tensor.shape
+            tensors[f"{name}_blocks"] = torch.randint(0, 256, (experts, outputs, inputs // 32, 16), dtype=torch.uint8, generator=source)
+            tensors[f"{name}_scales"] = torch.randint(120, 126, (experts, outputs, inputs // 32), dtype=torch.uint8, generator=source)
+        else:
+            tensors[name] = tensor
+    save_file(tensors, path / "model.safetensors", metadata={"format": "pt"})
+    kept = ["model.layers.*.self_attn", "model.layers.*.mlp.router", "model.embed_tokens", "lm_head"]
+    said = json.loads((path / "config.json").read_text())
+    said["quantization_config"] = {"quant_method": "mxfp4", "modules_to_not_convert": kept}
+    (path / "config.json").write_text(json.dumps(said))
+    return path
+
+
+def test_a_checkpoint_in_mxfp4_is_what_transformers_makes_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    path = in_mxfp4(tmp_path / "mxfp4")
+    report = LoadReport()
+    mine = ours.from_pretrained(path, report=report)
+    assert report.tensors == len(load_file(path / "model.safetensors"))
+    assert same(mine, transformers.AutoModelForCausalLM.from_pretrained(path))
+
+
 @pytest.mark.parametrize(
     ("config", "arguments", "error"),
     [
