@@ -8,6 +8,7 @@ has parameters) separates. A name that has such a character itself ends with an 
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -107,6 +108,7 @@ def parse_uri(text: str, *, cwd: Path | None = None) -> tuple[StorageUri, UriSec
     Raises:
         InvalidUri: not a URI of this grammar; `got` is the bad part, unless it could show a secret.
     """
+    text = os.fspath(text)  # who has no types gives a Path; what is neither is a TypeError that says so
     try:
         return _parse(text, cwd)
     except Fault as error:

@@ -45,6 +45,8 @@ def pull(session: Session, uris: Uris, origin: OriginOptions, selection: Selecti
     """
     refresh = _refresh(selection)
     wanted = [_wanted(session, text, selection) for text in _texts(session, uris)]
+    if not wanted:
+        raise BadConfig("stdin names no URI", hint="write one a line")
     settings = session.settings(origin, max_bytes=selection.max_bytes)
     done: list[dict[str, object]] = []
     session.result["snapshots"] = done

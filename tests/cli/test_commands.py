@@ -61,6 +61,7 @@ def test_uris_come_from_stdin(cli: Executable, model: Path, sibling: Path) -> No
 
     assert done.code == 0
     assert [snapshot["uri"] for snapshot in done.document["snapshots"]] == [f"file://{model}", f"file://{sibling}"]
+    assert cli("pull", "-", stdin="\n").code == 2  # what was to write them has failed
 
 
 def test_patterns_of_options_join_those_of_the_uri(cli: Executable, model: Path) -> None:

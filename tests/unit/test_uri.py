@@ -6,6 +6,7 @@ import re
 import traceback
 from fnmatch import fnmatchcase
 from pathlib import Path
+from typing import cast
 
 import pytest
 from hypothesis import assume, example, given, settings
@@ -49,6 +50,12 @@ def test_documented_refusals_show_the_bad_part(written: str, bad: str) -> None:
         parse_uri(written, cwd=CWD)
     assert (caught.value.got or "") == bad
     assert bad in str(caught.value)
+
+
+def test_a_path_of_this_machine_may_be_a_path_object() -> None:
+    assert parse_uri(cast(str, Path("/data/m")))[0] == uri_of("m")
+    with pytest.raises(TypeError, match="NoneType"):
+        parse_uri(cast(str, None))
 
 
 def test_the_documented_tables_were_read() -> None:
