@@ -9,7 +9,9 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import grpc
 import pytest
+from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
 
 from modelcache.agent.client import AgentClient, Identity
 from modelcache.cache import ModelCache
@@ -161,6 +163,12 @@ def test_nobody_pins_in_the_cluster_s_name(
 
 def test_the_sockets_are_their_owner_s(node: RunningAgent) -> None:
     assert [path.stat().st_mode & 0o777 for path in (node.admin, node.driver)] == [0o600, 0o600]
+
+
+def test_who_has_no_protocol_finds_it_at_the_socket(node: RunningAgent) -> None:
+    with grpc.insecure_channel(f"unix:{node.admin}") as channel:
+        services = ProtoReflectionDescriptorDatabase(channel).get_services()
+    assert {"modelcache.agent.v1.Agent", "grpc.health.v1.Health"} <= set(services)
 
 
 def test_a_second_agent_is_refused_and_told_of_the_first(node: RunningAgent, tmp_path: Path) -> None:
