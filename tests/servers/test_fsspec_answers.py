@@ -244,6 +244,21 @@ def test_a_name_that_the_filesystem_would_read_as_anothers_is_refused(shelf: typ
     assert read(source, file) == b"f"
 
 
+@pytest.mark.parametrize("others", [{}, {"/m/A": b"another"}])
+def test_a_name_that_the_server_would_decode_is_refused(
+    shelf: type[Shelf], monkeypatch: pytest.MonkeyPatch, others: dict[str, bytes]
+) -> None:
+    """As webdav4 asks: what is in the listing as `%41` is `A` to the server."""
+    for name, data in (others | {"/m/%41": b"%41", "/m/f": b"f"}).items():
+        put(name, data)
+    info = Shelf.info
+    monkeypatch.setattr(Shelf, "info", lambda self, path, **how: info(self, path.replace("%41", "A"), **how))
+    with pytest.raises(UnsafePath, match="something else") as caught:
+        listed(source_of("shelf://m"))
+    assert caught.value.expected == "'/m/%41'"
+    assert [file.path for file in listed(source_of("shelf://m"), "shelf://m#exclude=%2541&exclude=A").files] == ["f"]
+
+
 def test_what_is_no_file_is_refused_unless_left_out(shelf: type[Shelf]) -> None:
     put("/m/f", DATA)
     shelf.facts = {"type": "other"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from modelcache.sources.any_fsspec.prepared import is_oss
 from modelcache.sources.any_fsspec.versions import Stated, has_time, stated
 
 Info = Mapping[str, Any]
+_CUT_OR_DECODED = re.compile(r"[%?#]")
 MAX_NAMES = 200_000
 """Files and directories looked at for one listing: twice as many as it may have files."""
 
@@ -39,8 +41,27 @@ def check_name(filesystem: Filesystem, name: str, address: str) -> None:
     """Raises UnsafePath: the filesystem takes a part of the name for something else, and would serve another file in its place."""
     taken = str(filesystem._strip_protocol(name))
     if not taken.rstrip("/").endswith(name.strip("/")):
-        message = f"the filesystem can't be asked for {name!a}: it takes a part of that for something else"
-        raise UnsafePath(message, address=address, expected=ascii(name), got=ascii(taken))
+        raise _misread(name, address, taken)
+
+
+def check_asked(filesystem: Filesystem, name: str, listed: Stated, address: str) -> None:
+    """Of a name that URLs are cut or decoded at: what answers to it has to be what was listed under it.
+
+    Raises: UnsafePath.
+    """
+    if not _CUT_OR_DECODED.search(name):
+        return
+    try:
+        found = look(filesystem, name, address).seen
+    except FileNotFoundError:
+        found = "nothing"
+    if found != listed.seen:
+        raise _misread(name, address, found)
+
+
+def _misread(name: str, address: str, found: str) -> UnsafePath:
+    message = f"the filesystem can't be asked for {name!a}: it takes a part of that for something else"
+    return UnsafePath(message, address=address, expected=ascii(name), got=ascii(found))
 
 
 def look(filesystem: Filesystem, path: str, address: str) -> Stated:

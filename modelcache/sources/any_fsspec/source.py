@@ -19,7 +19,7 @@ from modelcache.sources.any_fsspec.filesystems import WHOLE, Filesystem, home_of
 from modelcache.sources.any_fsspec.options import FsspecOptions
 from modelcache.sources.any_fsspec.pool import Pool
 from modelcache.sources.any_fsspec.prepared import prepared
-from modelcache.sources.any_fsspec.reading import Info, Name, Reader, below, check_name, described
+from modelcache.sources.any_fsspec.reading import Info, Name, Reader, below, check_asked, check_name, described
 from modelcache.sources.any_fsspec.refusals import Asked
 from modelcache.transport import Timeouts
 from modelcache.uri import StorageUri, UriSecrets
@@ -159,6 +159,7 @@ class FsspecSource:
         if info.get("type") != "file":
             raise UnsafePath(f"{relative!a} is no regular file", address=address, got=ascii(relative))
         version = described(filesystem, info, name, address)
+        check_asked(filesystem, name, version, address)
         locator = Name(name, version.seen).locator
         ranged = self._home.scheme not in WHOLE
         return RemoteFile(relative, version.size_bytes, locator, version.name, version.digests, ranged=ranged)
