@@ -46,6 +46,15 @@ def test_help_imports_neither_an_sdk_nor_the_floors_below(cli: Executable, argum
     assert [module for module in loaded(cli, *arguments) if belongs(module, FORBIDDEN + HEAVY)] == []
 
 
+def test_the_package_runs_as_the_command(cli: Executable) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "modelcache", "path"], env=cli.variables(), capture_output=True, text=True, timeout=DEADLINE_S, check=False
+    )
+
+    same = cli("path")
+    assert (done.returncode, done.stdout, done.stderr) == (same.code, same.out, same.err)
+
+
 def test_looking_imports_no_sdk(cli: Executable, model: Path) -> None:
     cli("pull", "-q", model)
 
