@@ -36,7 +36,8 @@ from modelcache.prewarm import Lookup, Prewarming
 from modelcache.refresh import Refresh as Refresh
 from modelcache.registry import Registry, own_refs
 from modelcache.single_files import SingleFiles
-from modelcache.sources.throttled import Allowances
+from modelcache.sources.throttled import Allowances, RateLimits
+from modelcache.store.forked import is_of_this_process
 from modelcache.store.leases import HeldElsewhere
 from modelcache.store.making_room import Made
 from modelcache.store.store import LocalStore
@@ -97,13 +98,23 @@ class ModelCache(Upkeeping, Prewarming, Carrying, SingleFiles, Leasing):
         self._made_room: Callable[[], Made] = lambda: store.made_room
         self.change_limits: Callable[[Limits], None] = lambda limits: store.change_limits(limits)  # how much it may take, from then on
         self._permission = Permission(store.grants, self.config)
+        self._begin(self.config.rates)
+        is_of_this_process(self)
+
+    def _begin(self, rates: RateLimits) -> None:
+        """What has threads, locks and connections."""
         self._engine = FetchEngine(self.config.engine)
         self.incoming = self._engine.incoming  # tells of bytes that come from origins
-        self.rates = Allowances(self.config.rates)  # may be changed while fetches run
+        self.rates = Allowances(rates)  # may be changed while fetches run
         self._registry = Registry(self.config, on_throttle=self._engine.throttled, allowances=self.rates)
         self._flights: SingleFlight[_FlightKey, Ensured] = SingleFlight("ensure")
         self._lock = threading.Lock()
         self._ensures: dict[_FlightKey, Unpacking] = {}
+
+    def forked(self) -> None:
+        """In a child of this process: threads stayed behind, and two who read from one connection would mix up its bytes."""
+        self._parents = (self._engine, self._registry)  # not closed: they are not ours
+        self._begin(self.rates.limits)
 
     def __enter__(self) -> ModelCache:
         return self
@@ -170,11 +181,8 @@ class ModelCache(Upkeeping, Prewarming, Carrying, SingleFiles, Leasing):
         return ensured.snapshot
 
     def cached(self, uri: str, *, refresh: Refresh = Refresh.AUTO, caller: Caller | None = None) -> Ensured | None:
-        """What `ensure` answers from what is here; None: it would ask an origin, or wait. Asks none, and waits for nobody.
-
-        Raises:
-            BadInput, AccessDenied, StoreError; NotCached: nothing is here, and `refresh` is `never`.
-        """
+        """What `ensure` answers from what is here; None: it would ask an origin, or wait. Asks none, and waits for nobody. Raises BadInput,
+        AccessDenied, StoreError; NotCached: nothing is here, and `refresh` is `never`."""
         refresh = Refresh(refresh)
         parsed, secrets = parse_uri(uri)
         if refresh is Refresh.ALWAYS:
@@ -300,15 +308,9 @@ class ModelCache(Upkeeping, Prewarming, Carrying, SingleFiles, Leasing):
     def _ask(self, flight: _FlightKey, asked: Asked, progress: ProgressCallback | None, cancel: Cancellation | None) -> Ensured:
         def do(flight_cancel: Cancellation) -> Ensured:
             route = self.config.write_route or (None if asked.reads_next else Route.DIRECT)
+            who, limits = asked.admission, self.config.archive
             ensure = Unpacking(
-                self._store,
-                self._engine,
-                asked.admission,
-                asked.uri,
-                priority=asked.priority,
-                route=route,
-                limits=self.config.archive,
-                tell=asked.tell,
+                self._store, self._engine, who, asked.uri, priority=asked.priority, route=route, limits=limits, tell=asked.tell
             )
             with self._lock:
                 self._ensures[flight] = ensure

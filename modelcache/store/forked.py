@@ -12,10 +12,11 @@ from typing import Protocol
 
 
 class Inherited(Protocol):
-    """Something that keeps files locked for as long as its process lives."""
+    """Something that keeps files locked for as long as its process lives, or has threads of it."""
 
     def forked(self) -> None:
-        """In a child, just after the fork: close the files, which unlocks none of them, and be over."""
+        """In a child, just after the fork: close the files, which unlocks none of them, and be over, or begin anew. Called in its
+        children, too."""
         ...
 
 
@@ -30,7 +31,6 @@ def is_of_this_process(thing: Inherited) -> None:
 def _after_fork() -> None:
     for thing in list(_locked):
         thing.forked()
-    _locked.clear()
 
 
 os.register_at_fork(after_in_child=_after_fork)
