@@ -162,15 +162,26 @@ def test_a_tensor_comes_before_the_last_byte_is_served(tmp_path: Path, verified_
         assert len(cache.list()) == 1
 
 
-def test_what_is_asked_for_goes_first(tmp_path: Path) -> None:
-    """Of a file that is otherwise fetched last, over one connection."""
+def test_what_is_asked_for_goes_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a file that is otherwise fetched last: no request goes past chunk 30 of another."""
     shards = [tensors_of([20 * CHUNK, 20 * CHUNK], seed=seed) for seed in range(6)]
     source = MemorySource(shards_of(*shards))
-    gates = [source.gate(f"model-0000{number}-of-00006.safetensors", 30 * CHUNK) for number in range(1, 6)]
+    others = [f"model-0000{number}-of-00006.safetensors" for number in range(1, 6)]
+    until_asked = [source.gate(name, CHUNK) for name in others]
+    ends = [source.gate(name, 30 * CHUNK) for name in others]
+    want = Passing.want
+
+    def asked(passing: Passing, span: ByteRange) -> None:
+        want(passing, span)
+        if span.start >= 20 * CHUNK:  # not a header
+            for gate in until_asked:
+                gate.open()
+
+    monkeypatch.setattr(Passing, "want", asked)
     with cache_of(tmp_path / "root", source) as cache:
         [(name, tensor)] = [next(modelcache.stream(URI, cache=cache, names=["layers.5.1"]))]
         assert raw(tensor) == raw(shards[5][name])
-        assert not any(gate._is_open for gate in gates)
+        assert not any(gate._is_open for gate in ends)
 
 
 def test_a_model_without_tensors_or_with_a_bad_header_is_refused_as_one_that_is_here(tmp_path: Path) -> None:
