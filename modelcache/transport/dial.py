@@ -105,6 +105,7 @@ def _connect(route: Route, deadline: Deadline, cancel: Cancellation, refuses: Ca
 def _resolve(host: str, port: int, route: Route, deadline: Deadline, cancel: Cancellation) -> _Addresses:
     """Addresses of a host. getaddrinfo can't be interrupted, so a name is looked up in a thread that is left behind if late."""
     answers: queue.SimpleQueue[Callable[[], _Addresses]] = queue.SimpleQueue()
+    named = f"`{host}`" if route.proxy is None else f"the proxy `{host}`"
     try:
         ipaddress.ip_address(host)
     except ValueError:
@@ -116,9 +117,9 @@ def _resolve(host: str, port: int, route: Route, deadline: Deadline, cancel: Can
             found = answers.get(timeout=deadline.remaining_s())()
         cancel.check()
     except queue.Empty:
-        raise OriginUnreachable(f"name resolution of `{host}` gave no answer in time", address=route.endpoint) from None
+        raise OriginUnreachable(f"name resolution of {named} gave no answer in time", address=route.endpoint) from None
     except OSError as error:
-        raise OriginUnreachable(f"name resolution of `{host}` failed ({_reason(error)})", address=route.endpoint) from None
+        raise OriginUnreachable(f"name resolution of {named} failed ({_reason(error)})", address=route.endpoint) from None
     return found
 
 

@@ -342,6 +342,18 @@ def test_a_proxy_that_refuses_says_so(certificate: Certificate, reader_of: MakeR
     assert f"proxy 127.0.0.1:{relay.port}" in caught.value.message
 
 
+def test_a_proxy_s_name_that_leads_nowhere_is_told_as_the_proxy_s(
+    server: FaultServer, reader_of: MakeReader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unknown(*_: object, **__: object) -> object:
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+    monkeypatch.setattr(socket, "getaddrinfo", unknown)
+    with fails(OriginUnreachable) as caught:
+        reader_of(url_of(server.endpoint), proxies=Proxies(http="http://gone:3128")).list()
+    assert "the proxy `gone`" in caught.value.message
+
+
 def test_a_host_in_no_proxy_is_spoken_to_directly(server: FaultServer, reader_of: MakeReader) -> None:
     reader = reader_of(url_of(server.endpoint), proxies=Proxies(http="http://127.0.0.1:9", no_proxy="example.com, 127.0.0.0/8"))
     assert reader.read(reader.list()) == DATA
