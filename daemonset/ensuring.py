@@ -15,6 +15,7 @@ from modelcache.uri import redact_url
 
 if TYPE_CHECKING:
     from daemonset.metrics import Metrics
+    from modelcache.permission import Caller
 
 logger = logging.getLogger(__name__)
 
@@ -22,10 +23,11 @@ logger = logging.getLogger(__name__)
 class Ensuring:
     """A context manager, entered and left in one thread."""
 
-    def __init__(self, metrics: Metrics, uri: str, priority: Priority) -> None:
+    def __init__(self, metrics: Metrics, uri: str, priority: Priority, caller: Caller | None) -> None:
         self._metrics = metrics
         self._uri = uri
         self._priority = priority.name.lower()
+        self._caller = caller
         self._started_s = time.monotonic()
         self._last: Progress | None = None
         self._counts = True
@@ -63,6 +65,8 @@ class Ensuring:
         self._span.tell(
             {"modelcache.model": model or "", "modelcache.outcome": outcome, **{f"modelcache.{k}": v for k, v in fields.items()}}
         )
+        if self._caller is not None:  # in the log alone
+            fields |= {"namespace": self._caller.namespace, "service_account": self._caller.service_account}
         if error is None:
             level = logging.DEBUG if outcome == "hit" else logging.INFO
             logger.log(level, "%s", outcome, extra={"event": outcome, "fields": fields})

@@ -14,6 +14,7 @@ from modelcache.cache import ModelCache
 from modelcache.errors import ErrorCode, ModelCacheError
 from modelcache.fetch.plan import Priority
 from modelcache.fetch.progress import Phase
+from modelcache.permission import Caller
 from modelcache.prewarm import PrewarmReport
 from modelcache.uri import parse_uri
 
@@ -56,9 +57,9 @@ class Metrics:
 
     # -- questions --------------------------------------------------------------------------------------------------
 
-    def ensuring(self, uri: str, priority: Priority) -> Ensuring:
-        """One question for a model, from its beginning. A context manager."""
-        return Ensuring(self, uri, priority)
+    def ensuring(self, uri: str, priority: Priority, caller: Caller | None = None) -> Ensuring:
+        """One question for a model, from its beginning. A context manager. `caller`: for whom it is asked, which the log tells."""
+        return Ensuring(self, uri, priority, caller)
 
     def prewarmed(self, report: PrewarmReport) -> None:
         """Each model of a list counts as a question of its own."""

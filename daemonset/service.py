@@ -99,7 +99,7 @@ class AgentService(AgentServicer):
             here = self._here(request, caller, share)
 
             def run(tell: Callable[[Progress], None], cancel: Cancellation) -> pb.Ensured:
-                with self._metrics.ensuring(request.uri, wire.priority_of(request.priority)) as counted:
+                with self._metrics.ensuring(request.uri, wire.priority_of(request.priority), caller) as counted:
                     try:
                         found = self._ensured(request, caller, share, both(counted.look, tell), cancel)
                     except NoSpace as error:
@@ -127,7 +127,7 @@ class AgentService(AgentServicer):
 
     def _here(self, request: pb.EnsureRequest, caller: Caller | None, share: Share | None) -> tuple[Progress, pb.Ensured] | None:
         """A hit, from the call's own thread: it waits for nothing that a heartbeat would have to bridge."""
-        with self._metrics.ensuring(request.uri, wire.priority_of(request.priority)) as counted:
+        with self._metrics.ensuring(request.uri, wire.priority_of(request.priority), caller) as counted:
             refresh = wire.refresh_of(request.refresh)
             had = None if share is None else self._shares.here(share, refresh)
             if had is None and (share is None or refresh is Refresh.NEVER):

@@ -112,6 +112,9 @@ def test_whoever_may_only_list_gets_nothing_and_whoever_may_read_all_of_it(node:
             with pytest.raises(AccessDenied):
                 driver.ensure(uri, identity=other, refresh=refresh, lease=("pod", 60.0))
         assert sum(admin.status(brief=True).denials.values()) == sum(before.values()) + len(Refresh)
+        told = [each for each in admin.recent() if each.event == "failed" and each.model == uri]
+        assert {(each.error, each.fields["namespace"]) for each in told} == {("access-denied", "team-b"), ("access-unproved", "team-b")}
+        assert lists["secret_key"] not in str(told)
         assert [info.leases for info in admin.list() if uri in {ref.key.uri for ref in info.refs}] == [()]
         had = driver.ensure(uri, identity=Identity("team-b", "default", secret_of(seaweedfs, **own)))
         assert (had.snapshot.path / "weights").read_bytes() == data
