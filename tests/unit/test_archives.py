@@ -20,7 +20,7 @@ from modelcache.errors import BadArchive, DigestMismatch, NotFound, UnsafePath
 from modelcache.fetch.checksums import Verification
 from modelcache.paths import check_tree
 from modelcache.patience import Cancellation
-from modelcache.sources.archive import ArchiveLimits, ArchiveSource
+from modelcache.sources.archive import ArchiveLimits, ArchiveSource, members
 from modelcache.sources.archive.limits import ALWAYS_BYTES
 from modelcache.testing.archives import MemoryArchive, Written, tar_of, zip_of
 from modelcache.testing.memory_source import MemorySource
@@ -373,6 +373,16 @@ def test_too_many_entries_are_refused() -> None:
         assert unpacked(data, limits=ArchiveLimits(max_entries=21)) == {"f": b"x"}
         with pytest.raises(BadArchive, match="more than 20 entries"):
             unpacked(data, limits=ArchiveLimits(max_entries=20))
+
+
+def test_names_have_a_limit_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are in memory together, and packed they take next to nothing."""
+    entries = [Written(f"{number:02}" + "n" * 98, b"x") for number in range(10)]
+    monkeypatch.setattr(members, "MAX_NAMES_CHARACTERS", 1000)
+    for pack in (tar_of, zip_of):
+        assert len(unpacked(pack(entries))) == 10
+        with pytest.raises(BadArchive, match="over 1,000 characters"):
+            unpacked(pack([*entries, Written("e", b"x")]))
 
 
 def test_each_link_counts_as_much_as_its_file() -> None:

@@ -9,6 +9,8 @@ from modelcache.units import MIB, TIB, format_bytes
 
 MAX_ENTRIES = 100_000
 """Headers of every kind; kept in memory with their names while the archive is unpacked."""
+MAX_NAMES_CHARACTERS = 32 << 20
+"""Of all names of files and targets of links, some 300 for each of `MAX_ENTRIES`: packed they take next to nothing."""
 ALWAYS_BYTES = 64 * MIB
 """Under this no ratio is looked at: small archives of zeros are no harm."""
 MAX_NAME_BYTES = 4096

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Protocol
 
-from modelcache.errors import UnsafePath
+from modelcache.errors import BadArchive, UnsafePath
 from modelcache.paths import check_tree, checked_path
+from modelcache.sources.archive.limits import MAX_NAMES_CHARACTERS
 
 LINKS = 16
 """A chain of links inside an archive is followed this far."""
@@ -73,10 +74,18 @@ def selected_files(entries: Iterable[Entry], selects: Callable[[str], bool], *, 
     """Path in the snapshot → the file that has its bytes; links are replaced by what they lead to.
 
     Raises:
+        BadArchive: of longer names than fit into memory.
         UnsafePath: of what is selected, a name that can't be kept, one that occurs twice, a link to no file of this archive,
             or something that is neither a file nor a link.
     """
-    named = [(_plain(entry.name), entry) for entry in entries if entry.kind is not Kind.DIRECTORY]
+    named: list[tuple[str, Entry]] = []
+    characters = 0
+    for entry in entries:
+        if entry.kind is not Kind.DIRECTORY:
+            named.append((_plain(entry.name), entry))
+            characters += len(entry.name) + len(entry.target)
+        if characters > MAX_NAMES_CHARACTERS:
+            raise BadArchive(f"the names in the archive are over {MAX_NAMES_CHARACTERS:,} characters", address=address)
     chosen = [(name, entry) for name, entry in named if selects(name)]
     check_tree((checked_path(name, address=address) for name, _ in chosen), address=address)
     counts = Counter(name for name, _ in named)
