@@ -12,6 +12,8 @@ from modelcache.abc.store import Lease, LeaseKind
 from modelcache.digest import Digest, sha256
 from modelcache.errors import DamagedRecord
 
+MOUNTS = "mount:/"
+"""In front of the holder of a lease that the agent takes for what is mounted without one, and ends when it is unmounted."""
 TABLE = Path("/proc/self/mountinfo")
 
 
@@ -25,7 +27,7 @@ class SnapshotMount:
     @property
     def holder(self) -> str:
         """Of the lease of a mount that nobody else has one for."""
-        return f"mount:{self.point}"
+        return f"{MOUNTS}{str(self.point).removeprefix('/')}"
 
 
 class Mounts:

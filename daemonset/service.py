@@ -12,6 +12,7 @@ from functools import partial
 
 import grpc
 
+from daemonset import bounds
 from daemonset.announcing import Announce, silently
 from daemonset.calls import Calls, Waiters
 from daemonset.events import tell_damaged, tell_evicted
@@ -29,7 +30,6 @@ from modelcache.agent.v1 import agent_pb2 as pb
 from modelcache.agent.v1.agent_pb2_grpc import AgentServicer
 from modelcache.agent.watermarks import Watermarks
 from modelcache.cache import ModelCache
-from modelcache.config.headers import expect_host
 from modelcache.errors import AccessDenied, BadConfig, Cancelled, ModelCacheError, NoSpace, NotCached, NotFound
 from modelcache.fetch.progress import Phase, Progress
 from modelcache.loader.residency import resident_share
@@ -38,15 +38,11 @@ from modelcache.permission import Caller
 from modelcache.prewarm import DEFAULT_JOBS
 from modelcache.ranges import ByteRange
 from modelcache.refresh import Refresh
-from modelcache.sources.throttled import RateLimits
 from modelcache.uri import redact_url
 
 logger = logging.getLogger(__name__)
 LEASE_TRIES = 5
 """A snapshot may be evicted between its ensure and its lease; then it is ensured again."""
-MAX_TTL_S = 30 * 86_400.0
-"""Of a lease; who needs a snapshot for longer pins it."""
-MAX_DRAIN_S = 86_400.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +88,8 @@ class AgentService(AgentServicer):
     def Ensure(self, request: pb.EnsureRequest, context: grpc.ServicerContext) -> Iterator[pb.EnsureReply]:
         with self._calls.under_way(context, begins_work=True), self._waiters.one():
             caller = self._caller(request)
-            _expect_ttl(request.lease_ttl_s, wanted=bool(request.lease_holder))
+            if request.lease_holder:
+                bounds.expect_lease(request.lease_holder, request.lease_ttl_s)
 
             share = None if caller is None else self._shares.of(request.uri, caller)
             held: list[str] = []
@@ -293,14 +290,14 @@ class AgentService(AgentServicer):
 
     def Lease(self, request: pb.LeaseRequest, context: grpc.ServicerContext) -> pb.LeaseReply:
         with self._calls.under_way(context, begins_work=False):
-            _expect_ttl(request.ttl_s, wanted=True)
+            bounds.expect_lease(request.holder, request.ttl_s)
             named = request.lease_id or None
             return _reply(self._cache.lease(request.name, holder=request.holder, ttl_s=request.ttl_s, lease_id=named))
         raise AssertionError("unreachable")
 
     def Renew(self, request: pb.RenewRequest, context: grpc.ServicerContext) -> pb.LeaseReply:
         with self._calls.under_way(context, begins_work=False):
-            _expect_ttl(request.ttl_s, wanted=True)
+            bounds.expect_ttl(request.ttl_s)
             return _reply(self._cache.renew(request.lease_id, ttl_s=request.ttl_s))
         raise AssertionError("unreachable")
 
@@ -342,7 +339,7 @@ class AgentService(AgentServicer):
             if self._access.speaks_for_callers:
                 raise AccessDenied("rates are changed on the administrator's socket alone")
             rates, before = wire.rates_of(request), self._cache.rates.limits
-            _expect_rates(rates)
+            bounds.expect_rates(rates)
             self._cache.rates.change(rates)
             return pb.SetRatesReply(before=wire.rates_message(before))
         raise AssertionError("unreachable")
@@ -355,8 +352,7 @@ class AgentService(AgentServicer):
 
     def Drain(self, request: pb.DrainRequest, context: grpc.ServicerContext) -> pb.DrainReply:
         with self._calls.under_way(context, begins_work=False, awaited=False):
-            if not 0 <= request.timeout_s <= MAX_DRAIN_S:
-                raise BadConfig(f"a drain takes at least 0 and at most {MAX_DRAIN_S:.0f} seconds", got=f"{request.timeout_s:g}")
+            bounds.expect_drain(request.timeout_s)
             return pb.DrainReply(left=self._calls.drain(request.timeout_s))
         raise AssertionError("unreachable")
 
@@ -368,19 +364,6 @@ def _phase(told: object) -> Phase | None:
 
 def _reply(lease: Lease) -> pb.LeaseReply:
     return pb.LeaseReply(lease=wire.lease_message(lease))
-
-
-def _expect_ttl(ttl_s: float, *, wanted: bool) -> None:
-    if wanted and not 0 < ttl_s <= MAX_TTL_S:
-        raise BadConfig(f"a lease lasts over 0 and at most {MAX_TTL_S:.0f} seconds", got=f"{ttl_s:g}", hint="pin what is needed for longer")
-
-
-def _expect_rates(rates: RateLimits) -> None:
-    for host in rates.of:
-        expect_host(host)
-    for rate in (rates.total, *rates.of.values()):
-        if rate is not None and rate <= 0:
-            raise BadConfig("a rate is at least one byte a second", got=str(rate), hint="leave it out: no bound")
 
 
 def _resident(path: str, size_bytes: int) -> float | None:

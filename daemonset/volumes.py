@@ -11,7 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from daemonset.mounts import Mounts, SnapshotMount
+from daemonset.mounts import MOUNTS, Mounts, SnapshotMount
 from modelcache.abc.store import Lease, LeaseKind
 from modelcache.agent.volumes import Volume
 from modelcache.cache import ModelCache
@@ -115,4 +115,4 @@ def _exists(path: Path) -> bool:
 
 
 def _is_volume_s(lease: Lease) -> bool:
-    return Volume.of(lease.holder) is not None or lease.holder.startswith("mount:/")
+    return Volume.of(lease.holder) is not None or lease.holder.startswith(MOUNTS)

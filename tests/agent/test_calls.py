@@ -135,6 +135,9 @@ def test_a_lease_has_an_end(client: AgentClient, server: FaultServer) -> None:
     for ttl_s in (0.0, -1.0, 1e9):
         with pytest.raises(BadConfig):
             client.lease(uri, holder="x", ttl_s=ttl_s)
+    for ask in (lambda: client.lease(uri, holder="mount:/x", ttl_s=60.0), lambda: client.ensure(uri, lease=("mount:/x", 60.0))):
+        with pytest.raises(BadConfig, match="finds mounted"):  # else it would be ended with the mount that isn't there
+            ask()
 
 
 @pytest.mark.parametrize("holder", ["cluster:one", "cluster:"])
