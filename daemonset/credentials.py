@@ -139,7 +139,7 @@ def values_of_storage(text: str, parameters: Mapping[str, str], told: str) -> di
     """The same, of an entry of KServe's storage secret, which parameters of the cache override. Raises BadConfig."""
     try:
         entry = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         entry = None
     if not isinstance(entry, dict) or not all(isinstance(value, str) for value in entry.values()):
         raise BadConfig(f"{told} is no JSON object of texts")

@@ -44,7 +44,7 @@ class ConfigFile:
         text, mode = _content(path)
         try:
             tables = tomllib.loads(text)
-        except tomllib.TOMLDecodeError as error:
+        except (tomllib.TOMLDecodeError, RecursionError) as error:
             raise BadConfig(f"{path}: not TOML: {error}", address=str(path)) from None
         known = list(keys)
         values: dict[str, object] = {}

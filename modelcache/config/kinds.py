@@ -140,7 +140,7 @@ class Structured(ABC):
     def of_text(self, text: str) -> Any:
         try:
             value = json.loads(text)
-        except ValueError:
+        except (ValueError, RecursionError):
             raise BadConfig(f"not the JSON of {self.wanted}") from None
         return self.of_toml(value)
 

@@ -158,7 +158,13 @@ def test_an_entry_of_the_storage_secret_is_overridden_and_never_told() -> None:
         "AWS_DEFAULT_REGION": "other",
     }
     assert values_of_storage('{"type": "hf", "token": "t"}', {}, "e") == {"HF_TOKEN": "t"}
-    for broken in ("secret text", '["secret text"]', '{"type": {"a": "secret text"}}', '{"type": "hdfs", "x": "secret text"}'):
+    for broken in (
+        "secret text",
+        "[" * 100_000,
+        '["secret text"]',
+        '{"type": {"a": "secret text"}}',
+        '{"type": "hdfs", "x": "secret text"}',
+    ):
         with pytest.raises(BadConfig) as caught:
             values_of_storage(broken, {}, "e")
         assert "secret text" not in str(caught.value.as_dict())

@@ -87,6 +87,7 @@ def test_arguments_before_options_before_variables_before_the_file_before_defaul
         ("[s3]\nanonymous = 1\n", ":2: s3.anonymous: a whole number in place of true or false", None),
         ("[s3]\nendpoint = 'host'\n", ":2: s3.endpoint: ", None),
         ("s3 = {\n", "not TOML", None),
+        (f"s3 = {'[' * 100_000}\n", "not TOML", None),
     ],
 )
 def test_what_makes_no_sense_is_told_with_file_line_key_and_the_next_step(write: Write, text: str, said: str, hint: str | None) -> None:
@@ -210,8 +211,9 @@ def test_tables_and_lists_come_from_the_file_or_as_json_from_a_variable(write: W
     assert options.setting.kind.plain(options.value) == {"abfs": {"key": HIDDEN, "retries": HIDDEN}}
 
     assert built(file, DOORS='[{"from": "iron"}]')[0].value == (Door("iron"),)
-    with pytest.raises(BadConfig, match="DOORS: not the JSON of a list"):
-        built(file, DOORS="[hunter2")
+    for text in ("[hunter2", "[" * 100_000):
+        with pytest.raises(BadConfig, match="DOORS: not the JSON of a list"):
+            built(file, DOORS=text)
     file.chmod(0o604)
     with pytest.raises(BadConfig, match="`door` holds a secret"):
         built(file)
