@@ -201,7 +201,7 @@ class CallersAdmission:
         unknown = {path: digest for path, digest in claimed.items() if path not in known}
         if not unknown:
             return known
-        if str(listing.origin) not in self._trust.origins:
+        if listing.expected or str(listing.origin) not in self._trust.origins:
             granted = {digest for grant in self._grants.of_namespace(self._holder.namespace) for digest in grant.blobs}
             unknown = {path: digest for path, digest in unknown.items() if digest in granted}
         return known | unknown

@@ -35,8 +35,9 @@ def pinned(listing: Listing, digest: Digest) -> Listing:
             got=str(stated),
             hint="the object was replaced, or the expected digest is wrong",
         )
-    digests = tuple(item for item in only.digests if item.algorithm is not Algorithm.SHA256)
-    return replace(listing, files=(replace(only, digests=(*digests, digest)),))
+    if stated is not None:
+        return listing
+    return replace(listing, files=(replace(only, digests=(*only.digests, digest)),), expected=True)
 
 
 def compared_with(item: RemoteFile, known: Digest | None) -> RemoteFile:

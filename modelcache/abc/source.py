@@ -75,6 +75,7 @@ class Listing:
         revision: the origin's own name of this version (commit, version id), else a digest over paths, sizes and validators.
         immutable: the URI itself names this exact version, so asking again can't give another.
         files: sorted by path; never empty; only those that the URI's patterns select.
+        expected: the sha256 of its only file is the asker's word, which the origin does not give.
     """
 
     uri: StorageUri
@@ -82,6 +83,7 @@ class Listing:
     revision: str
     immutable: bool
     files: tuple[RemoteFile, ...] = field(repr=False)
+    expected: bool = False
 
     @property
     def size_bytes(self) -> int:

@@ -8,6 +8,7 @@ from base64 import b64encode
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import replace
+from hashlib import sha256
 from pathlib import Path
 from urllib.parse import quote
 
@@ -339,6 +340,27 @@ def test_a_hub_that_is_trusted_saves_a_fetch_after_a_byte_of_each_file(tmp_path:
             cache.ensure(URI, caller=node.on_hub("team-b/default", hub, None), progress=seen.append)
             fetched[trusted] = seen[-1].bytes_fetched
     assert fetched == {True: 0, False: len(FILES["model.safetensors"])}
+
+
+def test_the_digest_of_a_uri_is_no_word_of_the_trusted_origin_that_it_is_asked_of(tmp_path: Path, hub: HubServer) -> None:
+    """A small file of a public repository, of which the hub states no sha256, and the digest of somebody else's file of its size."""
+    private = os.urandom(300)
+    hub.repository("org/private", files={"config.json": private}).gated = True
+    hub.repositories["org/private"].readers.add(token := hub.token())
+    hub.repository("org/public", files={"config.json": bytes(300), "weights.safetensors": FILES["model.safetensors"]})
+    node = Node(tmp_path / "root")
+    node.close()
+    with ModelCache(config=replace(node.config, trust=replace(node.config.trust, origins=(hub.endpoint,)))) as cache:
+        cache.ensure("hf://org/private", caller=node.on_hub("team-a/default", hub, token))
+        stranger = node.on_hub("team-b/default", hub, None)
+        with pytest.raises(DigestMismatch):
+            cache.ensure(f"hf://org/public#include=config.json&sha256={sha256(private).hexdigest()}", caller=stranger)
+        cache.ensure("hf://org/public#include=w*", caller=node.on_hub("team-a/default", hub, None))
+        seen: list[Progress] = []
+        weights = sha256(FILES["model.safetensors"]).hexdigest()
+        cache.ensure(f"hf://org/public#include=w*&sha256={weights}", caller=stranger, progress=seen.append)
+        assert seen[-1].bytes_fetched == 0  # the hub states this one itself
+    node.close()
 
 
 # -- outages ------------------------------------------------------------------------------------------------------------
