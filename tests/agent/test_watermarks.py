@@ -19,7 +19,8 @@ from daemonset.watermarks import Kubelet, WatermarkKeeper
 from modelcache.agent.client import AgentClient
 from modelcache.agent.watermarks import FLAGS, KUBELET, NONE, Watermarks
 from modelcache.cache import ModelCache
-from modelcache.config import Config
+from modelcache.cli.agent_checks import check_agent
+from modelcache.config import Config, Settings
 from modelcache.errors import AccessDenied, ModelCacheError, NoSpace, OriginBusy
 from modelcache.patience import Cancellation
 from modelcache.testing.agents import agent
@@ -147,5 +148,9 @@ def test_a_real_agent_asks_kubelet_as_who_it_is_and_tells_what_came_of_it(tmp_pa
             usage = client.status().usage
             assert usage is not None
             assert usage.limits.high_watermark == pytest.approx(0.78)
+            settings = Settings.read({"HOME": "/", "MODELCACHE_ROOT": str(node.root), "MODELCACHE_AGENT": str(node.admin)})
+            [finding] = check_agent(settings)
+            assert "kubelet's thresholds: nodefs.available=20%, imagefs.available=15%" in finding.message
+            assert finding.message.endswith("(told by kubelet)")
     with agent(tmp_path) as node, AgentClient(node.admin) as client:
         assert (marks(client).source, list(marks(client).thresholds), marks(client).high) == (NONE, [], 1.0)
