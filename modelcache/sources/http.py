@@ -240,16 +240,16 @@ def _sizeless(address: str) -> ProtocolViolation:
 
 
 def _validator(headers: Mapping[str, str]) -> str:
-    """A strong ETag with its quotes, else a settled Last-Modified, else empty."""
+    """A strong ETag with its quotes, else a settled Last-Modified, else empty. An ETag that is not ASCII is none: no request can name it."""
     etag = headers.get("etag", "")
-    if len(etag) >= 2 and etag.startswith('"') and etag.endswith('"'):
+    if len(etag) >= 2 and etag.startswith('"') and etag.endswith('"') and etag.isascii():
         return etag
     modified, date = headers.get("last-modified", ""), headers.get("date", "")
     try:
         age_s = (parsedate_to_datetime(date) - parsedate_to_datetime(modified)).total_seconds()
     except (ValueError, TypeError, OverflowError):
         return ""
-    return modified if age_s >= SETTLED_S else ""
+    return modified if age_s >= SETTLED_S and modified.isascii() else ""
 
 
 def _precondition(validator: str) -> Precondition:

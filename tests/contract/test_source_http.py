@@ -99,6 +99,7 @@ DATES = {"Last-Modified": "Tue, 01 Jan 2030 00:00:00 GMT"}
         ('"v1"', DATES, '"v1"'),
         ('W/"v1"', {}, ""),
         ("v1", {}, ""),
+        ('"\xe9"', {}, ""),
         (None, {}, ""),
         (None, DATES | {"Date": "Tue, 01 Jan 2030 00:01:00 GMT"}, DATES["Last-Modified"]),
         ('W/"v1"', DATES | {"Date": "Wed, 02 Jan 2030 00:00:00 GMT"}, DATES["Last-Modified"]),

@@ -29,7 +29,7 @@ READY_CLASSES = frozenset({"", "STANDARD", "REDUCED_REDUNDANCY", "STANDARD_IA", 
 MAX_NAME_CHARACTERS = 1024
 """Of what names a version: S3's limit for ids of versions; ETags have some 40. A longer one is none: very many are in memory at once."""
 
-_STRONG_ETAG = re.compile(r'"[\x21\x23-\x7e\x80-\xff]*"')  # RFC 9110 §8.8.3, without obsolete characters outside latin-1
+_STRONG_ETAG = re.compile(r'"[\x21\x23-\x7e]*"')  # RFC 9110 §8.8.3, without obsolete characters, which no request can name
 _COMPOSITE = re.compile(r"-[0-9]+$")
 
 
