@@ -240,7 +240,7 @@ def _sizeless(address: str) -> ProtocolViolation:
 
 
 def _validator(headers: Mapping[str, str]) -> str:
-    """A strong ETag with its quotes, else a settled Last-Modified, else empty. An ETag that is not ASCII is none: no request can name it."""
+    """A strong ETag with its quotes, else a settled Last-Modified, else empty. One that is not ASCII is none: no request can name it."""
     etag = headers.get("etag", "")
     if len(etag) >= 2 and etag.startswith('"') and etag.endswith('"') and etag.isascii():
         return etag
