@@ -10,6 +10,7 @@ from urllib.parse import quote, unquote
 
 from modelcache.errors import BadConfig, InvalidUri, NotFound
 from modelcache.uri import ALIASES, StorageUri, parse_uri, redact_url
+from modelcache.uri_places import KNOWN_SCHEMES
 
 NAME, REVISION = "{name}", "{revision}"
 _PREFIX = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*)://(?P<body>[^?#\s]*)")
@@ -24,8 +25,10 @@ _ATTRIBUTES = {
     "hf": ("endpoint", "ca_file", "credentials_file", "anonymous"),
     "http": (),
     "https": ("ca_file",),
-}
+} | dict.fromkeys(KNOWN_SCHEMES - {"s3", "gs", "hf", "http", "https", "hdfs", "webhdfs"}, ())
 """What a target of a scheme has besides its URI."""
+_BY_FSSPEC = ("credentials_file",)
+"""The same of all other schemes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +43,8 @@ class Mirror:
         endpoint: `http(s)://host[:port]` that serves an `s3`, `gs` or `hf` target.
         ca_file: PEM file with the CAs that vouch for it.
         profile: of an `s3` target, the section of the SDK's own files that has its credential (keys, or a process that gives some).
-        credentials_file: of a `gs` target its JSON, of an `hf` target the file with its token.
+        credentials_file: of a `gs` target its JSON, of an `hf` target the file with its token, of one that fsspec serves the arguments of
+            its filesystem (endpoint, CA and credential among them), as a JSON object.
         anonymous: no credential is sent.
         region, path_style: of an `s3` target, as in `S3Options`.
         fallback: whether a model that the mirror doesn't have, or can't serve just now, comes from its original place.
@@ -64,7 +68,8 @@ class Mirror:
             raise BadConfig("a mirror's `from` has no placeholders", got=self.prefix)
         if REVISION in self.target and prefix.scheme not in _DEFAULT_REVISIONS:
             raise BadConfig(f"`{prefix.scheme}://` URIs have no revision to put into a mirror's `to`", got=self.target)
-        for name in sorted({name for names in _ATTRIBUTES.values() for name in names} - set(_ATTRIBUTES.get(target.scheme, ()))):
+        others = {name for names in _ATTRIBUTES.values() for name in names}.difference(_ATTRIBUTES.get(target.scheme, _BY_FSSPEC))
+        for name in sorted(others):
             if getattr(self, name) is not None:
                 raise BadConfig(f"a mirror's `{target.scheme}://` target has no `{name}`", got=str(getattr(self, name)))
         if REVISION in self.target and target.scheme in _DEFAULT_REVISIONS:

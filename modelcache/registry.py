@@ -186,7 +186,8 @@ def _mirrors_config(config: Config, mirror: Mirror) -> Config:
     if mirror.scheme in ("http", "https"):
         return replace(config, http=replace(config.http, **given))
     if mirror.scheme not in ("gs", "hf"):
-        return config
+        storage = mirror.credentials_file
+        return config if storage is None else replace(config, fsspec=config.fsspec.with_file(mirror.scheme, storage))
     nobody = dict.fromkeys(("credentials_file", "credentials_json", "access_token") if mirror.scheme == "gs" else ("token_file", "token"))
     if mirror.credentials_file is not None:
         file = "credentials_file" if mirror.scheme == "gs" else "token_file"

@@ -59,7 +59,7 @@ MIRRORS = ListOf(
             Entry("endpoint", ENDPOINT, "endpoint URL that serves an `s3`, `gs` or `hf` target"),
             Entry("ca_file", PATH, "CA bundle of it"),
             Entry("profile", TEXT, "of `s3`: section of the SDK's own files that has the credential"),
-            Entry("credentials_file", PATH, "of `gs` its JSON, of `hf` the file with its token"),
+            Entry("credentials_file", PATH, "of `gs` its JSON, of `hf` the file with its token, of fsspec's its storage options (JSON)"),
             Entry("anonymous", FLAG, "send no credential"),
             Entry("region", TEXT, "of `s3`"),
             Entry("path_style", FLAG, "of `s3`: bucket in the path instead of the host name"),

@@ -17,13 +17,14 @@ from modelcache import Config, ModelCache, Refresh
 from modelcache.errors import AccessDenied, BadConfig, NotCached, NotFound, OriginUnreachable
 from modelcache.mirrors import Mirror
 from modelcache.registry import Registry
+from modelcache.sources.any_fsspec import FsspecOptions
 from modelcache.sources.claims import ClaimMounts
 from modelcache.sources.huggingface import HubOptions
 from modelcache.sources.retrying import RetryLimits
 from modelcache.testing.archives import Written, contents, tar_of, write_tree
 from modelcache.testing.crash import flip_bit
 from modelcache.testing.fault_server import FaultServer, Received, Reply
-from modelcache.testing.servers import Identity, Nginx, NginxOptions, SeaweedFS
+from modelcache.testing.servers import FtpServer, Identity, Nginx, NginxOptions, SeaweedFS
 from modelcache.testing.servers.certificates import Certificate
 from modelcache.testing.servers.hub import HubServer
 from modelcache.testing.servers.ports import LOOPBACK
@@ -226,6 +227,24 @@ def test_a_token_goes_to_no_mirror_that_it_was_not_given_for(hub: HubServer, tmp
         sent = {received.headers.get("authorization", "") for received in mirror.front.received}
     assert sent == {"", f"Bearer {(tmp_path / 'token').read_text()}"}
     assert hub.counts() == {}
+
+
+def test_a_mirror_that_fsspec_serves_has_a_credential_of_its_own(tmp_path: Path, open_cache: Open) -> None:
+    options = tmp_path / "ftp.json"
+    with FtpServer(tmp_path / "ftp") as server:
+        write_tree(server.root / "meta-llama" / "Llama", FILES)
+        options.write_text(json.dumps({"username": server.user, "password": server.password}))
+        there = f"ftp://{server.authority}/"
+        storage = {"ftp": {"username": "somebody", "password": "else"}}
+        cache = open_cache(Mirror("hf://", there, credentials_file=options), fsspec=FsspecOptions(storage))
+        assert contents(cache.ensure(URI).path) == FILES
+        with pytest.raises(AccessDenied):
+            cache.ensure(f"{there}meta-llama/Llama")
+    for text, why in (('["a"', "JSON object"), ("[]", "JSON object"), (None, "can't be read")):
+        options.unlink() if text is None else options.write_text(text)
+        with pytest.raises(BadConfig, match=why) as caught:
+            open_cache(Mirror("hf://", there, credentials_file=options)).ensure("hf://o/m")
+        assert caught.value.address == str(options)
 
 
 def test_weights_on_a_claim_are_a_mirror_too(tmp_path: Path, open_cache: Open) -> None:

@@ -184,6 +184,9 @@ def test_a_secret_that_is_replaced_in_mid_fetch_is_read_again(hdfs: WebHdfs, tmp
     secret_of(tmp_path / "s", HEADERS=basic("two"))
     assert got + read_on(body, len(data)) == data
     body.close()
+    hdfs.books.basic = ("me", "last")
+    secret_of(tmp_path / "s", HEADERS=basic("last"))
+    assert listed(source, uri).files == (file,)
     hdfs.books.basic = ("me", "three")
     with pytest.raises(AccessDenied):
         source.open(file, ByteRange(0, 10), Cancellation())

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from modelcache.errors import BadConfig
+
+MAX_FILE_BYTES = 64 << 10
 AZURE_SCHEMES = ("az", "abfs", "abfss")
 
 
@@ -29,3 +33,20 @@ class FsspecOptions:
     def arguments(self, scheme: str) -> dict[str, Any]:
         """Of the filesystem of a scheme."""
         return (dict(self.azure) if scheme in AZURE_SCHEMES else {}) | dict(self.storage.get(scheme, {}))
+
+    def with_file(self, scheme: str, path: Path) -> FsspecOptions:
+        """The arguments of one scheme's filesystem that a file has as a JSON object, over those that are here.
+
+        Raises: BadConfig: names the file, never what is in it.
+        """
+        try:
+            with path.open("rb") as file:
+                told = json.loads(file.read(MAX_FILE_BYTES))
+        except OSError as error:
+            raise BadConfig(f"the file can't be read ({error.strerror})", address=str(path)) from None
+        except ValueError:
+            told = None
+        if not isinstance(told, dict):
+            hint = "storage options by the names of fsspec's filesystem, as in [fsspec.storage]"
+            raise BadConfig("the file holds no JSON object", address=str(path), hint=hint) from None
+        return replace(self, storage={**self.storage, scheme: {**self.storage.get(scheme, {}), **told}})

@@ -128,6 +128,15 @@ class FsspecSource:
     # -- inside -----------------------------------------------------------------------------------------------------
 
     def _used(self, action: Callable[[Filesystem], T], timeout_s: float, cancel: Cancellation, asked: Asked) -> T:
+        """By an instance that is kept; after a refusal once more by a new one, where that may have another credential."""
+        try:
+            return self._used_once(action, timeout_s, cancel, asked)
+        except AccessDenied:
+            if not self._home.renewable:
+                raise
+        return self._used_once(action, timeout_s, cancel, asked)
+
+    def _used_once(self, action: Callable[[Filesystem], T], timeout_s: float, cancel: Cancellation, asked: Asked) -> T:
         filesystem = called(self._pool.take, self._timeouts.connect_s + self._timeouts.stall_s, cancel, asked)
         try:
             result = called(functools.partial(action, filesystem), timeout_s, cancel, asked)
