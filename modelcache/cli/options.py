@@ -11,10 +11,18 @@ from typing import Annotated, Any, Literal, get_type_hints
 
 import typer
 
-# What may not be read is told by what opens it: whose store it is, and what to do.
-_common = partial(typer.Option, rich_help_panel="Options of every command", readable=False)
-_origin = partial(typer.Option, rich_help_panel="How the origin is reached", readable=False)
+_common = partial(typer.Option, rich_help_panel="Options of every command")
+_origin = partial(typer.Option, rich_help_panel="How the origin is reached")
 _selection = partial(typer.Option, rich_help_panel="What is fetched")
+
+
+def _place(text: str) -> Path:
+    """Not more: whose store it is, or what can't be read, is told by what opens it. `Path("")` is the current directory."""
+    if not text:
+        raise typer.BadParameter("it is empty")
+    return Path(text)
+
+
 FLAG = ""
 """What stands for the value of an option without one."""
 
@@ -23,8 +31,10 @@ FLAG = ""
 class CommonOptions:
     """Accepted before and after the name of the command; the later one counts."""
 
-    root: Annotated[Path | None, _common("--root", metavar="DIRECTORY", help="The store. Also MODELCACHE_ROOT.")] = None
-    config: Annotated[Path | None, _common("--config", metavar="FILE", help="Settings, in TOML. Also MODELCACHE_CONFIG.")] = None
+    root: Annotated[Path | None, _common("--root", metavar="DIRECTORY", parser=_place, help="The store. Also MODELCACHE_ROOT.")] = None
+    config: Annotated[
+        Path | None, _common("--config", metavar="FILE", parser=_place, help="Settings, in TOML. Also MODELCACHE_CONFIG.")
+    ] = None
     agent: Annotated[
         str | None, _common("--agent", metavar="SOCKET", help="The node's agent, or none: the store itself. Also MODELCACHE_AGENT.")
     ] = None
@@ -49,7 +59,7 @@ class OriginOptions:
     path_style: Annotated[
         bool | None, _origin("--path-style/--virtual-host", metavar=FLAG, help="Where the bucket stands in S3's URLs.")
     ] = None
-    ca_file: Annotated[Path | None, _origin("--ca-file", metavar="PEM", help="CAs that vouch for the origin.")] = None
+    ca_file: Annotated[Path | None, _origin("--ca-file", metavar="PEM", parser=_place, help="CAs that vouch for the origin.")] = None
 
 
 @dataclass(frozen=True)
