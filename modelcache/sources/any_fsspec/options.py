@@ -44,7 +44,7 @@ class FsspecOptions:
                 told = json.loads(file.read(MAX_FILE_BYTES))
         except OSError as error:
             raise BadConfig(f"the file can't be read ({error.strerror})", address=str(path)) from None
-        except ValueError:
+        except (ValueError, RecursionError):
             told = None
         if not isinstance(told, dict):
             hint = "storage options by the names of fsspec's filesystem, as in [fsspec.storage]"
