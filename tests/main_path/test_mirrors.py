@@ -153,6 +153,25 @@ def test_files_are_looked_at_read_and_repaired_where_their_model_comes_from(hub:
         assert contents(snapshot.path) == OTHER
 
 
+def test_a_name_is_what_the_first_place_has(hub: HubServer, open_cache: Open) -> None:
+    """As `ensure` answers it: the mirror's, once it has the model, and the original place's where nothing is here of the mirror."""
+    hub.repository("meta-llama/Llama", OTHER)
+    uri = f"{URI}/config.json"
+    with FaultServer() as server:
+        cache = open_cache(Mirror("hf://", server.endpoint, fallback=True))
+        original = cache.ensure(uri)
+        server.put("/meta-llama/Llama/config.json", FILES["config.json"])
+        mirrored = cache.ensure(uri, refresh=Refresh.ALWAYS)
+        assert mirrored != original
+        assert cache.ensure(uri, refresh=Refresh.NEVER) == mirrored
+        assert cache.find(uri).digest == mirrored.digest
+        for remaining in (original, None):
+            assert cache.evict(uri).uris == (f"{URI}:main/config.json",)
+            assert [info.digest for info in cache.list()] == ([] if remaining is None else [remaining.digest])
+        with pytest.raises(NotCached):
+            cache.find(uri)
+
+
 def test_a_mirror_that_refuses_is_no_reason_to_go_elsewhere(seaweedfs: SeaweedFS, bucket: str, hub: HubServer, open_cache: Open) -> None:
     fill(seaweedfs, bucket, "meta-llama/Llama", FILES)
     hub.repository("meta-llama/Llama", OTHER)
@@ -240,7 +259,7 @@ def test_a_mirror_that_fsspec_serves_has_a_credential_of_its_own(tmp_path: Path,
         assert contents(cache.ensure(URI).path) == FILES
         with pytest.raises(AccessDenied):
             cache.ensure(f"{there}meta-llama/Llama")
-    for text, why in (('["a"', "JSON object"), ("[]", "JSON object"), (None, "can't be read")):
+    for text, why in (('["a"', "JSON object"), ("[" * 60_000, "JSON object"), (None, "can't be read")):
         options.unlink() if text is None else options.write_text(text)
         with pytest.raises(BadConfig, match=why) as caught:
             open_cache(Mirror("hf://", there, credentials_file=options)).ensure("hf://o/m")
