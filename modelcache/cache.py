@@ -340,21 +340,21 @@ class ModelCache(Upkeeping, Prewarming, Carrying, SingleFiles, Leasing):
     def find(self, name: str) -> SnapshotInfo:
         """The snapshot of a URI, a digest (`sha256:…` or hex) or its first 8 or more hex digits. Asks no origin.
 
-        A URI is that of the owner's own places; what is here of it from other origins counts where nothing is from those.
+        A URI is that of the first of the owner's own places of which something is here; other origins count where nothing is of those.
 
         Raises:
-            NotCached: nothing here has that name.
-            AmbiguousName: several have.
+            NotCached: nothing here has that name. AmbiguousName: several have.
         """
         digits = digits_of(name)
         uri = None if digits is not None else str(parse_uri(name)[0])
         if uri is not None:
-            named = dict.fromkeys(ref.manifest for ref in self._refs_of(name))
+            named = [{ref.manifest: None for ref in refs} for refs in self._refs_of(name)]
         elif digits is not None and len(digits) == HEX_LENGTHS[Algorithm.SHA256]:
-            named = {sha256(digits): None}
+            named = [{sha256(digits): None}]
         else:
-            named = {info.digest: None for info in self._store.list() if digits and info.digest.hex.startswith(digits)}
-        found = [info for digest in named if (info := self._store.info(digest)) is not None]
+            named = [{info.digest: None for info in self._store.list() if digits and info.digest.hex.startswith(digits)}]
+        infos = ([info for digest in of_one if (info := self._store.info(digest)) is not None] for of_one in named)
+        found = next(filter(None, infos), [])
         if not found:
             raise NotCached(f"`{uri or name}` is not cached", address=uri)
         if len(found) > 1:
@@ -362,8 +362,8 @@ class ModelCache(Upkeeping, Prewarming, Carrying, SingleFiles, Leasing):
             raise AmbiguousName(f"`{uri or name}` names {len(found)} snapshots: {shown}", got=shown)
         return found[0]
 
-    def _refs_of(self, name: str) -> Sequence[Ref]:
-        """What a URI is to the owner."""
+    def _refs_of(self, name: str) -> Sequence[Sequence[Ref]]:
+        """What a URI is to the owner, place by place."""
         asked = parse_uri(name)
         return own_refs(self._store.refs(str(asked[0])), self.config, asked)
 

@@ -23,8 +23,8 @@ class Leasing(ABC):
         """The snapshot of a URI, a digest or its first digits."""
 
     @abstractmethod
-    def _refs_of(self, name: str) -> Sequence[Ref]:
-        """What a URI is to the owner."""
+    def _refs_of(self, name: str) -> Sequence[Sequence[Ref]]:
+        """What a URI is to the owner, place by place."""
 
     def lease(self, name: str, *, holder: str, ttl_s: float, lease_id: str | None = None) -> Lease:
         """Keep a snapshot for `ttl_s` seconds, unless renewed or released before.
@@ -86,11 +86,11 @@ class Leasing(ABC):
         try:
             info = self.find(name)
         except NotCached:
-            dangling = [] if uri is None else self._refs_of(name)
+            dangling = [] if uri is None else [ref for refs in self._refs_of(name) for ref in refs]
             if not dangling:
                 raise
             return self._forget([ref.head for ref in dangling], dry_run)
-        own = set() if uri is None else {ref.key for ref in self._refs_of(name)}
+        own = set() if uri is None else {ref.key for refs in self._refs_of(name) for ref in refs}
         refs = [ref for ref in info.refs if ref.key in own]
         if refs and len(refs) < len(info.refs):
             return self._forget(refs, dry_run)

@@ -127,27 +127,27 @@ class Registry:
         return RetryingSource(self._allowances.bound(_bare(config, uri, secrets)), config.retry, on_throttle=self._on_throttle)
 
 
-def own_refs(refs: Sequence[Ref], config: Config, asked: tuple[StorageUri, UriSecrets]) -> Sequence[Ref]:
-    """Those of a URI's refs whose origin it has by these settings. All of them: where none is, or all have one origin (S3's SDK
-    takes a third of a second to name its endpoint), or the origins can't be told. Nobody is asked. Those of compartments count only
-    where there is nothing else."""
+def own_refs(refs: Sequence[Ref], config: Config, asked: tuple[StorageUri, UriSecrets]) -> Sequence[Sequence[Ref]]:
+    """Those of a URI's refs whose origin it has by these settings, a place at a time, in turn. All of them together: where none is, or all
+    have one origin (S3's SDK takes a third of a second to name its endpoint), or the origins can't be told. Nobody is asked. Those of
+    compartments count only where there is nothing else."""
     refs = [ref for ref in refs if not ref.key.compartment] or refs
     if len({ref.key.origin for ref in refs}) < 2:
-        return refs
-    own = _origins(config, asked)
-    return [ref for ref in refs if ref.key.origin in own] or refs
+        return [refs]
+    own = ([ref for ref in refs if ref.key.origin == origin] for origin in _origins(config, asked))
+    return [found for found in own if found] or [refs]
 
 
-def _origins(config: Config, asked: tuple[StorageUri, UriSecrets]) -> frozenset[str]:
+def _origins(config: Config, asked: tuple[StorageUri, UriSecrets]) -> Sequence[str]:
     """Empty where they can't be told: a package is missing, or settings can't be used. No credential is looked for: none of them
     depends on one."""
     s3 = replace(config.s3, anonymous=True, access_key=None, secret_key=None, session_token=None)
     registry = Registry(replace(config, s3=s3), on_throttle=lambda origin: None)
     try:
         with registry.sources(*asked) as sources:
-            return frozenset(str(source.origin) for source in sources)
+            return [*dict.fromkeys(str(source.origin) for source in sources)]
     except ModelCacheError:
-        return frozenset()
+        return ()
     finally:
         registry.close()
 
