@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import socket
@@ -24,10 +25,11 @@ from daemonset import sockets
 from daemonset.reviews import Admit, Verdict
 from daemonset.views import Views
 from modelcache.errors import BadConfig, ModelCacheError
+from modelcache.patience import Deadline
 
 logger = logging.getLogger(__name__)
 READ_TIMEOUT_S = 10.0
-"""A client has so long to ask."""
+"""A client has so long to ask, and so long to take the answer."""
 ROOT = "/modelcache/"
 """Paths below it are also what the cluster is asked about: they collide with none of the API server's own."""
 POLICY = "; ".join((
@@ -166,11 +168,32 @@ def _of_address(address: tuple[str, int]) -> _Server:
     return (_Server6 if ":" in address[0] else _Server)(address, _Page)
 
 
+class _Asked(io.RawIOBase):
+    """What a client says, until a time: who says a byte now and then keeps no thread for longer than who says nothing."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self._connection = connection
+        self._deadline = Deadline.after(READ_TIMEOUT_S)
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, into: Any) -> int:
+        if self._deadline.passed:
+            raise TimeoutError
+        self._connection.settimeout(max(self._deadline.remaining_s(), 0.001))  # 0 would be no wait at all
+        return self._connection.recv_into(into)
+
+
 class _Page(BaseHTTPRequestHandler):
     server: _Server
-    timeout = READ_TIMEOUT_S
     server_version = "modelcache"
     sys_version = ""
+
+    def setup(self) -> None:
+        super().setup()
+        self.rfile.close()
+        self.rfile = io.BufferedReader(_Asked(self.connection))
 
     def do_GET(self) -> None:
         try:
@@ -211,6 +234,7 @@ class _Page(BaseHTTPRequestHandler):
 
     def _answer(self, answer: Answer, more: dict[str, str]) -> None:
         status, kind, body = answer
+        self.connection.settimeout(READ_TIMEOUT_S)
         self.send_response(status)
         for name, value in {"Content-Type": kind, "Content-Length": str(len(body)), **HEADERS, **more}.items():
             self.send_header(name, value)

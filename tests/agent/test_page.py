@@ -19,11 +19,12 @@ from urllib.error import HTTPError
 
 import pytest
 
+from daemonset import web as web_module
 from daemonset.reviews import ACCESS_REVIEWS, AT_ONCE, KEPT, TOKEN_REVIEWS, TTL_S, Reviews, Verdict, by, nobody
 from daemonset.web import TEXT, Answer, Pages, Web
 from modelcache.agent.client import AgentClient
 from modelcache.errors import AgentBusy, ModelCacheError, OriginBusy
-from modelcache.patience import Cancellation
+from modelcache.patience import Cancellation, Deadline
 from modelcache.testing.agents import RunningAgent, agent
 from modelcache.testing.fault_server import Call, FaultServer, Reply
 from modelcache.testing.servers.browser import Browser
@@ -188,6 +189,26 @@ def test_what_names_models_is_for_who_may_see_it(node: RunningAgent, cluster: Fa
     assert asked(node, named[0], "another")[0] == 503
     assert by_socket(tmp_path / "h.sock", named[0])[0] == 200
     assert asked(node, "/readyz")[0] == 200
+
+
+def test_who_says_a_byte_now_and_then_keeps_no_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(web_module, "READ_TIMEOUT_S", 0.2)
+    with Web((LOOPBACK, 0), Pages({"/x": lambda accept: (HTTPStatus.OK, TEXT, b"x")}, {}), nobody) as web:
+        with socket.create_connection((LOOPBACK, web.port), timeout=30) as dripping:
+            dripping.sendall(b"GET /x HTTP/1.1\r\n")
+            dripping.settimeout(0.05)  # within which the next byte comes
+            said, until_s = b"", Deadline.after(30.0)
+            with suppress(ConnectionError):
+                while not until_s.passed:
+                    dripping.sendall(b"x")
+                    try:
+                        said = dripping.recv(100)
+                        break
+                    except TimeoutError:
+                        continue
+            assert (said, until_s.passed) == (b"", False)
+        with urllib.request.urlopen(f"http://{LOOPBACK}:{web.port}/x", timeout=30) as answer:
+            assert answer.read() == b"x"
 
 
 def test_who_goes_or_asks_nonsense_leaves_nothing_but_lines_of_the_log(
