@@ -90,15 +90,6 @@ def _parser() -> argparse.ArgumentParser:
         metavar="SECONDS",
         help="from a volume's lease to its mount; default: %(default)s",
     )
-    parser.add_argument(
-        "--kubelet-eviction",
-        metavar="SIGNAL=VALUE,…",
-        help="kubelet's thresholds (nodefs.available, imagefs.available, imageGCHighThresholdPercent) where the store shares its disk",
-    )
-    parser.add_argument(
-        "--kubelet-configz", metavar="proxy|URL", help="ask kubelet itself, through the API server or at https://HOST:10250; default: no"
-    )
-    parser.add_argument("--kubelet-ca", type=Path, metavar="FILE", help="what vouches for kubelet at a URL; default: as for the API server")
     for name, default, what in (
         ("--scrub-per-day", ScrubBudget.bytes_per_day, "read back from the disk and compared in a day; 0: nothing"),
         ("--scrub-rate", ScrubBudget.bytes_per_s, "in a second, while it does"),
@@ -111,9 +102,22 @@ def _parser() -> argparse.ArgumentParser:
         metavar="SECONDS",
         help="from one part of it to the next; default: %(default)s",
     )
+    _add_kubelet(parser)
     _add_watching(parser)
     _add_membership(parser)
     return parser
+
+
+def _add_kubelet(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--kubelet-eviction",
+        metavar="SIGNAL=VALUE,…",
+        help="kubelet's thresholds (nodefs.available, imagefs.available, imageGCHighThresholdPercent) where the store shares its disk",
+    )
+    parser.add_argument(
+        "--kubelet-configz", metavar="proxy|URL", help="ask kubelet itself, through the API server or at https://HOST:10250; default: no"
+    )
+    parser.add_argument("--kubelet-ca", type=Path, metavar="FILE", help="what vouches for kubelet at a URL; default: as for the API server")
 
 
 def _add_watching(parser: argparse.ArgumentParser) -> None:

@@ -56,6 +56,10 @@ class Identity:
     service_account: str
     credential: Mapping[str, str]
 
+    @property
+    def message(self) -> pb.Caller:
+        return pb.Caller(namespace=self.namespace, service_account=self.service_account, credential=self.credential)
+
     def __repr__(self) -> str:
         return f"Identity({self.namespace}/{self.service_account}, {len(self.credential)} values)"
 
@@ -154,15 +158,12 @@ class AgentClient:
             lease_id=new_lease_id() if lease else "",
         )
         if identity is not None:
-            request.caller.CopyFrom(
-                pb.Caller(namespace=identity.namespace, service_account=identity.service_account, credential=identity.credential)
-            )
+            request.caller.CopyFrom(identity.message)
         with self._unless_unheard(request.lease_id), closing(self._told(self._stub.Ensure(request), cancel)) as replies:
             had = None
             for reply in replies:  # to its end: who leaves before that has no lease
                 if reply.HasField("ensured"):
-                    found = reply.ensured
-                    had = Had(wire.snapshot_of(found), wire.lease_of(found.lease) if found.HasField("lease") else None)
+                    had = _had(reply.ensured)
                 elif progress is not None and reply.HasField("progress"):
                     progress(wire.progress_of(reply.progress))
             if had is None:
@@ -311,6 +312,10 @@ class AgentClient:
                 raise raised(error, str(self._socket)) from None
             finally:
                 replies.cancel()
+
+
+def _had(found: pb.Ensured) -> Had:
+    return Had(wire.snapshot_of(found), wire.lease_of(found.lease) if found.HasField("lease") else None)
 
 
 def _end(call: Callable[[], object]) -> None:
