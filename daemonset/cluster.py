@@ -64,7 +64,8 @@ class Member:
         with ExitStack() as stack:
             api = stack.enter_context(closing(ApiServer(membership.place, silence_s=membership.silence_s)))
             credentials = Credentials(api, self._cache.config, cluster_namespace=membership.secrets_namespace)
-            keeper = Keeper(self._cache, self._metrics, credentials.caller_of, lambda: reporter.changed())
+            who, caller_of = membership.secrets_namespace, credentials.caller_of
+            keeper = Keeper(self._cache, self._metrics, caller_of, lambda: reporter.changed(), secrets_namespace=who)
             reporter = Reporter(api, membership.node, keeper.reports, self._ending)
 
             def seen(node: Object | None) -> None:

@@ -14,9 +14,10 @@ from typing import Protocol, Self
 
 from daemonset.backoff import Backoff
 from daemonset.metrics import Metrics
+from daemonset.pins import Pins, namespace_of
 from daemonset.shares import Share
 from modelcache.abc.snapshot import Snapshot
-from modelcache.abc.store import CLUSTERS, Lease, LeaseKind, SnapshotInfo
+from modelcache.abc.store import CLUSTERS, Lease, SnapshotInfo
 from modelcache.cache import ModelCache
 from modelcache.errors import BadInput, Cancelled, ErrorCode, InUse, ModelCacheError, NotCached
 from modelcache.fetch.plan import Priority
@@ -70,12 +71,22 @@ class Keeper:
     Nothing is dropped before `want` has said what is wanted: while the API server can't be asked, all pins stay.
     """
 
-    def __init__(self, cache: ModelCache, metrics: Metrics, caller_of: CallerOf, changed: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        cache: ModelCache,
+        metrics: Metrics,
+        caller_of: CallerOf,
+        changed: Callable[[], None],
+        *,
+        secrets_namespace: str | None = None,
+    ) -> None:
         """
         Args:
             changed: called, from any thread, when a report is another one. Quick.
+            secrets_namespace: in whose name `caller_of` has cluster caches with a credential fetched.
         """
         self._cache = cache
+        self._pins = Pins(cache, secrets_namespace)
         self._metrics = metrics
         self._caller_of = caller_of
         self._tell_changed = changed
@@ -155,16 +166,10 @@ class Keeper:
 
     def _share_of_pins(self, uri: str, namespace: str | None) -> Share | None:
         """By what an agent before this one has pinned: the API server has not told yet what is wanted now."""
-        for pin in self._pins():
-            owner, slash, _ = pin.holder.removeprefix(CLUSTERS).partition("/")
-            if (owner if slash else None) != namespace:
-                continue
-            try:
-                info = self._cache.find(str(pin.manifest))
-            except NotCached:
-                continue
-            if any(ref.key.uri == uri for ref in info.refs):
-                return Share(uri, None, str(pin.manifest), info.size_bytes, info.file_count)
+        for pin in self._pins.all():
+            found = self._pins.what(pin, uri) if namespace_of(pin) == namespace else None
+            if found is not None:
+                return Share(uri, None, str(pin.manifest), found[0].size_bytes, found[0].file_count)
         return None
 
     # -- when ---------------------------------------------------------------------------------------------------------
@@ -235,15 +240,11 @@ class Keeper:
         if kept.report.state is State.DOWNLOADED:
             return
         uri = str(parse_uri(kept.wanted.uri)[0])
-        for pin in self._pins():
-            if pin.holder != f"{CLUSTERS}{kept.wanted.key}":
-                continue
-            try:
-                info = self._cache.find(str(pin.manifest))
-            except NotCached:
-                continue
-            if (ref := next((ref for ref in info.refs if ref.key.uri == uri), None)) is None:
+        for pin in self._pins.of(kept.wanted.key):
+            found = self._pins.what(pin, uri)
+            if found is None:
                 continue  # what was wanted under this name before
+            info, ref = found
             digest, size = str(info.digest), info.size_bytes
             times = times_of(kept.told) if kept.told.get("digest") == digest else (None, None)
             with self._changed:
@@ -272,8 +273,7 @@ class Keeper:
         raise NotCached(f"`{parse_uri(model.uri)[0]}` was evicted each time before it could be pinned", hint="make room: `modelcache df`")
 
     def _pin(self, key: str, snapshot: Snapshot) -> None:
-        holder = f"{CLUSTERS}{key}"
-        if not any(pin.holder == holder and pin.manifest == snapshot.digest for pin in self._pins()):
+        if not any(pin.manifest == snapshot.digest for pin in self._pins.of(key)):
             self._cache.pin_for_cluster(str(snapshot.digest), key=key)
 
     def _look(self, kept: _Kept, progress: Progress) -> None:
@@ -328,7 +328,7 @@ class Keeper:
 
     def _pinned(self, key: str, digest: str | None) -> bool:
         try:
-            return any(pin.holder == f"{CLUSTERS}{key}" and str(pin.manifest) == digest for pin in self._pins())
+            return any(str(pin.manifest) == digest for pin in self._pins.of(key))
         except ModelCacheError as error:
             logger.warning("the pins can't be read: %s", error, extra={"error": error})
             return True  # nothing is evicted either while they can't
@@ -344,13 +344,10 @@ class Keeper:
 
     # -- what is no longer wanted -------------------------------------------------------------------------------------
 
-    def _pins(self) -> list[Lease]:
-        return [lease for lease in self._cache.leases() if lease.kind is LeaseKind.PIN and lease.holder.startswith(CLUSTERS)]
-
     def _sweep(self, evicts: bool) -> None:
         """End the pins that nobody wants any more, of older versions too."""
         try:
-            pins = self._pins()
+            pins = self._pins.all()
             with self._changed:
                 reports = {f"{CLUSTERS}{key}": kept.report for key, kept in self._kept.items()}
             for pin in pins:

@@ -98,6 +98,8 @@ class ModelCache(Upkeeping, Prewarming, Carrying, SingleFiles, Leasing):
         self._made_room: Callable[[], Made] = lambda: store.made_room
         self.change_limits: Callable[[Limits], None] = lambda limits: store.change_limits(limits)  # how much it may take, from then on
         self._permission = Permission(store.grants, self.config)
+        self.denials: Denials = self._permission.denials  # how often callers were refused
+        self.granted: Callable[[str, RefKey, Digest], bool] = self._permission.granted  # as `Permission.granted`
         self._begin(self.config.rates)
         is_of_this_process(self)
 
@@ -251,11 +253,6 @@ class ModelCache(Upkeeping, Prewarming, Carrying, SingleFiles, Leasing):
         """
         with self._places(parse_uri(uri), caller, again=False) as places:
             expect_granted(places, snapshot)
-
-    @property
-    def denials(self) -> Denials:
-        """How often callers were refused."""
-        return self._permission.denials
 
     @contextmanager
     def _places(self, asked: tuple[StorageUri, UriSecrets], caller: Caller | None, *, again: bool) -> Iterator[Sequence[Admission]]:

@@ -240,6 +240,10 @@ class Permission:
         self._mirrors = config.mirrors
         self.denials = Denials()
 
+    def granted(self, namespace: str, key: RefKey, manifest: Digest) -> bool:
+        """Whether somebody of this namespace has a grant in force on this version of a ref."""
+        return any((grant.key, grant.manifest) == (key, manifest) for grant in self._grants.of_namespace(namespace))
+
     def config_of(self, caller: Caller) -> Config:
         """The settings of a caller's sources: the caller's own, the node's ways to them, and where none of them may lead.
 

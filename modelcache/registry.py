@@ -134,13 +134,13 @@ def own_refs(refs: Sequence[Ref], config: Config, asked: tuple[StorageUri, UriSe
     refs = [ref for ref in refs if not ref.key.compartment] or refs
     if len({ref.key.origin for ref in refs}) < 2:
         return [refs]
-    own = ([ref for ref in refs if ref.key.origin == origin] for origin in _origins(config, asked))
+    own = ([ref for ref in refs if ref.key.origin == origin] for origin in origins_of(config, asked))
     return [found for found in own if found] or [refs]
 
 
-def _origins(config: Config, asked: tuple[StorageUri, UriSecrets]) -> Sequence[str]:
-    """Empty where they can't be told: a package is missing, or settings can't be used. No credential is looked for: none of them
-    depends on one."""
+def origins_of(config: Config, asked: tuple[StorageUri, UriSecrets]) -> Sequence[str]:
+    """Those of a URI by these settings, in turn. Empty where they can't be told: a package is missing, or settings can't be used. No
+    credential is looked for: none of them depends on one."""
     s3 = replace(config.s3, anonymous=True, access_key=None, secret_key=None, session_token=None)
     registry = Registry(replace(config, s3=s3), on_throttle=lambda origin: None)
     try:

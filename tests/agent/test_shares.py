@@ -20,10 +20,12 @@ from modelcache.abc.grants import Isolation
 from modelcache.agent.v1 import agent_pb2 as pb
 from modelcache.cache import ModelCache
 from modelcache.config import Config
-from modelcache.errors import AccessDenied, BadConfig
+from modelcache.errors import AccessDenied, BadConfig, NotFound
 from modelcache.k8s.node import State, WantedModel
 from modelcache.patience import Cancellation
 from modelcache.permission import Caller
+from modelcache.sources.s3 import S3Options
+from modelcache.testing.fault_server import FaultServer
 from modelcache.testing.polling import until
 from modelcache.testing.store_fixtures import NO_LIMITS
 
@@ -31,11 +33,11 @@ from modelcache.testing.store_fixtures import NO_LIMITS
 class Node:
     """A store, what keeps it, and the driver's socket."""
 
-    def __init__(self, root: Path, by: CallerOf, isolation: Isolation = Isolation.NONE) -> None:
-        config = Config(root=root, limits=NO_LIMITS)
+    def __init__(self, root: Path, by: CallerOf, isolation: Isolation = Isolation.NONE, endpoint: str | None = None) -> None:
+        config = Config(root=root, limits=NO_LIMITS, s3=S3Options(endpoint=endpoint, region="us-east-1", anonymous=True))
         self.cache = ModelCache(config=replace(config, trust=replace(config.trust, isolation=isolation)))
         metrics = Metrics(self.cache)
-        self.keeper = Keeper(self.cache, metrics, by, threading.Event().set)
+        self.keeper = Keeper(self.cache, metrics, by, threading.Event().set, secrets_namespace="secrets")
         self.shares = Shares(self.cache)
         access = Access(speaks_for_callers=True)
         self.service = AgentService(self.cache, Calls(), Waiters(1), access, Seen(metrics), self.shares)
@@ -58,8 +60,10 @@ class Node:
 
 
 @contextmanager
-def node(root: Path, by: CallerOf = lambda model, cancel: None, isolation: Isolation = Isolation.NONE) -> Iterator[Node]:
-    made = Node(root, by, isolation)
+def node(
+    root: Path, by: CallerOf = lambda model, cancel: None, isolation: Isolation = Isolation.NONE, endpoint: str | None = None
+) -> Iterator[Node]:
+    made = Node(root, by, isolation, endpoint)
     with made.cache, made.shares.given_by(made.keeper):
         yield made
 
@@ -133,3 +137,37 @@ def test_who_brings_a_credential_in_the_uri_or_an_endpoint_asks_for_what_is_ther
             ("", caller),
         ):
             assert found.shares.of(uri, who) is None, uri
+
+
+def bucket(server: FaultServer, gateway: str, name: str, data: bytes) -> str:
+    """Puts `m/weights` into a bucket behind a gateway; that gateway's endpoint."""
+    row = f"<Contents><Key>m%2Fweights</Key><Size>{len(data)}</Size></Contents>"
+    listed = f"<ListBucketResult><EncodingType>url</EncodingType><IsTruncated>false</IsTruncated>{row}</ListBucketResult>"
+    server.put(f"/{gateway}/{name}", listed.encode())
+    server.put(f"/{gateway}/{name}/m/weights", data, etag='"1"')
+    return f"{server.endpoint}/{gateway}"
+
+
+def test_what_a_cache_has_is_not_given_under_a_name_that_a_tenant_gave_it_at_an_endpoint_of_its_own(tmp_path: Path) -> None:
+    """While the API server has not told what is wanted: by pins, which say of what cache they are and not of what URI."""
+    with FaultServer() as server:
+        here, clusters = f"{server.endpoint}/node", bucket(server, "clusters", "ours", b"weights")
+        mine = bucket(server, "b", "theirs", b"weights")
+
+        def secret(model: WantedModel, cancel: Cancellation) -> Caller | None:
+            return caller_of("secrets", "default", {"AWS_ENDPOINT_URL": clusters}, found.cache.config)
+
+        def away(model: WantedModel, cancel: Cancellation) -> Caller | None:
+            raise BadConfig("the API server is away")
+
+        with node(tmp_path / "root", secret, endpoint=here) as found:
+            found.keep(ours=WantedModel("ours", "s3://ours/m"))
+            assert found.pod("b", "s3://theirs/m", waits=True, AWS_ENDPOINT_URL=mine) == b"weights"
+        with node(tmp_path / "root", away, endpoint=here) as found:
+            assert found.pod("a", "s3://ours/m") == b"weights"
+            with pytest.raises(NotFound):
+                found.pod("a", "s3://theirs/m", waits=True)
+            found.keeper.want({"ours": WantedModel("ours", "s3://theirs/m")}, {})
+            with found.keeper:
+                until(lambda: found.keeper.reports()["ours"].error_code is not None, "it to be tried")
+            assert found.keeper.reports()["ours"].state is State.ERROR
