@@ -186,9 +186,9 @@ def _publish(store: Store, manifest: Manifest, refs: Sequence[Ref]) -> Imported:
 
 
 def _claimed(ref: Ref) -> Ref:
-    """A time that is still to come would keep the ref from ever being the older one."""
+    """A time that is still to come would keep the ref from ever being the older one; one before 1970 is of no calendar, or of no clock."""
     now_s = time.time()
-    return replace(ref, created_at_s=min(ref.created_at_s, now_s), checked_at_s=min(ref.checked_at_s, now_s))
+    return replace(ref, created_at_s=min(max(ref.created_at_s, 0.0), now_s), checked_at_s=min(max(ref.checked_at_s, 0.0), now_s))
 
 
 def _is_superseded(store: Store, ref: Ref) -> bool:

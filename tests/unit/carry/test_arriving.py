@@ -70,8 +70,10 @@ def test_a_ref_that_was_confirmed_later_stays(target: LocalStore, file: Path) ->
 
 def test_a_time_to_come_counts_as_the_time_of_the_import(origin: LocalStore, target: LocalStore, tmp_path: Path) -> None:
     (ref,) = origin.refs("s3://models/one")
-    export(origin, [Chosen(ref.manifest, (replace(ref, checked_at_s=9e9),))], tmp_path / "f", progress=None, cancel=Cancellation())
+    told = replace(ref, created_at_s=-1e300, checked_at_s=9e9)
+    export(origin, [Chosen(ref.manifest, (told,))], tmp_path / "f", progress=None, cancel=Cancellation())
 
     carried_in(target, tmp_path / "f")
 
     assert target.refs()[0].checked_at_s < 9e9
+    assert target.refs()[0].created_at_s == 0.0  # of which every face can make a date
