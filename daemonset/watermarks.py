@@ -106,8 +106,24 @@ class WatermarkKeeper:
         return [each for each in found if shared or each[0] in named]
 
     def _take(self, thresholds: Thresholds) -> None:
+        before = self._now.high
         self._cache.change_limits(self._capped(thresholds))
         self._tell(self._marks(KUBELET, thresholds))
+        if self._now.high < before:
+            self._make_room()
+
+    def _make_room(self) -> None:
+        """What was brought in under looser thresholds goes now, before kubelet has pods go for it."""
+        try:
+            report = self._cache.collect()
+        except ModelCacheError as error:
+            logger.warning("no room could be made under kubelet's thresholds: %s", error, extra={"error": error})
+            return
+        for evicted in report.evicted:
+            fields = {"freed_bytes": evicted.freed_bytes, "digest": str(evicted.digest)}
+            model = evicted.uris[0] if evicted.uris else None
+            said = "evicted for kubelet's thresholds: %s"
+            logger.info(said, evicted.digest, extra={"event": "evicted", "model": model, "fields": fields})
 
     def _tell(self, now: Watermarks) -> None:
         before, self._now = self._now, now

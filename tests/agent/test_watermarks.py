@@ -60,8 +60,7 @@ def test_flags_count_until_kubelet_has_told_and_the_last_it_told_stays(
     with WatermarkKeeper(cache, Kubelet(parse(FLAGGED), asked), tmp_path, Cancellation()) as keeper:
 
         def expect(source: str, high: float, why: str | None) -> Watermarks:
-            until(lambda: keeper.now.source == source and (keeper.now.why or "") == (why or ""), f"{source}, {why}")
-            assert keeper.now.high == pytest.approx(high)
+            until(lambda: (keeper.now.source, round(keeper.now.high, 6), keeper.now.why) == (source, high, why), f"{source}, {high}, {why}")
             assert cache.usage().limits.high_watermark == pytest.approx(high)
             return keeper.now
 
@@ -74,20 +73,25 @@ def test_flags_count_until_kubelet_has_told_and_the_last_it_told_stays(
         ]
         asked.answer = OriginBusy("kubelet begins anew")
         expect(KUBELET, 0.78, "kubelet begins anew")
+        asked.answer = {"kubeletconfig": {}}
+        expect(KUBELET, 1.0, None)
+        cache.lease(str(cache.ensure(_model(tmp_path, "held")).digest), holder="pod", ttl_s=600.0)
+        cache.ensure(_model(tmp_path, "here"))
         asked.answer = {"kubeletconfig": {"evictionHard": {"nodefs.available": "100Pi"}}}
         expect(KUBELET, 0.0, None)
+        until(lambda: [info.leases[0].holder for info in cache.list() if info.leases] == ["pod"] and len(cache.list()) == 1, "room")
         with pytest.raises(NoSpace):
-            cache.ensure(_model(tmp_path))
+            cache.ensure(_model(tmp_path, "more"))
         asked.answer = {"kubeletconfig": {"evictionHard": {"nodefs.available": "much"}}}
         expect(KUBELET, 0.0, "no value of nodefs.available that can be read")
         asked.answer = {"kubeletconfig": {}}
         expect(KUBELET, 1.0, None)
-        cache.ensure(_model(tmp_path))
+        cache.ensure(_model(tmp_path, "more"))
 
 
-def _model(directory: Path) -> str:
-    (directory / "m").write_bytes(b"w" * 1000)
-    return f"file://{directory}/m"
+def _model(directory: Path, name: str) -> str:
+    (directory / name).write_bytes(name.encode() * 1000)
+    return f"file://{directory}/{name}"
 
 
 @pytest.mark.parametrize(
