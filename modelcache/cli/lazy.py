@@ -7,11 +7,12 @@ an import inside a function is an optional third-party package.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from modelcache.errors import BadConfig
+from modelcache.errors import BadConfig, InvalidUri
 
 if TYPE_CHECKING:
     from modelcache.agent.remote import RemoteCache
@@ -51,11 +52,11 @@ def remote_cache(socket: Path) -> RemoteCache:
     return RemoteCache(socket.absolute())
 
 
-def reached(settings: Settings, output: Output, fetches_with: Mapping[str, str] | None) -> RemoteCache | None:
+def reached(settings: Settings, output: Output, fetches_with: Mapping[str, str], schemes: Collection[str]) -> RemoteCache | None:
     """The agent that a command asks, if it asks one. Raises AgentUnreachable, BadConfig."""
     from modelcache.cli.reaching import reached
 
-    return reached(settings, output, fetches_with)
+    return reached(settings, output, fetches_with, schemes)
 
 
 def named_agent(settings: Settings) -> RemoteCache:
@@ -91,6 +92,15 @@ def read_uri(text: str) -> tuple[StorageUri, UriSecrets]:
     from modelcache.uri import parse_uri
 
     return parse_uri(text)
+
+
+def schemes_of(texts: Iterable[str]) -> set[str]:
+    """Of those that are storage URIs."""
+    found = set()
+    for text in texts:
+        with suppress(InvalidUri):
+            found.add(read_uri(text)[0].scheme)
+    return found
 
 
 def redact_url(text: str) -> str:

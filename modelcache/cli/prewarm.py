@@ -67,7 +67,7 @@ def prewarm(
     cancel = Cancellation()
     with ExitStack() as run:
         run.enter_context(cancelled_by_signals(cancel, session.output))
-        cache = run.enter_context(session.open_cache(session.settings(origin), fetches=True))
+        cache = run.enter_context(session.open_cache(session.settings(origin), fetches=wanted))
         view = run.enter_context(many_view(session.output, len(wanted)))
 
         def show(number: int, progress: Progress) -> None:

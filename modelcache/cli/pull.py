@@ -51,7 +51,7 @@ def pull(session: Session, uris: Uris, origin: OriginOptions, selection: Selecti
     done: list[dict[str, object]] = []
     session.result["snapshots"] = done
     cancel = Cancellation()
-    with cancelled_by_signals(cancel, session.output), session.open_cache(settings, fetches=True) as cache:
+    with cancelled_by_signals(cancel, session.output), session.open_cache(settings, fetches=wanted) as cache:
         for uri in wanted:
             snapshot, last = _pull(session, cache, uri, refresh, cancel)
             done.append(documents.pulled(snapshot, last))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,15 +24,31 @@ NOT_OF_FETCHES = (SOCKET, ROOT, "gpu.")
 """Settings that say nothing about how models are fetched; beginnings of keys."""
 CREDENTIALS = ("AWS_", "AZURE_", "CLOUDSDK_CONFIG", "FSSPEC_", "GOOGLE_")
 """Beginnings of variables that the SDKs of the origins read themselves."""
+OF_SCHEME = {
+    "s3.": "s3",
+    "AWS_": "s3",
+    "gs.": "gs",
+    "CLOUDSDK_CONFIG": "gs",
+    "GOOGLE_": "gs",
+    "hf.": "hf",
+    "fsspec.": "",
+    "AZURE_": "",
+    "FSSPEC_": "",
+}
+"""Whose business a setting or a variable is, by its beginning: a scheme's, or (empty) that of those which fsspec serves. Cloud machines
+have AWS_REGION and its like in every environment, and it says nothing about `hf://`."""
+OWN_SCHEMES = frozenset({"s3", "gs", "hf", "http", "https", "file", "pvc"})
+"""Schemes whose origins no SDK reaches that reads others' variables; any other one may."""
 
 
-def reached(settings: Settings, output: Output, fetches_with: Mapping[str, str] | None) -> RemoteCache | None:
+def reached(settings: Settings, output: Output, fetches_with: Mapping[str, str], schemes: Collection[str]) -> RemoteCache | None:
     """The agent that these settings name; None where the store is to be asked directly. The caller closes it.
 
     The usual socket, which nobody named, is for those who may open it and mean the agent's store; all others go to the store.
 
     Args:
-        fetches_with: of a command that asks origins, the process's variables.
+        fetches_with: the process's variables.
+        schemes: of the URIs that this very command has fetched; none: it asks no origin.
 
     Raises:
         AgentUnreachable: nobody answers at a socket that was named.
@@ -49,7 +65,7 @@ def reached(settings: Settings, output: Output, fetches_with: Mapping[str, str] 
         if os.path.exists(place.value):
             _say(output, str(error), aloud=False)
         return None
-    own = [] if fetches_with is None else own_settings(settings, fetches_with)
+    own = own_settings(settings, fetches_with, schemes) if schemes else []
     if not own:
         return found
     found.client.close()
@@ -71,17 +87,27 @@ def is_named(place: Resolved) -> bool:
     return place.place in (Place.FLAG, Place.ENVIRONMENT) or (place.place is Place.FILE and place.value != place.default)
 
 
-def own_settings(settings: Settings, environ: Mapping[str, str]) -> list[str]:
-    """What says how this very command reaches origins or fills its store, by name: an agent has settings of its own.
+def own_settings(settings: Settings, environ: Mapping[str, str], schemes: Collection[str]) -> list[str]:
+    """What says how this very command reaches origins of these schemes or fills its store, by name: an agent has settings of its own.
 
     The machine's file is the agent's, too.
     """
-    return list(dict.fromkeys([*_given(settings), *(name for name in environ if name.startswith(CREDENTIALS) and environ[name])]))
+    variables = (name for name in environ if name.startswith(CREDENTIALS) and environ[name] and _concerns(name, schemes))
+    return list(dict.fromkeys([*_given(settings, schemes), *variables]))
 
 
-def _given(settings: Settings) -> Iterator[str]:
+def _concerns(name: str, schemes: Collection[str]) -> bool:
+    """Whether a key or a variable may say something about origins of one of these schemes."""
+    if not OWN_SCHEMES.issuperset(schemes):
+        return True
+    return next((scheme in schemes for beginning, scheme in OF_SCHEME.items() if name.startswith(beginning)), True)
+
+
+def _given(settings: Settings, schemes: Collection[str]) -> Iterator[str]:
     for one in settings.values:
         if one.place is Place.DEFAULT or one.value == one.default or one.setting.key.startswith(NOT_OF_FETCHES):
+            continue
+        if one.place is not Place.FLAG and not _concerns(one.setting.key, schemes):
             continue
         if one.place is not Place.FILE:
             yield one.name

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -87,11 +87,11 @@ class Session:
             raise NotCached(f"there is no store at `{root}`", address=root, hint=hint)
 
     @contextmanager
-    def open_cache(self, settings: Settings | None = None, *, fetches: bool = False, looks: bool = False) -> Iterator[Cache]:
+    def open_cache(self, settings: Settings | None = None, *, fetches: Sequence[str] = (), looks: bool = False) -> Iterator[Cache]:
         """What this run asks, closed at the end of the block: the node's agent where there is one (docs/cli.md), else the store.
 
         Args:
-            fetches: what this very command was given to reach origins with counts; an agent has its own, and isn't asked then.
+            fetches: URIs. What this very command was given to reach their origins with counts; an agent has its own, and isn't asked then.
             looks: the command only looks, and makes no store just to find it empty.
 
         Raises:
@@ -99,7 +99,7 @@ class Session:
         """
         read = settings or self.settings()
         config = read.config()
-        remote = lazy.reached(read, self.output, self.environ if fetches else None)
+        remote = lazy.reached(read, self.output, self.environ, lazy.schemes_of(fetches))
         if remote is not None:
             with remote:
                 yield remote

@@ -212,9 +212,13 @@ def test_the_usual_socket_is_asked_where_it_keeps_this_store(
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "AKIA")
     monkeypatch.setenv("MODELCACHE_S3_REGION", "eu-west-1")
     assert directly("ls") == []
-    for given in (["pull", "--endpoint", "https://host"], ["prewarm", "--endpoint", "https://host"]):
-        [why] = directly(*given, local)
-        assert "(--endpoint, MODELCACHE_S3_REGION, AWS_ACCESS_KEY_ID)" in why
+    assert directly("pull", local) == []  # whose business is none of the two
+    for command in ("pull", "prewarm"):
+        [why] = directly(command, "--endpoint", "https://host", local)
+        assert "(--endpoint)" in why
+    refused = ways.usual("--json", "-v", "pull", "--endpoint", "http://127.0.0.1:9", "s3a://bucket/model")
+    [why] = [event["why"] for event in refused.events if event["event"] == "store"]
+    assert "(--endpoint, MODELCACHE_S3_REGION, AWS_ACCESS_KEY_ID)" in why
     silent = tmp_path / "silent"
     with socket.socket(socket.AF_UNIX) as left_behind:
         left_behind.bind(str(silent))  # as of an agent that was killed
