@@ -91,7 +91,7 @@ class Sdk:
     # -- calls ------------------------------------------------------------------------------------------------------
 
     def call(self, operation: str, cancel: Cancellation, *, bucket: str, address: str, **parameters: object) -> dict[str, Any]:
-        self._calls.cancel = cancel
+        self._calls.cancel, self._calls.sent = cancel, None
         try:
             method: Callable[..., dict[str, Any]] = getattr(self.connection(address).client, operation)
             answer = self._translated(lambda: method(Bucket=bucket, **parameters), address)
@@ -99,7 +99,7 @@ class Sdk:
             self._places[bucket] = _place_of(url, authorization, str(parameters.get("Key", "")))
             return answer
         finally:
-            del self._calls.cancel
+            del self._calls.cancel, self._calls.sent
 
     def credentials(self, address: str) -> Key | None:
         return self._translated(self.connection(address).credentials, address)
@@ -218,8 +218,10 @@ class Sdk:
         except OSError as error:  # the chain reads files: a web identity token, a configuration
             reason = f"{error.strerror or type(error).__name__}: {error.filename or 'no file'}"
             ours = AccessDenied(f"the S3 credential could not be read ({reason})", address=address)
-        except (ValueError, KeyError) as error:  # botocore's for endpoints and regions that it can't read
-            ours = unusable_settings(error, address=address)
+        except (ValueError, KeyError) as error:  # botocore's for endpoints and regions that it can't read, and for numbers and dates
+            answered = getattr(self._calls, "sent", None) is not None
+            said = "the store's answer is no S3 answer"
+            ours = ProtocolViolation(said, address=address) if answered else unusable_settings(error, address=address)
         raise ours  # out here, so that botocore's, which quotes requests and answers, is not its context
 
 
