@@ -8,7 +8,9 @@ import logging
 import socket
 import sys
 import threading
+from collections import OrderedDict
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -30,6 +32,8 @@ from modelcache.patience import Deadline
 logger = logging.getLogger(__name__)
 READ_TIMEOUT_S = 10.0
 """A client has so long to ask, and so long to take the answer."""
+CONNECTIONS = 64
+"""At once: a thread each."""
 ROOT = "/modelcache/"
 """Paths below it are also what the cluster is asked about: they collide with none of the API server's own."""
 POLICY = "; ".join((
@@ -120,10 +124,32 @@ class Web:
 
 class _Server(ThreadingHTTPServer):
     daemon_threads = True
+    request_queue_size = CONNECTIONS
     pages: Pages
     admit: Admit
     hosts: frozenset[str] | None = None
     """By which what names models may be asked for; None: by any."""
+
+    def __init__(self, address: tuple[str, int], handler: type[BaseHTTPRequestHandler]) -> None:
+        self._lock = threading.Lock()
+        self._open: OrderedDict[int, socket.socket] = OrderedDict()
+        super().__init__(address, handler)
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        """In a thread of its own; where there are too many, the oldest is broken off: kubelet's probes get through whoever else asks."""
+        with self._lock:
+            self._open[id(request)] = request
+            oldest = next(iter(self._open.values())) if len(self._open) > CONNECTIONS else None
+            if oldest is not None:
+                del self._open[id(oldest)]
+                with suppress(OSError):  # it has gone
+                    oldest.shutdown(socket.SHUT_RDWR)
+        super().process_request(request, client_address)
+
+    def shutdown_request(self, request: Any) -> None:
+        with self._lock:
+            self._open.pop(id(request), None)
+        super().shutdown_request(request)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Into the log, a line as every other."""
@@ -267,5 +293,8 @@ def _ready(why_not: str | None) -> Answer:
 
 
 def _metrics(registry: CollectorRegistry, accept: str) -> Answer:
-    encode, kind = choose_encoder(accept)
+    try:
+        encode, kind = choose_encoder(accept)
+    except (TypeError, ValueError):  # of a version that is none
+        encode, kind = choose_encoder("")
     return HTTPStatus.OK, kind, encode(registry)

@@ -10,7 +10,7 @@ import struct
 import threading
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from http import HTTPStatus
 from pathlib import Path
@@ -18,6 +18,7 @@ from typing import Any
 from urllib.error import HTTPError
 
 import pytest
+from prometheus_client import CollectorRegistry
 
 from daemonset import web as web_module
 from daemonset.reviews import ACCESS_REVIEWS, AT_ONCE, KEPT, TOKEN_REVIEWS, TTL_S, Reviews, Verdict, by, nobody
@@ -209,6 +210,25 @@ def test_who_says_a_byte_now_and_then_keeps_no_thread(monkeypatch: pytest.Monkey
             assert (said, until_s.passed) == (b"", False)
         with urllib.request.urlopen(f"http://{LOOPBACK}:{web.port}/x", timeout=30) as answer:
             assert answer.read() == b"x"
+
+
+@pytest.mark.parametrize("version", ["abc", "1.0.0", "", "9" * 400])
+def test_metrics_are_shown_whatever_version_is_asked_for(version: str) -> None:
+    status, kind, _ = web_module._metrics(CollectorRegistry(), f"application/openmetrics-text; version={version}")
+    assert (status, kind.split(";")[0] in ("text/plain", "application/openmetrics-text")) == (HTTPStatus.OK, True)
+
+
+def test_many_who_say_nothing_take_a_bounded_number_of_threads_and_keep_nobody_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(web_module, "READ_TIMEOUT_S", 600.0)
+    with Web((LOOPBACK, 0), Pages({"/x": lambda accept: (HTTPStatus.OK, TEXT, b"x")}, {}), nobody) as web, ExitStack() as stack:
+        silent = [stack.enter_context(socket.create_connection((LOOPBACK, web.port), timeout=30))]
+        for _ in range(web_module.CONNECTIONS + 8):
+            silent.append(stack.enter_context(socket.create_connection((LOOPBACK, web.port), timeout=30)))
+            with urllib.request.urlopen(f"http://{LOOPBACK}:{web.port}/x", timeout=30) as answer:
+                assert answer.read() == b"x"
+        assert [each.recv(1) for each in silent[:8]] == [b""] * 8  # the oldest were broken off, and not for their time
+        silent[-1].sendall(b"GET /x HTTP/1.0\r\n\r\n")
+        assert silent[-1].recv(8) == b"HTTP/1.0"
 
 
 def test_who_goes_or_asks_nonsense_leaves_nothing_but_lines_of_the_log(
