@@ -249,6 +249,6 @@ def test_a_listed_size_or_time_that_nothing_has_is_refused(region: str | None, f
         server.put("/bucket", body)
         with (
             source_of(replace(options, endpoint=server.endpoint)) as source,
-            pytest.raises(ProtocolViolation, match="lists an object|no S3 answer"),
+            pytest.raises(ProtocolViolation, match=r"lists an object|no S3 answer"),
         ):
             listing_of(source, "s3://bucket/m")
