@@ -30,8 +30,11 @@ def prepare(path: Path) -> None:
     """
     if len(os.fsencode(path)) > MAX_PATH_BYTES:
         raise BadConfig(f"a socket's name has at most {MAX_PATH_BYTES} bytes", address=str(path), got=str(len(os.fsencode(path))))
-    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    _sweep(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        _sweep(path)
+    except OSError as error:
+        raise _not_here(path, error) from None
     if not path.is_socket():
         if path.exists():
             raise BadConfig("there is something else than a socket", address=str(path))
@@ -59,7 +62,7 @@ def private(path: Path) -> Iterator[Path]:
     try:
         inside = Path(tempfile.mkdtemp(prefix=_hidden(path), dir=path.parent))
     except OSError as error:
-        raise BadConfig(f"no socket can be made here ({error.strerror})", address=str(path)) from None
+        raise _not_here(path, error) from None
     fd = os.open(inside, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         fcntl.flock(fd, fcntl.LOCK_EX)  # it is somebody's, and no killed agent's
@@ -95,6 +98,10 @@ def _sweep(path: Path) -> None:
 def _clear(inside: Path) -> None:
     remove(inside / NAME)
     inside.rmdir()
+
+
+def _not_here(path: Path, error: OSError) -> BadConfig:
+    return BadConfig(f"no socket can be made here ({error.strerror})", address=str(path))
 
 
 def _hidden(path: Path) -> str:

@@ -114,3 +114,6 @@ def test_a_name_that_can_t_be_bound_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(BadConfig, match="no socket can be made"):
         bound(tmp_path / "file" / "a.sock")
+    for nowhere in (tmp_path / "file" / "a.sock", Path("/proc/none/a.sock")):
+        with pytest.raises(BadConfig, match="no socket can be made"):
+            sockets.prepare(nowhere)
