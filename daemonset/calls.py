@@ -7,6 +7,7 @@ import os
 import re
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import NoReturn
@@ -31,20 +32,29 @@ class Waiters:
     """How many calls of one socket may last at once, so that threads are left for those that don't. Thread-safe."""
 
     def __init__(self, most: int) -> None:
+        """`most`: of them three quarters for one namespace, so that one whose origins never answer keeps the others from nothing."""
         self._most = most
-        self._free = threading.BoundedSemaphore(most)
+        self._most_of_one = most - most // 4
+        self._lock = threading.Lock()
+        self._count: Counter[str] = Counter()
 
     @contextmanager
-    def one(self) -> Iterator[None]:
-        """A call that may last, for the block. Raises AgentBusy: there are `most`."""
-        if not self._free.acquire(blocking=False):
-            raise AgentBusy(
-                "as many calls as are served at once wait already", expected=f"{self._most} at most", retry_after_s=RETRY_AFTER_S
-            )
+    def one(self, namespace: str = "") -> Iterator[None]:
+        """A call that may last, for the block. Raises AgentBusy: there are `most`, or too many of this namespace (empty: nobody's)."""
+        with self._lock:
+            free = self._most - self._count.total()
+            mine = free if not namespace else min(free, self._most_of_one - self._count[namespace])
+            if mine > 0:
+                self._count[namespace] += 1
+        if mine <= 0:
+            most = self._most_of_one if free > 0 else self._most
+            raise AgentBusy("as many calls as are served at once wait already", expected=f"{most} at most", retry_after_s=RETRY_AFTER_S)
         try:
             yield
         finally:
-            self._free.release()
+            with self._lock:
+                self._count[namespace] -= 1
+                self._count += Counter()  # none of a namespace is no entry
 
 
 class Calls:

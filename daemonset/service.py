@@ -86,7 +86,7 @@ class AgentService(AgentServicer):
     # -- models -----------------------------------------------------------------------------------------------------
 
     def Ensure(self, request: pb.EnsureRequest, context: grpc.ServicerContext) -> Iterator[pb.EnsureReply]:
-        with self._calls.under_way(context, begins_work=True), self._waiters.one():
+        with self._calls.under_way(context, begins_work=True), self._waiters.one(request.caller.namespace):
             caller = self._caller(request)
             if request.lease_holder:
                 bounds.expect_lease(request.lease_holder, request.lease_ttl_s)

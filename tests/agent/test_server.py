@@ -24,7 +24,7 @@ from daemonset.web import TEXT, Pages, Web
 from modelcache.abc.snapshot import Snapshot
 from modelcache.abc.store import Lease
 from modelcache.agent import client as client_module
-from modelcache.agent.client import AgentClient
+from modelcache.agent.client import AgentClient, Identity
 from modelcache.agent.v1 import agent_pb2 as pb
 from modelcache.cache import ModelCache
 from modelcache.config import Config
@@ -186,6 +186,36 @@ def test_who_waits_leaves_threads_for_short_calls(tmp_path: Path, socket: Path, 
             assert (busy.value.retryable, busy.value.expected, busy.value.retry_after_s) == (True, "2 at most", RETRY_AFTER_S)
         held.go.set()
         assert {call.result(10) for call in calls} == {client.ensure("http://host/x")}
+
+
+def test_a_namespace_that_waits_for_what_never_comes_leaves_room_for_the_others(
+    tmp_path: Path, socket: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held = Held()
+    monkeypatch.setattr(ModelCache, "ensure", held.ensure)
+    monkeypatch.setattr(server_module, "WAITERS", 4)
+    config = Config.load({"HOME": "/nonexistent"}, root=tmp_path / "store", limits=NO_LIMITS)
+    driver = tmp_path / "d.sock"
+    with Agent(config, Sockets(socket, driver), grace_s=10.0), AgentClient(driver) as client, ThreadPoolExecutor(4) as threads:
+
+        def ask(namespace: str) -> object:
+            return client.ensure("http://host/x", identity=Identity(namespace, "default", {}))
+
+        try:
+            calls = [threads.submit(ask, "a") for _ in range(3)]
+            assert all(held.here.acquire(timeout=10) for _ in calls)
+            with pytest.raises(AgentBusy) as refused:
+                ask("a")
+            assert refused.value.expected == "3 at most"
+            calls.append(threads.submit(ask, "b"))
+            assert held.here.acquire(timeout=10)
+            with pytest.raises(AgentBusy) as refused:
+                ask("c")
+            assert refused.value.expected == "4 at most"
+        finally:
+            held.go.set()
+        assert len({call.result(10) for call in calls}) == 1
+        assert all(ask(namespace) for namespace in ("a", "a", "c"))
 
 
 @pytest.mark.usefixtures("served")
