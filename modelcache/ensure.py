@@ -255,7 +255,7 @@ class Ensure:
         self._enter(Phase.RESERVING)
         with ExitStack() as planning, ExitStack() as failing:
             planning.enter_context(self._engine.planning())
-            ingest = self._store.ingest(self._key, wanted)
+            ingest = self._store.ingest(self._key, wanted, cancel)
             failing.callback(ingest.keep)  # nothing after discard
             try:
                 fetch = self._start(resolved, ingest, wanted)

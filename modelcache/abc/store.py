@@ -228,14 +228,18 @@ class Store(Protocol):
         """Whether these bytes are in this part of the store. A look, not a hold."""
         ...
 
-    def ingest(self, key: RefKey, files: Sequence[IngestFile]) -> Ingest:
+    def ingest(self, key: RefKey, files: Sequence[IngestFile], cancel: Cancellation | None = None) -> Ingest:
         """Hold every blob that is here, take over an interrupted ingest of the same ref, claim the rest, and book room for what
         could be claimed. All of it within the compartment of `key`, which is that of each of `files`, too.
 
         Evicts by LRU when that is what it takes.
 
+        Args:
+            cancel: ends every wait of the ingest for others who reserve just then.
+
         Raises:
             NoSpace: it can't fit; nothing was changed.
+            Cancelled: by `cancel`. StoreBusy: others reserve for longer than anybody waits.
             StoreReadOnly: the store can't be written.
         """
         ...

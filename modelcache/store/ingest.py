@@ -13,6 +13,7 @@ from modelcache.chunks import ChunkTable
 from modelcache.digest import Digest
 from modelcache.errors import Cancelled, DamagedBlob
 from modelcache.manifest import Manifest
+from modelcache.patience import Cancellation
 from modelcache.store import durable
 from modelcache.store.blobs import EMPTY, Blobs
 from modelcache.store.claims import Claims
@@ -48,7 +49,19 @@ class Surroundings:
 class LocalIngest:
     """`Ingest` of a `LocalStore`."""
 
-    def __init__(self, surroundings: Surroundings, workspace: Workspace, files: Sequence[IngestFile], compartment: Compartment) -> None:
+    def __init__(
+        self,
+        surroundings: Surroundings,
+        workspace: Workspace,
+        files: Sequence[IngestFile],
+        compartment: Compartment,
+        cancel: Cancellation | None = None,
+    ) -> None:
+        """
+        Args:
+            cancel: ends its waits for others who reserve.
+        """
+        self.cancel = cancel
         parts = surroundings.parts
         self._root = root = parts.root
         self._claims = surroundings.claims

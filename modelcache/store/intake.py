@@ -10,6 +10,7 @@ from modelcache.abc.ingest import IngestFile
 from modelcache.abc.snapshot import RefKey
 from modelcache.chunks import chunk_count
 from modelcache.paths import check_tree
+from modelcache.patience import Cancellation
 from modelcache.store.blobs import BLOCK_BYTES
 from modelcache.store.budget import Budget
 from modelcache.store.claims import Claims
@@ -30,7 +31,7 @@ class Intake:
         self._making_room = making_room
         self._surroundings = Surroundings(parts, Claims(parts.root.layout), self._reserve)
 
-    def begin(self, key: RefKey, files: Sequence[IngestFile]) -> LocalIngest:
+    def begin(self, key: RefKey, files: Sequence[IngestFile], cancel: Cancellation | None = None) -> LocalIngest:
         """`Store.ingest`."""
         check_tree(file.path for file in files)
         if any(file.compartment != key.compartment for file in files):
@@ -39,7 +40,7 @@ class Intake:
         taken = Workspace.take_over(self._parts.root, key, files)
         workspace = taken or Workspace.create(self._parts.root)
         try:
-            ingest = LocalIngest(self._surroundings, workspace, files, compartment)
+            ingest = LocalIngest(self._surroundings, workspace, files, compartment, cancel)
         except BaseException:
             workspace.unlock()
             raise
@@ -63,7 +64,7 @@ class Intake:
 
     def _reserve(self, ingest: LocalIngest, files: Sequence[LocalIncoming]) -> None:
         """Room for these files, under the room lock: nobody else measures meanwhile."""
-        with self._parts.root.lock.room():
+        with self._parts.root.lock.room(ingest.cancel):
             self._book(ingest, files)
 
     def _book(self, ingest: LocalIngest, files: Sequence[LocalIncoming]) -> None:

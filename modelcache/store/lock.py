@@ -11,7 +11,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 
 from modelcache.errors import StoreBusy
-from modelcache.patience import Deadline
+from modelcache.patience import Cancellation, Deadline
 from modelcache.store.layout import Layout
 
 FIRST_POLL_S = 0.0002
@@ -40,9 +40,9 @@ class StoreLock:
         """Hold the store lock alone. Raises StoreBusy."""
         return self._store_lock(fcntl.LOCK_EX)
 
-    def room(self) -> AbstractContextManager[None]:
-        """Be the only one who reserves. Raises StoreBusy."""
-        return _held(self._layout.room_lock, fcntl.LOCK_EX, Deadline.after(self._room_timeout_s))
+    def room(self, cancel: Cancellation | None = None) -> AbstractContextManager[None]:
+        """Be the only one who reserves. Raises StoreBusy; Cancelled, by `cancel` while it waits."""
+        return _held(self._layout.room_lock, fcntl.LOCK_EX, Deadline.after(self._room_timeout_s), cancel=cancel)
 
     def _store_lock(self, operation: int) -> AbstractContextManager[None]:
         deadline = Deadline.after(self._timeout_s)
@@ -64,12 +64,19 @@ def release(fd: int) -> None:
 
 
 @contextmanager
-def _held(path: Path, operation: int, deadline: Deadline, *, turn: AbstractContextManager[None] | None = None) -> Iterator[None]:
+def _held(
+    path: Path,
+    operation: int,
+    deadline: Deadline,
+    *,
+    turn: AbstractContextManager[None] | None = None,
+    cancel: Cancellation | None = None,
+) -> Iterator[None]:
     """The flock of a file; `turn` is kept while it is waited for."""
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         with turn or nullcontext():
-            _acquire(fd, operation, deadline, path)
+            _acquire(fd, operation, deadline, path, cancel)
         try:
             yield
         finally:
@@ -78,10 +85,12 @@ def _held(path: Path, operation: int, deadline: Deadline, *, turn: AbstractConte
         os.close(fd)
 
 
-def _acquire(fd: int, operation: int, deadline: Deadline, path: Path) -> None:
+def _acquire(fd: int, operation: int, deadline: Deadline, path: Path, cancel: Cancellation | None) -> None:
     """Poll: flock(2) has no timeout, and a signal to end a blocked one would be the whole process's."""
     poll_s = FIRST_POLL_S
     while not try_lock(fd, operation):
+        if cancel is not None:
+            cancel.check()
         if deadline.passed:
             raise StoreBusy("the store lock could not be had in time; another process holds it", address=str(path))
         time.sleep(poll_s * random.uniform(0.5, 1.0))

@@ -151,8 +151,8 @@ class LocalStore:
         return self._parts.compartment(compartment).blobs.has(digest)
 
     @guarded
-    def ingest(self, key: RefKey, files: Sequence[IngestFile]) -> LocalIngest:
-        return self._intake.begin(key, files)
+    def ingest(self, key: RefKey, files: Sequence[IngestFile], cancel: Cancellation | None = None) -> LocalIngest:
+        return self._intake.begin(key, files, cancel)
 
     # -- holds ----------------------------------------------------------------------------------------------------
 

@@ -114,7 +114,7 @@ class MemoryStore:
     def has_blob(self, digest: Digest, compartment: str = "") -> bool:
         return digest == EMPTY or content_of(digest, compartment) in self.shelf.blobs
 
-    def ingest(self, key: RefKey, files: Sequence[IngestFile]) -> MemoryIngest:
+    def ingest(self, key: RefKey, files: Sequence[IngestFile], cancel: Cancellation | None = None) -> MemoryIngest:
         check_tree(file.path for file in files)
         if any(file.compartment != key.compartment for file in files):
             raise ValueError("a file is of another compartment than its ref")

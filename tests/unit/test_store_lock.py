@@ -10,13 +10,16 @@ from pathlib import Path
 
 import pytest
 
-from modelcache.errors import StoreBusy
+from modelcache.errors import Cancelled, StoreBusy
+from modelcache.patience import Cancellation
 from modelcache.store.layout import Layout
 from modelcache.store.lock import StoreLock
 from modelcache.store.store import LocalStore
+from modelcache.testing.store_filling import ref_of, wanted
 from modelcache.testing.store_fixtures import NO_LIMITS
 
 LONG_S = 60.0
+FILES = {"w": b"weights"}
 
 
 @pytest.fixture
@@ -48,6 +51,16 @@ def test_who_comes_too_late_is_told(layout: Layout, outer: str, inner: str) -> N
         pass
     with getattr(locks(layout, 0.01), inner)():
         pass
+
+
+def test_who_waits_for_another_who_reserves_can_be_cancelled(tmp_path: Path) -> None:
+    store = LocalStore(tmp_path / "root", NO_LIMITS)
+    cancel = Cancellation()
+    cancel.cancel()
+    with locks(Layout(store.root)).room(), pytest.raises(Cancelled):
+        store.ingest(ref_of(FILES).key, wanted(FILES), cancel)
+    assert list(Layout(store.root).ingests.iterdir()) == []
+    store.ingest(ref_of(FILES).key, wanted(FILES)).discard()
 
 
 def test_room_does_not_wait_for_the_store_lock(layout: Layout) -> None:
