@@ -123,10 +123,10 @@ def test_what_is_published_between_the_look_at_the_store_and_the_fetch_is_linked
     ingest = store.ingest
     between = [True]
 
-    def ingest_and_be_overtaken(key: RefKey, files: Sequence[IngestFile]) -> MemoryIngest:
+    def ingest_and_be_overtaken(key: RefKey, files: Sequence[IngestFile], cancel: Cancellation | None = None) -> MemoryIngest:
         if between and between.pop():
             cache.ensure("s3://two/model")
-        return ingest(key, files)
+        return ingest(key, files, cancel)
 
     monkeypatch.setattr(store, "ingest", ingest_and_be_overtaken)
     seen: list[Progress] = []

@@ -32,7 +32,7 @@ def test_a_digest_that_is_only_claimed_opens_nothing(yard: Yard, private: Ensure
     view = GuardedSource(evil, everything if serves == "other bytes" else nothing)
     linked: list[str] = []
     begin = yard.store.ingest
-    yard.store.ingest = lambda key, files: _looked(begin(key, files), linked)  # type: ignore[method-assign]
+    yard.store.ingest = lambda key, files, cancel=None: _looked(begin(key, files, cancel), linked)  # type: ignore[method-assign]
     with pytest.raises(DigestMismatch if serves == "other bytes" else AccessDenied):
         yard.ensure("b/evil", view)
     assert linked == []
@@ -45,7 +45,7 @@ def test_what_is_here_is_proved_before_it_is_linked(yard: Yard, private: Ensured
     hub = MemorySource({"s": SECRET, "t": FORGED}, endpoint=TRUSTED, state=state_sha256)
     linked: list[str] = []
     begin = yard.store.ingest
-    yard.store.ingest = lambda key, files: _looked(begin(key, files), linked)  # type: ignore[method-assign]
+    yard.store.ingest = lambda key, files, cancel=None: _looked(begin(key, files, cancel), linked)  # type: ignore[method-assign]
     with pytest.raises(AccessDenied):
         yard.ensure("b/partly", GuardedSource(hub, lambda path: path == "t"))
     assert linked == []
