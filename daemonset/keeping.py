@@ -6,9 +6,10 @@ import logging
 import random
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from functools import partial
 from types import TracebackType
 from typing import Protocol, Self
 
@@ -26,6 +27,7 @@ from modelcache.k8s.node import ModelReport, Object, State, WantedModel, times_o
 from modelcache.patience import Cancellation
 from modelcache.permission import Caller
 from modelcache.prewarm import DEFAULT_JOBS
+from modelcache.refresh import Refresh
 from modelcache.uri import parse_uri
 
 logger = logging.getLogger(__name__)
@@ -150,27 +152,24 @@ class Keeper:
 
     def share(self, uri: str, namespace: str | None) -> Share | None:
         with self._changed:
-            if self._said:
-                key = self._given.get((uri, namespace))
-                if key is None:
-                    return None
-                kept, report = self._kept[key], self._kept[key].report
-                if report.state is not State.DOWNLOADED:
-                    return Share(uri, kept.wanted, None)
+            said, key = self._said, self._given.get((uri, namespace))
+            kept = None if key is None else self._kept[key]
+            if kept is not None and (report := kept.report).state is State.DOWNLOADED:
                 stale = report.error_code == ErrorCode.ORIGIN_UNREACHABLE
                 return Share(uri, kept.wanted, report.digest, kept.size_bytes, kept.file_count, stale)
-        return self._share_of_pins(uri, namespace)
+        if not said:
+            return self._share_of_pins([pin for pin in self._pins.all() if namespace_of(pin) == namespace], uri, None)
+        if kept is None:
+            return None
+        return self._share_of_pins(self._pins.of(kept.wanted.key), uri, kept.wanted) or Share(uri, kept.wanted, None)  # its turn may come
 
     def caller_of(self, model: WantedModel, cancel: Cancellation) -> Caller | None:
         return self._caller_of(model, cancel)
 
-    def _share_of_pins(self, uri: str, namespace: str | None) -> Share | None:
-        """By what an agent before this one has pinned: the API server has not told yet what is wanted now."""
-        for pin in self._pins.all():
-            found = self._pins.what(pin, uri) if namespace_of(pin) == namespace else None
-            if found is not None:
-                return Share(uri, None, str(pin.manifest), found[0].size_bytes, found[0].file_count)
-        return None
+    def _share_of_pins(self, pins: Sequence[Lease], uri: str, wanted: WantedModel | None) -> Share | None:
+        """By what an agent before this one has pinned."""
+        found = self._pins.first(pins, uri)
+        return None if found is None else Share(uri, wanted, str(found[0].digest), found[0].size_bytes, found[0].file_count)
 
     # -- when ---------------------------------------------------------------------------------------------------------
 
@@ -240,18 +239,16 @@ class Keeper:
         if kept.report.state is State.DOWNLOADED:
             return
         uri = str(parse_uri(kept.wanted.uri)[0])
-        for pin in self._pins.of(kept.wanted.key):
-            found = self._pins.what(pin, uri)
-            if found is None:
-                continue  # what was wanted under this name before
-            info, ref = found
-            digest, size = str(info.digest), info.size_bytes
-            times = times_of(kept.told) if kept.told.get("digest") == digest else (None, None)
-            with self._changed:
-                kept.size_bytes, kept.file_count = size, info.file_count
-                kept.report = ModelReport(State.DOWNLOADED, size, size, 0, *times, revision=ref.revision, digest=digest)
-            self._tell_changed()
+        found = self._pins.first(self._pins.of(kept.wanted.key), uri)  # and not what was wanted under this name before
+        if found is None:
             return
+        info, ref = found
+        digest, size = str(info.digest), info.size_bytes
+        times = times_of(kept.told) if kept.told.get("digest") == digest else (None, None)
+        with self._changed:
+            kept.size_bytes, kept.file_count = size, info.file_count
+            kept.report = ModelReport(State.DOWNLOADED, size, size, 0, *times, revision=ref.revision, digest=digest)
+        self._tell_changed()
 
     def _brought(self, kept: _Kept) -> Snapshot:
         """Here, and pinned."""
@@ -264,13 +261,23 @@ class Keeper:
                     counted_look(progress)
                     self._look(kept, progress)
 
-                snapshot = self._cache.ensure(model.uri, priority=Priority.PREWARM, progress=look, cancel=kept.cancel, caller=caller)
+                ask = partial(self._cache.ensure, model.uri, priority=Priority.PREWARM, progress=look, cancel=kept.cancel, caller=caller)
+                snapshot = ask(refresh=self._refresh_of(kept, caller))
             try:
                 self._pin(model.key, snapshot)
             except NotCached:
                 continue
             return snapshot
         raise NotCached(f"`{parse_uri(model.uri)[0]}` was evicted each time before it could be pinned", hint="make room: `modelcache df`")
+
+    def _refresh_of(self, kept: _Kept, caller: Caller | None) -> Refresh:
+        """The node itself believes what it has brought, and of what a tenant has brought since then, with a credential of its own, that it
+        is the URI's once the origin says so to the node, too."""
+        if caller is not None:
+            return Refresh.AUTO  # by grants
+        had = self._cache.cached(kept.wanted.uri)
+        own = kept.report.digest if kept.report.state is State.DOWNLOADED else None
+        return Refresh.AUTO if own is not None and (had is None or str(had.snapshot.digest) == own) else Refresh.ALWAYS
 
     def _pin(self, key: str, snapshot: Snapshot) -> None:
         if not any(pin.manifest == snapshot.digest for pin in self._pins.of(key)):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from modelcache.abc.grants import Isolation
 from modelcache.abc.snapshot import RefHead
 from modelcache.abc.store import CLUSTERS, Lease, LeaseKind, SnapshotInfo
@@ -25,6 +27,10 @@ class Pins:
     def of(self, key: str) -> list[Lease]:
         """Those of one cache, older versions among them."""
         return [pin for pin in self.all() if pin.holder == f"{CLUSTERS}{key}"]
+
+    def first(self, pins: Iterable[Lease], uri: str) -> tuple[SnapshotInfo, RefHead] | None:
+        """As `what`, of the first of which there is something."""
+        return next((found for pin in pins if (found := self.what(pin, uri)) is not None), None)
 
     def what(self, pin: Lease, uri: str) -> tuple[SnapshotInfo, RefHead] | None:
         """The snapshot, and why it is what the pin's cache has of a URI in canonical form; None: it is gone, or is no such thing.

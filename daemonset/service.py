@@ -163,7 +163,10 @@ class AgentService(AgentServicer):
     def _in_caches_name(self, ask: Callable[..., Snapshot], share: Share, cancel: Cancellation) -> Snapshot | None:
         """As the cache fetches it; None: it can't, for reasons that its status tells, and that are none of a pod's."""
         try:
-            return ask(caller=self._shares.caller_of(share, cancel))
+            caller = self._shares.caller_of(share, cancel)
+            if caller is None:  # what is here may be what a tenant's credential reads, and the node's doesn't
+                ask = partial(ask, refresh=Refresh.ALWAYS)
+            return ask(caller=caller)
         except (Cancelled, NoSpace):
             raise
         except ModelCacheError as error:

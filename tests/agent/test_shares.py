@@ -25,7 +25,7 @@ from modelcache.k8s.node import State, WantedModel
 from modelcache.patience import Cancellation
 from modelcache.permission import Caller
 from modelcache.sources.s3 import S3Options
-from modelcache.testing.fault_server import FaultServer
+from modelcache.testing.fault_server import Call, FaultServer
 from modelcache.testing.polling import until
 from modelcache.testing.store_fixtures import NO_LIMITS
 
@@ -171,3 +171,24 @@ def test_what_a_cache_has_is_not_given_under_a_name_that_a_tenant_gave_it_at_an_
             with found.keeper:
                 until(lambda: found.keeper.reports()["ours"].error_code is not None, "it to be tried")
             assert found.keeper.reports()["ours"].state is State.ERROR
+
+
+def test_what_a_tenant_may_read_and_the_node_may_not_comes_to_no_cache_of_the_node_s(tmp_path: Path) -> None:
+    def for_the_tenant_alone(call: Call) -> None:
+        known = call.received.headers.get("authorization") == "Bearer tenant"
+        call.reply(call.proper if known else replace(call.proper, status=403, body=b""))
+
+    with FaultServer() as server, node(tmp_path / "root") as found:
+        server.put("/weights", b"weights", etag='"1"')
+        server.fail("/weights", for_the_tenant_alone)
+        uri = f"{server.endpoint}/weights"
+        secret = {"127.0.0.1-headers": '{"Authorization": "Bearer tenant"}'}
+        assert found.pod("b", uri, waits=True, **secret) == b"weights"
+        found.keeper.want({"m": WantedModel("m", uri)}, {})
+        with pytest.raises(AccessDenied):
+            found.pod("c", uri, waits=True)
+        with found.keeper:
+            until(lambda: found.keeper.reports()["m"].error_code is not None, "it to be tried")
+        assert (found.keeper.reports()["m"].state, found.keeper.reports()["m"].error_code) == (State.ERROR, "access-denied")
+        server.fail("/weights", lambda call: call.reply(call.proper))
+        assert found.pod("c", uri, waits=True) == b"weights"

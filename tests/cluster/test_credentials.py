@@ -166,7 +166,7 @@ def test_a_prewarm_has_the_credential_of_its_cache_alone(node: Node, seaweedfs: 
 
     # nobody to ask: neither the API server nor, for want of its address, the origin
     away = f"http://{LOOPBACK}:{free_ports(1)[0]}"
-    with following(node, tmp_path, url=away, environ={"AWS_ENDPOINT_URL": away}) as running:
+    with following(node, tmp_path, "--secrets-namespace", cluster, url=away, environ={"AWS_ENDPOINT_URL": away}) as running:
         assert [weights_of(running, namespace, uri) for namespace in (mine, "strangers")] == [b"w" * 10_000] * 2
     log = (tmp_path / "agent.log").read_text()
     assert reader.secret_key not in log + json.dumps(node.status())
