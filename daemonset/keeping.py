@@ -15,6 +15,7 @@ from typing import Protocol, Self
 
 from daemonset.backoff import Backoff
 from daemonset.metrics import Metrics
+from daemonset.own_right import brought_by_node
 from daemonset.pins import Pins, namespace_of
 from daemonset.shares import Share
 from modelcache.abc.snapshot import Snapshot
@@ -27,7 +28,6 @@ from modelcache.k8s.node import ModelReport, Object, State, WantedModel, times_o
 from modelcache.patience import Cancellation
 from modelcache.permission import Caller
 from modelcache.prewarm import DEFAULT_JOBS
-from modelcache.refresh import Refresh
 from modelcache.uri import parse_uri
 
 logger = logging.getLogger(__name__)
@@ -261,8 +261,11 @@ class Keeper:
                     counted_look(progress)
                     self._look(kept, progress)
 
-                ask = partial(self._cache.ensure, model.uri, priority=Priority.PREWARM, progress=look, cancel=kept.cancel, caller=caller)
-                snapshot = ask(refresh=self._refresh_of(kept, caller))
+                ask = partial(self._cache.ensure, model.uri, priority=Priority.PREWARM, cancel=kept.cancel, caller=caller)
+                if self._is_believed(kept, caller):
+                    snapshot = ask(progress=look)
+                else:
+                    snapshot = brought_by_node(self._cache, model.uri, ask, look, kept.cancel)
             try:
                 self._pin(model.key, snapshot)
             except NotCached:
@@ -270,14 +273,13 @@ class Keeper:
             return snapshot
         raise NotCached(f"`{parse_uri(model.uri)[0]}` was evicted each time before it could be pinned", hint="make room: `modelcache df`")
 
-    def _refresh_of(self, kept: _Kept, caller: Caller | None) -> Refresh:
-        """The node itself believes what it has brought, and of what a tenant has brought since then, with a credential of its own, that it
-        is the URI's once the origin says so to the node, too."""
+    def _is_believed(self, kept: _Kept, caller: Caller | None) -> bool:
+        """Whether what is here of it is a caller's, by its grants, or what the node itself has brought, and no tenant since then."""
         if caller is not None:
-            return Refresh.AUTO  # by grants
+            return True
         had = self._cache.cached(kept.wanted.uri)
         own = kept.report.digest if kept.report.state is State.DOWNLOADED else None
-        return Refresh.AUTO if own is not None and (had is None or str(had.snapshot.digest) == own) else Refresh.ALWAYS
+        return own is not None and (had is None or str(had.snapshot.digest) == own)
 
     def _pin(self, key: str, snapshot: Snapshot) -> None:
         if not any(pin.manifest == snapshot.digest for pin in self._pins.of(key)):

@@ -17,6 +17,7 @@ from daemonset.announcing import Announce, silently
 from daemonset.calls import Calls, Waiters
 from daemonset.events import tell_damaged, tell_evicted
 from daemonset.metrics import Metrics
+from daemonset.own_right import brought_by_node
 from daemonset.refusals import with_holders
 from daemonset.shares import Share, Shares
 from daemonset.telling import at_once, both, told
@@ -150,23 +151,24 @@ class AgentService(AgentServicer):
             refresh=wire.refresh_of(request.refresh),
             priority=wire.priority_of(request.priority),
             reads_next=request.reads_next,
-            progress=tell,
             cancel=cancel,
         )
         for _ in range(LEASE_TRIES):
-            snapshot = None if share is None else self._in_caches_name(ask, share, cancel)
-            found = self._leased(request, snapshot or ask(caller=caller))
+            snapshot = None if share is None else self._in_caches_name(ask, share, tell, cancel)
+            found = self._leased(request, snapshot or ask(caller=caller, progress=tell))
             if found is not None:
                 return found
         raise NotCached(f"`{redact_url(request.uri)}` was evicted each time before it could be held", hint="make room: `modelcache df`")
 
-    def _in_caches_name(self, ask: Callable[..., Snapshot], share: Share, cancel: Cancellation) -> Snapshot | None:
+    def _in_caches_name(
+        self, ask: Callable[..., Snapshot], share: Share, tell: Callable[[Progress], None], cancel: Cancellation
+    ) -> Snapshot | None:
         """As the cache fetches it; None: it can't, for reasons that its status tells, and that are none of a pod's."""
         try:
             caller = self._shares.caller_of(share, cancel)
-            if caller is None:  # what is here may be what a tenant's credential reads, and the node's doesn't
-                ask = partial(ask, refresh=Refresh.ALWAYS)
-            return ask(caller=caller)
+            if caller is None:
+                return brought_by_node(self._cache, share.uri, ask, tell, cancel)
+            return ask(caller=caller, progress=tell)
         except (Cancelled, NoSpace):
             raise
         except ModelCacheError as error:

@@ -211,7 +211,7 @@ class CallersAdmission:
         and none to protect."""
         todo = {(item.locator, item.validator): item for item in files if item.size_bytes and not self.source.has_read(item)}
         if todo:
-            _read_each(self.source, list(todo.values()), min(self._trust.proof_requests, len(todo)), cancel)
+            read_each(self.source, list(todo.values()), min(self._trust.proof_requests, len(todo)), cancel)
 
     def proved(self, revision: str, manifest: Manifest) -> None:
         now_s = self._grants.now_s()
@@ -331,7 +331,7 @@ def fetched_before(listing: Listing, ref: Ref | None, *, claimed: bool) -> dict[
     return known
 
 
-def _read_each(source: Source, files: Sequence[RemoteFile], requests: int, cancel: Cancellation) -> None:
+def read_each(source: Source, files: Sequence[RemoteFile], requests: int, cancel: Cancellation) -> None:
     """Read a byte of each; the first failure ends the others."""
     stop = Cancellation()
     with cancel.on_cancel(stop.cancel), ThreadPoolExecutor(requests, thread_name_prefix="proof") as threads:

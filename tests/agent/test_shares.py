@@ -25,7 +25,7 @@ from modelcache.k8s.node import State, WantedModel
 from modelcache.patience import Cancellation
 from modelcache.permission import Caller
 from modelcache.sources.s3 import S3Options
-from modelcache.testing.fault_server import Call, FaultServer
+from modelcache.testing.fault_server import Call, FaultServer, Reply
 from modelcache.testing.polling import until
 from modelcache.testing.store_fixtures import NO_LIMITS
 
@@ -192,3 +192,22 @@ def test_what_a_tenant_may_read_and_the_node_may_not_comes_to_no_cache_of_the_no
         assert (found.keeper.reports()["m"].state, found.keeper.reports()["m"].error_code) == (State.ERROR, "access-denied")
         server.fail("/weights", lambda call: call.reply(call.proper))
         assert found.pod("c", uri, waits=True) == b"weights"
+
+
+def test_what_the_node_may_only_list_comes_to_no_cache_of_the_node_s(tmp_path: Path) -> None:
+    with FaultServer() as server, node(tmp_path / "root", endpoint=f"{server.endpoint}/gateway") as found:
+        bucket(server, "gateway", "ours", b"weights")
+        key = "/gateway/ours/m/weights"
+
+        def listed_and_not_read(call: Call) -> None:
+            may = call.received.method == "HEAD" or "authorization" in call.received.headers
+            call.reply(call.proper if may else Reply(403, {}, b""))
+
+        server.fail(key, listed_and_not_read)
+        uri, secret = "s3://ours/m", {"AWS_ACCESS_KEY_ID": "AK", "AWS_SECRET_ACCESS_KEY": "secret"}
+        assert found.pod("b", uri, waits=True, **secret) == b"weights"
+        found.keeper.want({"m": WantedModel("m", uri)}, {})
+        with pytest.raises(AccessDenied):
+            found.pod("c", uri, waits=True)
+        with found.keeper:
+            until(lambda: found.keeper.reports()["m"].error_code == "access-denied", "it to be tried", deadline_s=20.0)
