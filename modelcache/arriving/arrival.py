@@ -34,13 +34,12 @@ class HandedOut:
     """Bytes of a file that somebody got before the file was verified.
 
     Attributes:
-        mark: xxh3-128 of what they got.
+        marks: xxh3-128 of what they got, by the range that has it: that of the chunks that it lies in, hashed as they passed, or its own.
         passing, pass_number: on whose way, and on which try.
     """
 
     name: str
-    span: ByteRange
-    mark: bytes
+    marks: Mapping[ByteRange, bytes]
     passing: Passing
     pass_number: int
 
@@ -194,15 +193,19 @@ class Arrival:
         for what in self._handed_out:
             if what.passing.vouches(what.pass_number, published.get(what.name)):
                 continue
-            got = _mark_of(path / what.name, what.span)
-            if got != what.mark:
-                raise DigestMismatch(
-                    f"bytes {what.span} of `{what.name}` were handed out while they arrived, and proved wrong when all were here",
-                    address=str(parse_uri(self._uri)[0]),
-                    expected=f"xxh3-128:{got.hex()}",
-                    got=f"xxh3-128:{what.mark.hex()}",
-                    hint=HINT,
-                )
+            for span, mark in what.marks.items():
+                self._expect(path / what.name, span, mark)
+
+    def _expect(self, path: Path, span: ByteRange, mark: bytes) -> None:
+        found = _mark_of(path, span)
+        if found != mark:
+            raise DigestMismatch(
+                f"bytes {span} of `{path.name}` were handed out while they arrived, and proved wrong when all were here",
+                address=str(parse_uri(self._uri)[0]),
+                expected=f"xxh3-128:{found.hex()}",
+                got=f"xxh3-128:{mark.hex()}",
+                hint=HINT,
+            )
 
 
 def _mark_of(path: Path, span: ByteRange) -> bytes:

@@ -102,8 +102,10 @@ class ArrivingFile:
 
     def _take(self, passing: Passing, block: ByteRange, into: memoryview) -> Way:
         passed, pass_number = passing.take(block, into, self._cancel)
-        mark = xxhash.xxh3_128_digest(into[: block.size_bytes])
-        self._arrival.handed_out(HandedOut(self.path.name, block, mark, passing, pass_number))
+        marks = passing.marks(block, pass_number) if passed else None
+        if marks is None:
+            marks = {block: xxhash.xxh3_128_digest(into[: block.size_bytes])}
+        self._arrival.handed_out(HandedOut(self.path.name, marks, passing, pass_number))
         return Way.ARRIVED if passed else Way.BUFFERED
 
     def _now(self) -> Passing | ShardFile:

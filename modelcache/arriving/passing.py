@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from modelcache import chunks
@@ -79,9 +79,9 @@ class Passage:
         with self._lock:
             return self._files.setdefault(number, Passing(self._begun, number))
 
-    def arrived(self, file: int, at: ByteRange, data: memoryview) -> None:
+    def arrived(self, file: int, at: ByteRange, data: memoryview, mark: bytes) -> None:
         if file in self._files:
-            self._files[file].arrived(at, data)
+            self._files[file].arrived(at, data, mark)
 
     def restarted(self, file: int) -> None:
         if file in self._files:
@@ -104,6 +104,7 @@ class Passing:
         self._changed = threading.Condition()
         self._places: list[_Place] = []
         self._copying: list[_Copy] = []
+        self._marks: dict[int, bytes] = {}
 
     def vouches(self, pass_number: int, digest: Digest | None) -> bool:
         """Whether this is the digest that was computed of the bytes that passed then."""
@@ -112,9 +113,10 @@ class Passing:
 
     # -- for the passage ---------------------------------------------------------------------------------------------
 
-    def arrived(self, at: ByteRange, data: memoryview) -> None:
-        """These bytes pass."""
+    def arrived(self, at: ByteRange, data: memoryview, mark: bytes) -> None:
+        """This chunk passes, with this xxh3-128."""
         with self._changed:
+            self._marks[at.start // chunks.CHUNK_BYTES] = mark
             copies = [(place, part) for place in self._places for part in place.open_parts(at)]
             self._copying += copies
         if not copies:
@@ -133,6 +135,7 @@ class Passing:
         """What passed was wrong: all passes again."""
         with self._changed:
             self.pass_number += 1
+            self._marks.clear()
             for place in self._places:
                 place.here = RangeSet()
 
@@ -198,6 +201,14 @@ class Passing:
                 self.incoming.read(gap.start, into[gap.start - block.start : gap.stop - block.start])
             if self.pass_number == pass_number:
                 return not gaps, pass_number
+
+    def marks(self, block: ByteRange, pass_number: int) -> Mapping[ByteRange, bytes] | None:
+        """xxh3-128 of the chunks that a block lies in, as they passed then; None: not all of them were seen."""
+        numbers = range(block.start // chunks.CHUNK_BYTES, -(-block.stop // chunks.CHUNK_BYTES))
+        with self._changed:
+            if self.pass_number != pass_number or not all(number in self._marks for number in numbers):
+                return None
+            return {chunks.chunk_range(number, self.incoming.size_bytes): self._marks[number] for number in numbers}
 
     def wait_complete(self, cancel: Cancellation) -> None:
         """Wait until the file is verified. Raises Cancelled: by `cancel`, or because the fetch ended without it."""

@@ -13,8 +13,8 @@ from modelcache.ranges import ByteRange
 class Audience(Protocol):
     """Told in the engine's threads, by several at once: quick, waits for no fetch, and never raises."""
 
-    def arrived(self, file: int, at: ByteRange, data: memoryview) -> None:
-        """These bytes of a file are on disk, and about to be marked; `data`, which may be written to, is good until this returns."""
+    def arrived(self, file: int, at: ByteRange, data: memoryview, mark: bytes) -> None:
+        """This chunk of a file is on disk, and about to be marked; `data`, which may be written to, is good until this returns."""
         ...
 
     def restarted(self, file: int) -> None:
@@ -45,9 +45,9 @@ class Audiences:
             with self._lock:
                 self._all = tuple(each for each in self._all if each is not audience)
 
-    def arrived(self, file: int, at: ByteRange, data: memoryview) -> None:
+    def arrived(self, file: int, at: ByteRange, data: memoryview, mark: bytes) -> None:
         for audience in self._all:
-            audience.arrived(file, at, data)
+            audience.arrived(file, at, data, mark)
 
     def restarted(self, file: int) -> None:
         for audience in self._all:

@@ -151,7 +151,7 @@ class Run:
 
     def _arrived(self, chunk: int, buffer: Buffer, mark: bytes) -> Buffer:
         at = chunk_range(chunk, self._incoming.size_bytes)
-        self._fetch.audiences.arrived(self._span.file, at, buffer.view[: at.size_bytes])
+        self._fetch.audiences.arrived(self._span.file, at, buffer.view[: at.size_bytes], mark)
         self._incoming.mark(chunk, mark)
         self.buffer, hashed = self._fetch.assembly(self._span.file).arrived(chunk, buffer, mark)
         self._hashed = self._hashed or hashed
