@@ -246,15 +246,20 @@ class MemoryIngest:
             return [self._sight(file.wanted) for file in self._ours(files)]
 
     def _sight(self, wanted: IngestFile) -> Elsewhere:
-        others = [ingest for ingest in (*self.shelf.open_ingests.values(), *self.shelf.kept.values()) if ingest is not self]
-        named = [file for ingest in others for file in ingest.files if wanted.identity and file.wanted.identity == wanted.identity]
-        same = [file for file in named if file.size_bytes == wanted.size_bytes]
-        digests = [wanted.sha256, self.published_elsewhere.get(wanted.identity), *(file.sha256 for file in same)]
-        known = next((digest for digest in digests if digest is not None and self._content(digest) in self.shelf.blobs), None)
+        same = self._same(wanted)
         here = [file.marked_bytes for file in same if file.booked]
         holder = self.shelf.claims.get(wanted.identity)
         pulse = () if holder is None else (sum(file.marked_bytes for file in holder.files),)
-        return Elsewhere(max(here, default=0), known, pulse)
+        return Elsewhere(max(here, default=0), self._known(wanted, same), pulse)
+
+    def _same(self, wanted: IngestFile) -> list[MemoryIncoming]:
+        others = [ingest for ingest in (*self.shelf.open_ingests.values(), *self.shelf.kept.values()) if ingest is not self]
+        named = [file for ingest in others for file in ingest.files if wanted.identity and file.wanted.identity == wanted.identity]
+        return [file for file in named if file.size_bytes == wanted.size_bytes]
+
+    def _known(self, wanted: IngestFile, same: Sequence[MemoryIncoming]) -> Digest | None:
+        digests = [wanted.sha256, self.published_elsewhere.get(wanted.identity), *(file.sha256 for file in same)]
+        return next((digest for digest in digests if digest is not None and self._content(digest) in self.shelf.blobs), None)
 
     def claim(self, files: Sequence[IncomingFile], *, anyway: bool = False) -> list[IncomingFile]:
         got: list[IncomingFile] = []
@@ -264,7 +269,7 @@ class MemoryIngest:
                 free = file.size_bytes == 0 or identity == "" or self.shelf.claims.setdefault(identity, self) is self
                 if free or anyway:
                     file.claim()
-                    known = self._sight(file.wanted).sha256 if file.size_bytes and free else None
+                    known = self._known(file.wanted, self._same(file.wanted)) if file.size_bytes and free else None
                     if known is not None and (not anyway or known == file.wanted.sha256):
                         file.link(known)
                     got.append(file)

@@ -10,6 +10,7 @@ import socket
 import ssl
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -68,7 +69,11 @@ os.kill(os.getpid(), signal.SIGKILL)
     assert done.returncode == -signal.SIGKILL, done.stderr
     *pids, own = done.stdout.split()
     assert len(pids) == 4  # a master, two workers, their keeper
-    _, alive = psutil.wait_procs([psutil.Process(int(pid)) for pid in pids if psutil.pid_exists(int(pid))], timeout=30)
+    left = []
+    for pid in pids:
+        with suppress(psutil.NoSuchProcess):  # it has ended by now
+            left.append(psutil.Process(int(pid)))
+    _, alive = psutil.wait_procs(left, timeout=30)
     assert not alive
     assert not Path(own).exists()
 
