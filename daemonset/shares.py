@@ -14,7 +14,7 @@ from modelcache.cache import ModelCache
 from modelcache.config import Config
 from modelcache.ensure import Ensured
 from modelcache.errors import BadInput, NotCached
-from modelcache.fetch.progress import Phase, Progress
+from modelcache.fetch.progress import hit_progress
 from modelcache.k8s.node import WantedModel
 from modelcache.patience import Cancellation
 from modelcache.permission import Caller
@@ -97,19 +97,7 @@ class Shares:
         snapshot = self._cache.used(share.digest)
         if snapshot is None:
             return None
-        size, files = share.size_bytes, share.file_count
-        progress = Progress(
-            uri=share.uri,
-            phase=Phase.DONE,
-            bytes_total=size,
-            bytes_done=size,
-            bytes_reused=size,
-            files_total=files,
-            files_done=files,
-            eta_s=0.0,
-            elapsed_s=time.monotonic() - started_s,
-            hit=True,
-        )
+        progress = hit_progress(share.uri, share.size_bytes, share.file_count, started_s)
         return Ensured(replace(snapshot, stale=share.stale), progress)
 
     def caller_of(self, share: Share, cancel: Cancellation) -> Caller | None:

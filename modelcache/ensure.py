@@ -26,7 +26,7 @@ from modelcache.fetch.begun import Begun, Tell
 from modelcache.fetch.engine import FetchEngine
 from modelcache.fetch.fetch import Fetch
 from modelcache.fetch.plan import Priority
-from modelcache.fetch.progress import Phase, Progress, said
+from modelcache.fetch.progress import Phase, Progress, hit_progress, said
 from modelcache.fetch.request import FetchRequest
 from modelcache.fetch.route import available_memory_bytes, route_for_reader
 from modelcache.fetch.turns import Awaited
@@ -227,7 +227,7 @@ class Ensure:
             snapshot = self._store.attach(self._ref(resolved, manifest, {}))
             if snapshot is None:
                 return None
-        return Ensured(snapshot, _hit_progress(self._key.uri, listing.size_bytes, len(listing.files), self._started_s))
+        return Ensured(snapshot, hit_progress(self._key.uri, listing.size_bytes, len(listing.files), self._started_s))
 
     # -- something to fetch -----------------------------------------------------------------------------------------
 
@@ -356,7 +356,7 @@ def hit(store: Store, ref: RefHead, started_s: float) -> Ensured | None:
     snapshot = store.snapshot(ref.manifest)
     if snapshot is None:
         return None
-    return Ensured(snapshot, _hit_progress(ref.key.uri, ref.size_bytes, ref.file_count, started_s))
+    return Ensured(snapshot, hit_progress(ref.key.uri, ref.size_bytes, ref.file_count, started_s))
 
 
 def last(store: Store, admission: Admission, started_s: float) -> Ensured | None:
@@ -365,23 +365,8 @@ def last(store: Store, admission: Admission, started_s: float) -> Ensured | None
         snapshot = store.snapshot(digest)
         if snapshot is not None:
             manifest = store.manifest(digest)
-            return Ensured(snapshot, _hit_progress(admission.key.uri, manifest.size_bytes, len(manifest.files), started_s))
+            return Ensured(snapshot, hit_progress(admission.key.uri, manifest.size_bytes, len(manifest.files), started_s))
     return None
-
-
-def _hit_progress(uri: str, size_bytes: int, files: int, started_s: float) -> Progress:
-    return Progress(
-        uri=uri,
-        phase=Phase.DONE,
-        bytes_total=size_bytes,
-        bytes_done=size_bytes,
-        bytes_reused=size_bytes,
-        files_total=files,
-        files_done=files,
-        eta_s=0.0,
-        elapsed_s=time.monotonic() - started_s,
-        hit=True,
-    )
 
 
 def _version(listing: Listing, item: RemoteFile) -> str:

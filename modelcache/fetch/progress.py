@@ -59,6 +59,22 @@ class Progress:
     stale: bool = False
 
 
+def hit_progress(uri: str, size_bytes: int, file_count: int, started_s: float) -> Progress:
+    """Of a model that was here when it was asked for, at `started_s` (monotonic)."""
+    return Progress(
+        uri=uri,
+        phase=Phase.DONE,
+        bytes_total=size_bytes,
+        bytes_done=size_bytes,
+        bytes_reused=size_bytes,
+        files_total=file_count,
+        files_done=file_count,
+        eta_s=0.0,
+        elapsed_s=time.monotonic() - started_s,
+        hit=True,
+    )
+
+
 def said(waits: Sequence[Wait]) -> str | None:
     """`waiting` of these pauses: the longest."""
     if not waits:

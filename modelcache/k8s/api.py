@@ -140,7 +140,7 @@ class ApiServer:
 
     def _ask(self, method: str, resource: str, body: bytes, content: str, cancel: Cancellation) -> Object:
         answer = self._send(self._calls, method, resource, body, content, cancel)
-        return _object(_read(answer, MAX_ANSWER_BYTES, cancel), f"{method} {resource.partition('?')[0]}")
+        return _object(read_small(answer, MAX_ANSWER_BYTES, cancel), f"{method} {resource.partition('?')[0]}")
 
     def _send(self, exchanger: Exchanger, method: str, resource: str, body: bytes, content: str, cancel: Cancellation) -> Answer:
         """An answer that is a success. Raises what its status means."""
@@ -148,7 +148,7 @@ class ApiServer:
         answer = exchanger.send(Request(method, Target.parse(self._place.url.rstrip("/") + resource), headers, body), cancel)
         if answer.head.status < 300:
             return answer
-        said, head = _read(answer, MAX_ANSWER_BYTES, cancel), answer.head
+        said, head = read_small(answer, MAX_ANSWER_BYTES, cancel), answer.head
         raise error_of(head.status, _message(said), f"{method} {resource.partition('?')[0]}", retry_after_s(head.headers))
 
     def _authorization(self) -> dict[str, str]:
@@ -188,17 +188,6 @@ def error_of(status: int, message: str, address: str, retry_after: float | None 
 
 def _with(path: str, query: Mapping[str, str] | None) -> str:
     return f"{path}?{urlencode(query)}" if query else path
-
-
-def _read(answer: Answer, max_bytes: int, cancel: Cancellation) -> bytes:
-    try:
-        with cancel.on_cancel(answer.abort):
-            body = read_small(answer, max_bytes, address=str(answer.request.target))
-    except ModelCacheError:
-        cancel.check()
-        raise
-    cancel.check()
-    return body
 
 
 def _object(data: bytes, address: str) -> Object:

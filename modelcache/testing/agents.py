@@ -12,6 +12,7 @@ from pathlib import Path
 import psutil
 
 from modelcache.agent.client import AgentClient
+from modelcache.agent.watermarks import Watermarks
 from modelcache.errors import AgentUnreachable
 from modelcache.testing.servers.ports import LOOPBACK, free_ports
 from modelcache.testing.servers.process import OwnedProcess, started
@@ -83,3 +84,10 @@ def agent(
         yield RunningAgent(process, root, admin, driver, f"http://{LOOPBACK}:{port}")
     finally:
         process.stop()
+
+
+def watermarks_of(client: AgentClient) -> Watermarks:
+    """Those that the agent has in force."""
+    found = client.status(brief=True).watermarks
+    assert found is not None
+    return found

@@ -114,13 +114,25 @@ class RangeBody:
         self._answer.release(reuse=reuse and not self._cancel.requested and not self._aborted)
 
 
-def read_small(answer: Answer, max_bytes: int, *, address: str) -> bytes:
+def read_small(answer: Answer, max_bytes: int, cancel: Cancellation) -> bytes:
     """The whole body of a control answer, in either framing; ends the answer.
 
     Raises:
         ProtocolViolation: over `max_bytes`, no length given, or a malformed chunk.
         BodyCut, OriginStalled: also one that takes longer than `SMALL_BODY_S` in all.
+        Cancelled.
     """
+    try:
+        with cancel.on_cancel(answer.abort):
+            body = _read_small(answer, max_bytes, str(answer.request.target))
+    except ModelCacheError:
+        cancel.check()
+        raise
+    cancel.check()
+    return body
+
+
+def _read_small(answer: Answer, max_bytes: int, address: str) -> bytes:
     reuse, deadline = False, Deadline.after(SMALL_BODY_S)
     try:
         length_bytes = answer.length_bytes

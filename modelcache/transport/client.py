@@ -154,7 +154,7 @@ class RangeClient:
         answer = self._follow(call, SignedRequest(url, headers), hops=MAX_REDIRECTS if follow else 0)
         if isinstance(answer, Response):
             return answer
-        return _response(answer, _read(answer, max_body_bytes, cancel))
+        return _response(answer, read_small(answer, max_body_bytes, cancel))
 
     def post(self, url: str, headers: Mapping[str, str], body: bytes, cancel: Cancellation, max_body_bytes: int) -> Response:
         """One small POST, never redirected; any status is returned. It may be sent twice, if a kept connection turns out dead.
@@ -164,7 +164,7 @@ class RangeClient:
         target = Target.parse(url)
         answer = self._exchanger.send(Request("POST", target, headers, body), cancel)
         _log.debug("POST %s -> %d", target, answer.head.status)
-        return _response(answer, _read(answer, max_body_bytes, cancel)) if answer.head.status < 300 else self._over(answer, cancel)
+        return _response(answer, read_small(answer, max_body_bytes, cancel)) if answer.head.status < 300 else self._over(answer, cancel)
 
     def forget_redirects(self, beginning: str) -> None:
         """Ask the origin again about locators that begin so, and with it whether this credential may still read them."""
@@ -240,20 +240,9 @@ class RangeClient:
             answer.release(reuse=False)
             return _response(answer, b"")
         try:
-            return _response(answer, _read(answer, SMALL_BODY_BYTES, cancel))
+            return _response(answer, read_small(answer, SMALL_BODY_BYTES, cancel))
         except (Unavailable, ProtocolViolation):
             return _response(answer, b"")
-
-
-def _read(answer: Answer, max_bytes: int, cancel: Cancellation) -> bytes:
-    try:
-        with cancel.on_cancel(answer.abort):
-            body = read_small(answer, max_bytes, address=str(answer.request.target))
-    except ModelCacheError:
-        cancel.check()
-        raise
-    cancel.check()
-    return body
 
 
 def _response(answer: Answer, body: bytes) -> Response:

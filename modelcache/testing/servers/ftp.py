@@ -3,32 +3,18 @@
 from __future__ import annotations
 
 import ftplib
-import secrets
 import sys
 from pathlib import Path
 
-from modelcache.testing.servers.launched import LaunchedServer
+from modelcache.testing.servers.launched import DirectoryServer
 from modelcache.testing.servers.ports import LOOPBACK, free_ports
 from modelcache.testing.servers.process import OwnedProcess
 
 PROGRAM = Path(__file__).with_name("ftp_program.py")
-START_DEADLINE_S = 30.0
 
 
-class FtpServer(LaunchedServer):
-    """The server, running inside its `with` block; it serves `root`, and its log lies beside that in `directory`."""
-
-    user = "reader"
-
-    def __init__(self, directory: Path) -> None:
-        super().__init__(directory, start_deadline_s=START_DEADLINE_S)
-        self.root = directory / "root"
-        self.root.mkdir(parents=True)
-        self.password = f"p@ss/{secrets.token_hex(8)}"
-
-    @property
-    def authority(self) -> str:
-        return f"{LOOPBACK}:{self.port}"
+class FtpServer(DirectoryServer):
+    """The server, running inside its `with` block; what it serves is for reading."""
 
     def _launch(self) -> OwnedProcess:
         [self.port] = free_ports(1)

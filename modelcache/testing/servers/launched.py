@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import secrets
 from abc import ABC, abstractmethod
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from modelcache.testing.servers.ports import LOOPBACK
 from modelcache.testing.servers.process import OwnedProcess, started
 
 
@@ -47,3 +49,23 @@ class LaunchedServer(ABC):
     @abstractmethod
     def _ready(self) -> bool:
         """Whether it serves, not merely listens."""
+
+
+class DirectoryServer(LaunchedServer):
+    """One that serves a directory to one user.
+
+    Attributes:
+        root: what it serves; `directory` holds that, and its log beside.
+    """
+
+    user = "reader"
+
+    def __init__(self, directory: Path, *, start_deadline_s: float = 30.0) -> None:
+        super().__init__(directory, start_deadline_s=start_deadline_s)
+        self.root = directory / "root"
+        self.root.mkdir(parents=True)
+        self.password = f"p@ss/{secrets.token_hex(8)}"
+
+    @property
+    def authority(self) -> str:
+        return f"{LOOPBACK}:{self.port}"

@@ -8,18 +8,16 @@ from __future__ import annotations
 
 import hashlib
 import re
-import threading
 from dataclasses import dataclass, field
 from email.utils import formatdate, parsedate_to_datetime
 from http import HTTPStatus
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 from urllib.parse import parse_qs, quote, unquote, urlsplit
 from xml.sax.saxutils import escape
 
-from modelcache.testing.servers.ports import LOOPBACK
+from modelcache.testing.servers.threaded import ThreadedServer
 
 _RANGE = re.compile(r"bytes=(\d+)-(\d+)")
 _SIGNED = re.compile(r"OSS ([^:]*):")
@@ -33,43 +31,21 @@ class Rights:
     denied: list[str] = field(default_factory=list)
 
 
-class Oss:
+class Oss(ThreadedServer):
     """The server, running inside its `with` block; its buckets are the directories of `root`."""
 
     def __init__(self, root: Path, key_id: str) -> None:
         self.root = root
         self.rights = Rights(key_id)
-        self._server = _Server(root, self.rights)
+        super().__init__(_Handler)
 
     @property
     def endpoint(self) -> str:
-        return f"http://{LOOPBACK}:{self._server.server_address[1]}"
-
-    def __enter__(self) -> Oss:
-        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True)
-        self._thread.start()
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join()
-
-
-class _Server(ThreadingHTTPServer):
-    daemon_threads = True
-
-    def __init__(self, root: Path, rights: Rights) -> None:
-        self.root = root
-        self.rights = rights
-        super().__init__((LOOPBACK, 0), _Handler)
-
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        """A client that goes away in the middle of a body is none."""
+        return f"http://{self.authority}"
 
 
 class _Handler(BaseHTTPRequestHandler):
-    server: _Server
+    server: Oss
     protocol_version = "HTTP/1.1"
     disable_nagle_algorithm = True
 

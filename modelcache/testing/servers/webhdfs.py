@@ -11,18 +11,16 @@ import base64
 import json
 import os
 import stat
-import threading
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from http import HTTPStatus
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 from urllib.parse import parse_qs, quote, unquote, urlsplit
 
-from modelcache.testing.servers.ports import LOOPBACK
+from modelcache.testing.servers.threaded import ThreadedServer
 
 PREFIX = "/webhdfs/v1"
 DATA_PREFIX = "/data/webhdfs/v1"
@@ -56,43 +54,17 @@ class Books:
     basic: tuple[str, str] | None = None
 
 
-class WebHdfs:
+class WebHdfs(ThreadedServer):
     """The server, running inside its `with` block; it serves `root`, and dies with this process."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
         self.books = Books()
-        self._server = _Server(root, self.books)
-
-    @property
-    def authority(self) -> str:
-        return f"{LOOPBACK}:{self._server.server_address[1]}"
-
-    def __enter__(self) -> WebHdfs:
-        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True)
-        self._thread.start()
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join()
-
-
-class _Server(ThreadingHTTPServer):
-    daemon_threads = True
-
-    def __init__(self, root: Path, books: Books) -> None:
-        self.root = root
-        self.books = books
-        super().__init__((LOOPBACK, 0), _Handler)
-
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        """A client that goes away in the middle of a body is none."""
+        super().__init__(_Handler)
 
 
 class _Handler(BaseHTTPRequestHandler):
-    server: _Server
+    server: WebHdfs
     protocol_version = "HTTP/1.1"
     disable_nagle_algorithm = True  # head and body are two writes: 40 ms between them otherwise
 
@@ -133,7 +105,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._send(HTTPStatus.NOT_FOUND, refusal("FileNotFoundException", f"File does not exist: {path}"))
 
     def _data_node(self, path: str, query: str) -> str:
-        return f"http://{LOOPBACK}:{self.server.server_address[1]}{DATA_PREFIX}{quote(path)}?{query}"
+        return f"http://{self.server.authority}{DATA_PREFIX}{quote(path)}?{query}"
 
     def _data(self, path: str, query: dict[str, str]) -> None:
         books = self.server.books
