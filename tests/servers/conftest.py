@@ -1,12 +1,14 @@
-"""A bucket that the tests of this folder share, each under a prefix of its own."""
+"""What the tests of this folder share: a bucket, each under a prefix of its own, and a file system of fsspec's, each alone."""
 
 from __future__ import annotations
 
 import secrets
 
+import fsspec
 import pytest
 
 from modelcache.testing.servers import SeaweedFS
+from tests.servers.shelf import Shelf
 
 BODY = b"weights of a model"
 
@@ -22,3 +24,11 @@ def filled(seaweedfs: SeaweedFS, shared_bucket: str) -> str:
     prefix = f"{secrets.token_hex(6)}/m"
     seaweedfs.put(shared_bucket, f"{prefix}/f", BODY)
     return f"s3://{shared_bucket}/{prefix}"
+
+
+@pytest.fixture
+def shelf(monkeypatch: pytest.MonkeyPatch) -> type[Shelf]:
+    fsspec.register_implementation("shelf", Shelf, clobber=True)
+    for name, value in (("store", {}), ("pseudo_dirs", [""]), ("made", []), ("facts", {}), ("raises", None), ("before_read", None)):
+        monkeypatch.setattr(Shelf, name, value)
+    return Shelf
