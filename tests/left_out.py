@@ -4,6 +4,8 @@ A test that needs a file system that not every kernel has is marked `file_system
 and named; a run whose environment says `MODELCACHE_TESTS_EXPECT=xfs,btrfs` ends before its first test instead. Tests marked `gpu` are
 treated the same where torch sees no GPU; `MODELCACHE_TESTS_EXPECT=gpu` is for machines that must have one. Tests that need a program or a
 package that `make` doesn't install are marked `beside("azurite")`: `BESIDE` says what there is and how a run gets it.
+
+In a run of several processes each of them chooses, and the one that tells the summary has it from them.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ from __future__ import annotations
 import os
 from collections import Counter
 from importlib.util import find_spec
+from typing import Any
 
 import pytest
 
@@ -31,8 +34,10 @@ BESIDE = {
 }
 """What some tests need beside what `make` installs, and how it is made known."""
 
+OUTPUT = "left_out"
+"""Of what a process of tests tells the one that started it."""
+
 _reasons = pytest.StashKey[dict[str, str]]()
-_expected = pytest.StashKey[frozenset[str]]()
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -42,17 +47,15 @@ def pytest_configure(config: pytest.Config) -> None:
     if unknown:
         known = ", ".join((*Kind, GPU))
         raise pytest.UsageError(f"{EXPECT} names what is no file system of the tests: {', '.join(unknown)}; there are {known}")
-    config.stash[_expected] = frozenset(names)
+    if missing := sorted(name for name in {*names} if not _is_here(name)):
+        what = "this machine has no GPU that torch sees" if missing == [GPU] else "this kernel has no such file system"
+        raise pytest.UsageError(f"{EXPECT} expects {', '.join(missing)}, and {what}")
 
 
 @pytest.hookimpl(trylast=True)  # after -m and -k: what they leave out is theirs
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     needed = {name for item in items for name in _needs(item)}
     lacking = {name for name in needed if not _is_here(name)}
-    expected = config.stash[_expected]
-    if missing := sorted(expected & lacking):
-        what = "this machine has no GPU that torch sees" if missing == [GPU] else "this kernel has no such file system"
-        raise pytest.UsageError(f"{EXPECT} expects {', '.join(missing)}, and {what}")
     left = [item for item in items if not lacking.isdisjoint(_needs(item))]
     for item in left:
         lacks = sorted(lacking.intersection(_needs(item)))
@@ -71,6 +74,18 @@ def pytest_deselected(items: list[pytest.Item]) -> None:
         reasons = item.config.stash[_reasons]
         marks = [name for name in CHOSEN_BY_MARK if item.get_closest_marker(name) is not None]
         reasons.setdefault(item.nodeid, f"not selected, marked {', '.join(marks)}" if marks else "not selected")
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    told: dict[str, Any] | None = getattr(session.config, "workeroutput", None)
+    if told is not None:
+        told[OUTPUT] = session.config.stash[_reasons]
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """A process of tests has ended; one that crashed has told nothing, and another had the same tests to choose from."""
+    node.config.stash[_reasons].update(getattr(node, "workeroutput", {}).get(OUTPUT, {}))
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
