@@ -29,7 +29,7 @@ from modelcache.units import format_bytes, parse_bytes
 
 GRACE_S = 25.0
 """Under kubelet's default of 30 s between SIGTERM and SIGKILL."""
-PROXY, CONFIGZ = "proxy", "/configz"
+PROXY = "proxy"
 REVIEW_TIMEOUTS = Timeouts(connect_s=DEADLINE_S / 2, stall_s=DEADLINE_S / 2)
 
 
@@ -117,6 +117,11 @@ def _add_kubelet(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--kubelet-configz", metavar="proxy|URL", help="ask kubelet itself, through the API server or at https://HOST:10250; default: no"
     )
+    parser.add_argument(
+        "--images-dir",
+        type=Path,
+        help="the container runtime's directory, such as /var/lib/containerd, where imagefs is; default: by its size",
+    )
     parser.add_argument("--kubelet-ca", type=Path, metavar="FILE", help="what vouches for kubelet at a URL; default: as for the API server")
 
 
@@ -173,14 +178,17 @@ def _membership(options: argparse.Namespace) -> Membership | None:
 def _kubelet(options: argparse.Namespace, stack: ExitStack) -> Kubelet:
     """What is known of it. What the stack holds is needed as long as the agent is. Raises BadConfig."""
     flags = () if options.kubelet_eviction is None else kubelet.parse(options.kubelet_eviction)
-    told = options.kubelet_configz
+    told, images = options.kubelet_configz, options.images_dir
+    if images is not None and (told is None or not images.is_dir()):
+        why = "nothing is asked that depends on where images are" if told is None else "there is no such directory"
+        raise BadConfig(f"--images-dir: {why}", got=str(images), hint="--kubelet-configz, and mount the directory into the agent")
     if told is None:
         return Kubelet(flags)
-    place, path = _api_place(options), CONFIGZ
+    place, below = _api_place(options), ""
     if told == PROXY:
         if options.node_name is None:
             raise BadConfig("kubelet is asked through the API server by the name of its node", hint="--node-name NAME")
-        path = f"/api/v1/nodes/{options.node_name}/proxy{CONFIGZ}"
+        below = f"/api/v1/nodes/{options.node_name}/proxy"
     elif told.startswith("https://"):
         token = options.api_token or ACCOUNT / "token"
         place = ApiPlace(told, options.kubelet_ca or options.api_ca or ACCOUNT / "ca.crt", token)
@@ -189,7 +197,7 @@ def _kubelet(options: argparse.Namespace, stack: ExitStack) -> Kubelet:
     if place is None:
         raise BadConfig("kubelet is asked through the API server, and this is no pod of a cluster", hint="--api-server URL")
     server = stack.enter_context(closing(ApiServer(place)))
-    return Kubelet(flags, lambda cancel: server.get(path, cancel))
+    return Kubelet(flags, lambda path, cancel: server.get(below + path, cancel), images)
 
 
 def _size(text: str) -> int:

@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from types import TracebackType
 from typing import Any, Protocol, Self
 
-from modelcache.errors import AccessDenied, Cancelled, ModelCacheError, NotFound
+from modelcache.errors import AccessDenied, Cancelled, ModelCacheError, NotFound, SourceChanged
 from modelcache.k8s.names import AGENT, API, GROUP, NODES, VERSION
 from modelcache.patience import Cancellation
 
@@ -75,7 +75,6 @@ class Announcer:
         self._allowed, self._allowed_at_s = float(BURST), clock()
         self._ending = False
         self._cancel = Cancellation()
-        self._about: dict[str, str] | None = None
         self._thread = threading.Thread(target=self._work, name="agent events", daemon=True)
 
     def __enter__(self) -> Self:
@@ -113,29 +112,32 @@ class Announcer:
                     return
                 what, left_out, at_s = self._waiting.popleft()
             try:
-                self._post(self._event(what, left_out, at_s))
+                self._post(what, left_out, at_s)
             except Cancelled:
                 return
             except ModelCacheError as error:
                 logger.warning("`%s` could not be announced: %s", what.reason, error, extra={"error": error})
 
-    def _post(self, event: dict[str, Any]) -> None:
+    def _post(self, what: Announcement, left_out: int, at_s: float) -> None:
+        name = f"{self._node}.{secrets.token_hex(8)}"
         for tries_left in reversed(range(TRIES)):
             try:
-                self._server.post(f"/api/v1/namespaces/{NAMESPACE}/events", event, self._cancel)
+                self._server.post(f"/api/v1/namespaces/{NAMESPACE}/events", self._event(name, what, left_out, at_s), self._cancel)
                 return
+            except SourceChanged:
+                return  # an earlier try came through, and its answer did not
             except ModelCacheError as error:
                 if not error.retryable or tries_left == 0:
                     raise
                 self._cancel.wait(AGAIN_S if error.retry_after_s is None else min(error.retry_after_s, REFILL_S))
 
-    def _event(self, what: Announcement, left_out: int, at_s: float) -> dict[str, Any]:
+    def _event(self, name: str, what: Announcement, left_out: int, at_s: float) -> dict[str, Any]:
         more = f" ({left_out} more events were left out)" if left_out else ""
         at = datetime.fromtimestamp(at_s, UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
         return {
             "apiVersion": "v1",
             "kind": "Event",
-            "metadata": {"name": f"{self._node}.{secrets.token_hex(8)}", "namespace": NAMESPACE},
+            "metadata": {"name": name, "namespace": NAMESPACE},
             "involvedObject": self._subject(),
             "type": "Warning" if what.warning else "Normal",
             "reason": what.reason,
@@ -147,12 +149,9 @@ class Announcer:
         }
 
     def _subject(self) -> dict[str, str]:
-        """The LocalModelNode; the Node where there is none, or it may not be looked at."""
-        if self._about is None:
-            try:
-                found = self._server.get(f"{API}/{NODES}/{self._node}", self._cancel)
-                uid = str(found["metadata"]["uid"])
-                self._about = {"apiVersion": f"{GROUP}/{VERSION}", "kind": "LocalModelNode", "name": self._node, "uid": uid}
-            except (NotFound, AccessDenied):
-                return {"apiVersion": "v1", "kind": "Node", "name": self._node, "uid": self._node}  # as kubelet names it
-        return self._about
+        """The LocalModelNode that there is now; the Node where there is none, or it may not be looked at."""
+        try:
+            found = self._server.get(f"{API}/{NODES}/{self._node}", self._cancel)
+            return {"apiVersion": f"{GROUP}/{VERSION}", "kind": "LocalModelNode", "name": self._node, "uid": str(found["metadata"]["uid"])}
+        except (NotFound, AccessDenied):
+            return {"apiVersion": "v1", "kind": "Node", "name": self._node, "uid": self._node}  # as kubelet names it

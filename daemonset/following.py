@@ -78,9 +78,10 @@ class Follower:
     def _list(self) -> None:
         """Raises what `ApiServer.get` raises; NotFound: the resource isn't served, which says nothing about the object."""
         found = self._api.get(f"{API}/{NODES}", self._ending, self._selector)
-        items, version = found.get("items") or [], (found.get("metadata") or {}).get("resourceVersion")
-        if not isinstance(version, str):
-            raise ProtocolViolation("the API server's list has no version", address=f"GET {API}/{NODES}")
+        items, told = found.get("items") or [], found.get("metadata")
+        version = told.get("resourceVersion") if isinstance(told, dict) else None
+        if not isinstance(version, str) or not isinstance(items, list) or not all(map(_is_object, items)):
+            raise ProtocolViolation("that is no list of the API server's", address=f"GET {API}/{NODES}")
         self._seen(items[0] if items else None)
         self._version = version
 
@@ -97,3 +98,7 @@ class Follower:
                 self._seen(None)
             self._version = event.version
         return came
+
+
+def _is_object(told: object) -> bool:
+    return isinstance(told, dict) and isinstance(told.get("metadata"), dict)

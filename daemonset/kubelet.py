@@ -1,10 +1,10 @@
-"""kubelet's thresholds on a file system that the store shares with it: how full the store may make it. Pure."""
+"""kubelet's thresholds on a file system that the store shares with it: which count, and how full the store may make it. Pure."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from modelcache.abc.store import Limits
@@ -17,6 +17,12 @@ IMAGE_GC = "imageGCHighThresholdPercent"
 """From it on kubelet removes images."""
 CLEAR_SHARE = 0.02
 """Of the file system: others write between two looks of kubelet, which come every 10 s."""
+NODEFS, IMAGEFS = "nodefs", "imagefs"
+"""kubelet's own file system, and that of the images, which may be one."""
+FILE_SYSTEM_OF = {"nodefs.available": NODEFS, "imagefs.available": IMAGEFS, IMAGE_GC: IMAGEFS}
+SAME_SIZE_SHARE = 0.01
+"""Two sizes that differ by less are taken for those of one file system: btrfs leaves a reserve out of its own that grows with its metadata
+(up to 512 MiB). Inodes tell nothing: XFS and btrfs make them as they are needed."""
 Thresholds = Sequence[tuple[str, str]]
 """Names and values. Of one name there may be several: all of them count."""
 _EXPONENT = re.compile(r"\d+(?:\.\d+)?[eE][+-]?\d{1,2}")
@@ -63,6 +69,33 @@ def told(configz: Mapping[str, Any]) -> Thresholds:
         if isinstance(value, bool) or not isinstance(value, str | int) or _most(name, str(value), 1 << 40) is None:
             raise BadConfig(f"no value of {name} that can be read", got=ascii(value)[:80])
     return [(name, str(value)) for name, value in found if not _is_off(name, str(value))]
+
+
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """Bytes of kubelet's file systems, free or not; None: it doesn't tell."""
+
+    nodefs: int | None
+    imagefs: int | None
+
+    def may_hold(self, name: str, total_bytes: int) -> bool | None:
+        """Whether a file system of this size may be the one of this name. None: nobody knows."""
+        told = self.nodefs if name == NODEFS else self.imagefs
+        return None if told is None else abs(told - total_bytes) <= SAME_SIZE_SHARE * total_bytes
+
+
+def sizes_told(summary: Mapping[str, Any]) -> Sizes:
+    """Of kubelet's `/stats/summary`. Raises BadConfig: it is no such answer."""
+    node = summary.get("node")
+    if not isinstance(node, dict):
+        raise BadConfig("the answer has no statistics of a node")
+    runtime = node.get("runtime")
+    return Sizes(_capacity(node.get("fs")), _capacity(runtime.get("imageFs") if isinstance(runtime, dict) else None))
+
+
+def _capacity(told: object) -> int | None:
+    size = told.get("capacityBytes") if isinstance(told, dict) else None
+    return size if isinstance(size, int) and not isinstance(size, bool) and size > 0 else None
 
 
 def text_of(threshold: tuple[str, str]) -> str:

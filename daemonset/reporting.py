@@ -90,6 +90,7 @@ class Reporter:
         self._ending = ending
         self._changed = threading.Condition()
         self._generation: int | None = None
+        self._looks = 0
         self._told: Told | None = None
         self._plain_until_s = 0.0
         self._others: tuple[str, ...] = ()
@@ -112,6 +113,7 @@ class Reporter:
     def seen(self, node: Object | None) -> None:
         """The object as the API server has it; None: there is none, and nothing to tell."""
         with self._changed:
+            self._looks += 1
             if node is None:
                 self._generation = self._told = None
             else:
@@ -160,7 +162,7 @@ class Reporter:
                 self._changed.wait(LEAST_S if due is None else min(max(due - now_s, 0.01), LEAST_S))
 
     def _tell(self, reports: dict[str, ModelReport], generation: int) -> None:
-        status = status_of(reports, generation)
+        status, looks = status_of(reports, generation), self._looks
         try:
             if self._clock() < self._plain_until_s:
                 self._tell_plainly(reports, status)
@@ -169,7 +171,8 @@ class Reporter:
         except NotFound:
             logger.info("the node's object went away")
             with self._changed:
-                self._generation = None
+                if self._looks == looks:  # else there may be another by now
+                    self._generation = None
             return
         except ModelCacheError as error:
             if NOT_DECLARED not in error.message or self._clock() < self._plain_until_s:

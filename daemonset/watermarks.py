@@ -6,7 +6,7 @@ import logging
 import os
 import random
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
@@ -14,7 +14,7 @@ from typing import Any, Self
 
 from daemonset import kubelet
 from daemonset.backoff import Backoff
-from daemonset.kubelet import Thresholds
+from daemonset.kubelet import FILE_SYSTEM_OF, IMAGEFS, NODEFS, Sizes, Thresholds
 from daemonset.mounts import share_file_system
 from modelcache.abc.store import Limits
 from modelcache.agent.watermarks import FLAGS, KUBELET, NONE, Watermarks
@@ -27,8 +27,9 @@ EVERY_S = 600.0
 """kubelet reads its configuration when it starts."""
 AGAIN = Backoff(15.0, EVERY_S)
 
-Ask = Callable[[Cancellation], dict[str, Any]]
-"""kubelet's `/configz`. Raises ModelCacheError."""
+CONFIGZ, SUMMARY = "/configz", "/stats/summary"
+Ask = Callable[[str, Cancellation], dict[str, Any]]
+"""What kubelet answers at a path. Raises ModelCacheError."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,10 +39,13 @@ class Kubelet:
     Attributes:
         flags: thresholds that were given: each counts wherever the store is, with this value until kubelet tells its own.
         ask: None: it isn't asked.
+        images: the container runtime's directory of images: imagefs is the file system that it is on. None: the one of the size that
+            kubelet tells.
     """
 
     flags: Thresholds = ()
     ask: Ask | None = None
+    images: Path | None = None
 
 
 class WatermarkKeeper:
@@ -51,12 +55,13 @@ class WatermarkKeeper:
     def __init__(self, cache: ModelCache, known: Kubelet, pods: Path | None, ending: Cancellation) -> None:
         """
         Args:
-            pods: kubelet's directory of pods: nodefs is the file system that it is on, and the images' too as far as anybody knows.
+            pods: kubelet's directory of pods: nodefs is the file system that it is on. None: the one of the size that kubelet tells.
         """
         self._cache = cache
         self._limits = cache.config.limits
         self._known = known
-        self._pods = pods
+        self._places = {name: place for name, place in ((NODEFS, pods), (IMAGEFS, known.images)) if place is not None}
+        self._sizes = Sizes(None, None)
         self._ending = ending
         self._now = self._marks(FLAGS if known.flags else NONE, known.flags)
         self._thread = threading.Thread(target=self._work, name="agent watermarks", daemon=True)
@@ -86,8 +91,9 @@ class WatermarkKeeper:
             while True:
                 wait_s = EVERY_S * random.uniform(1.0, 1.2)
                 try:
-                    self._take(self._asked())
-                    failures = 0
+                    why = self._take(*self._asked())
+                    failures = 0 if why is None else failures + 1
+                    wait_s = wait_s if why is None else AGAIN.after(failures)
                 except Cancelled:
                     raise
                 except ModelCacheError as error:
@@ -98,19 +104,46 @@ class WatermarkKeeper:
         except Cancelled:
             logger.debug("kubelet is asked no more")
 
-    def _asked(self) -> Thresholds:
-        """What kubelet tells of this store's file system. Raises ModelCacheError."""
-        found = () if self._known.ask is None else kubelet.told(self._known.ask(self._ending))
+    def _asked(self) -> tuple[Thresholds, str | None]:
+        """What kubelet tells of this store's file system, and why that isn't all. Raises ModelCacheError."""
+        if self._known.ask is None:
+            return (), None
+        found = kubelet.told(self._known.ask(CONFIGZ, self._ending))
         named = {name for name, _ in self._known.flags}
-        shared = self._pods is not None and share_file_system(self._cache.root, self._pods)
-        return [each for each in found if shared or each[0] in named]
+        shared, why = self._shared({FILE_SYSTEM_OF[name] for name, _ in found if name not in named}, self._known.ask)
+        return [each for each in found if FILE_SYSTEM_OF[each[0]] in shared or each[0] in named], why
 
-    def _take(self, thresholds: Thresholds) -> None:
+    def _shared(self, asked: Set[str], ask: Ask) -> tuple[Set[str], str | None]:
+        """Which of these file systems of kubelet's the store is on: by device where a directory of it is seen, else by size. Images are
+        taken to be on nodefs while nobody knows; then also why."""
+        shared = {name for name, place in self._places.items() if share_file_system(self._cache.root, place)}
+        unseen = asked - self._places.keys()
+        why = self._measure(ask) if unseen else None
+        for name in sorted(unseen, reverse=True):  # nodefs first
+            same = self._sizes.may_hold(name, _total_bytes(self._cache.root))
+            if same or (same is None and name == IMAGEFS and NODEFS in shared):
+                shared.add(name)
+            if same is None and why is None:
+                why = f"how large {name} is"
+        return shared, why
+
+    def _measure(self, ask: Ask) -> str | None:
+        """How large kubelet's file systems are; why that isn't known, or not as it is now."""
+        try:
+            self._sizes = kubelet.sizes_told(ask(SUMMARY, self._ending))
+        except Cancelled:
+            raise
+        except ModelCacheError as error:
+            return f"how large its file systems are ({error})"
+        return None
+
+    def _take(self, thresholds: Thresholds, why: str | None) -> str | None:
         before = self._now.high
         self._cache.change_limits(self._capped(thresholds))
-        self._tell(self._marks(KUBELET, thresholds))
+        self._tell(replace(self._marks(KUBELET, thresholds), why=why))
         if self._now.high < before:
             self._make_room()
+        return why
 
     def _make_room(self) -> None:
         """What was brought in under looser thresholds goes now, before kubelet has pods go for it."""
@@ -131,10 +164,7 @@ class WatermarkKeeper:
             return
         fields = {"source": now.source, "high_watermark": now.high, "thresholds": ",".join(now.thresholds)}
         level = logging.INFO if now.why is None and now.high > 0 else logging.WARNING
-        why = "" if now.why is None else f"; kubelet does not tell its own: {now.why}"
-        logger.log(
-            level, "%s; the disk may be filled to %.0f %%%s", now, now.high * 100, why, extra={"event": "thresholds", "fields": fields}
-        )
+        logger.log(level, "the disk may be filled to %.0f %%; %s", now.high * 100, now, extra={"event": "thresholds", "fields": fields})
 
     def _marks(self, source: str, thresholds: Thresholds) -> Watermarks:
         return Watermarks(source, tuple(map(kubelet.text_of, thresholds)), self._capped(thresholds).high_watermark)

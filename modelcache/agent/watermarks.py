@@ -26,8 +26,9 @@ class Watermarks:
     why: str | None = None
 
     def __str__(self) -> str:
-        said = ", ".join(self.thresholds) or "none"
-        return f"kubelet's thresholds: {said} ({_OF[self.source]})" if self.source in _OF else f"kubelet's thresholds: {said}"
+        said = f"kubelet's thresholds: {', '.join(self.thresholds) or 'none'}"
+        of = f" ({_OF[self.source]})" if self.source in _OF else ""
+        return said + of + ("" if self.why is None else f"; it does not tell all: {self.why}")
 
 
 _OF = {KUBELET: "told by kubelet", FLAGS: "given as options"}

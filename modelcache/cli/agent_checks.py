@@ -20,7 +20,9 @@ def check_agent(settings: Settings) -> list[Finding]:
     try:
         with of_this_root(at_socket(settings), settings) as found:
             marks = found.greeting.watermarks
-            said = f"{found.greeting.version} at {found.socket}" + (f"; {marks}" if marks is not None and marks.thresholds else "")
+            said = f"{found.greeting.version} at {found.socket}" + (
+                f"; {marks}" if marks is not None and (marks.thresholds or marks.why) else ""
+            )
             if found.greeting.draining:
                 return [doubtful("agent", f"ending: {said}", "ask again when its successor runs")]
             if marks is not None and marks.high == 0:

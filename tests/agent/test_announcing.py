@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 import threading
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
 
 from daemonset.announcing import BURST, MAX_CHARACTERS, REFILL_S, TRIES, Announcement, Announcer
-from modelcache.errors import AccessDenied, BadConfig, ModelCacheError, NotFound, OriginBusy
+from modelcache.errors import AccessDenied, BadConfig, ModelCacheError, NotFound, OriginBusy, SourceChanged
 from modelcache.patience import Cancellation
+from modelcache.testing.polling import until
 
 
 class Server:
@@ -59,29 +62,57 @@ def test_a_flood_becomes_a_few_events_and_a_number() -> None:
 
 
 @pytest.mark.parametrize("error", [NotFound("no such node"), AccessDenied("not yours")])
-def test_it_is_about_the_local_model_node_or_else_the_node(error: ModelCacheError) -> None:
+def test_it_is_about_the_local_model_node_that_there_is_or_else_the_node(error: ModelCacheError) -> None:
     server = Server()
-    for node in ({"metadata": {"uid": "u-1"}}, error):
-        server.node = node
-        with Announcer(server, "node-1") as announce:
+    with Announcer(server, "node-1") as announce:
+        nodes: list[dict[str, Any] | ModelCacheError] = [{"metadata": {"uid": "u-1"}}, error, {"metadata": {"uid": "u-2"}}]
+        while nodes:
+            server.node = nodes.pop(0)
             announce(Announcement("DamageFound", "x"))
+            until(lambda: len(server.events) + len(nodes) == 3, "the event")
     about = [event["involvedObject"] for event in server.events]
     assert about[0] == {"apiVersion": "serving.kserve.io/v1alpha1", "kind": "LocalModelNode", "name": "node-1", "uid": "u-1"}
     assert about[1] == {"apiVersion": "v1", "kind": "Node", "name": "node-1", "uid": "node-1"}
+    assert about[2] == about[0] | {"uid": "u-2"}  # deleted, and made again
 
 
-def test_a_busy_server_is_asked_again_and_one_that_refuses_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_busy_server_is_asked_again_and_one_that_refuses_is_not(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     monkeypatch.setattr("daemonset.announcing.AGAIN_S", 0.001)
+    errors: Sequence[ModelCacheError]
     for errors, tried, told in (
         ([OriginBusy("429", retry_after_s=0.001)], 2, 1),
         ([OriginBusy("503")] * TRIES, TRIES, 0),
         ([BadConfig("422")], 1, 0),
         ([AccessDenied("403")], 1, 0),
+        ([OriginBusy("the answer was lost"), SourceChanged("409")], 2, 0),  # it is there already
     ):
         server = Server(*errors)
-        with Announcer(server, "n") as announce:
+        with caplog.at_level(logging.WARNING), Announcer(server, "n") as announce:
             announce(Announcement("DamageFound", "x"))
         assert (server.tried, len(server.events)) == (tried, told)
+        lost = bool(errors) and not told and not isinstance(errors[-1], SourceChanged)
+        assert bool(caplog.records) == lost
+        caplog.clear()
+
+
+def test_a_server_that_is_busy_when_it_is_asked_for_the_node_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("daemonset.announcing.AGAIN_S", 0.001)
+
+    class Busy(Server):
+        asked = 0
+
+        def get(self, path: str, cancel: Cancellation) -> dict[str, Any]:
+            self.asked += 1
+            if self.asked < TRIES:
+                raise OriginBusy("429")
+            return super().get(path, cancel)
+
+    server = Busy()
+    with Announcer(server, "n") as announce:
+        announce(Announcement("DamageFound", "x"))
+    assert len(server.events) == 1
 
 
 def test_an_end_waits_for_no_server_that_says_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,6 +12,7 @@ from modelcache.errors import ModelCacheError, OriginBusy, OriginStalled
 from modelcache.k8s.api import ApiServer, Event, Object, VersionGone
 from modelcache.patience import Cancellation
 
+LISTED: Object = {"metadata": {"resourceVersion": "1"}}
 EVENT = Event("BOOKMARK", {"metadata": {"resourceVersion": "2"}})
 
 
@@ -51,3 +52,17 @@ def test_a_watch_that_worked_begins_the_count_of_failures_anew(monkeypatch: pyte
         follower._thread.join(30.0)
     assert api.pauses == [1, 2, 1, 1, 2, 3, 1]
     assert (api.lists, seen) == (2, [None, None])
+
+
+@pytest.mark.parametrize(
+    "answer", [{}, {"metadata": "2"}, {"metadata": {}}, LISTED | {"items": {"a": 1}}, LISTED | {"items": [1]}, LISTED | {"items": [{}]}]
+)
+def test_who_answers_in_an_api_server_s_place_is_not_believed(answer: Object, monkeypatch: pytest.MonkeyPatch) -> None:
+    api = Scripted((0, OriginBusy("busy")))
+    monkeypatch.setattr("daemonset.following.AGAIN", api)
+    answers = [answer]
+    monkeypatch.setattr(api, "get", lambda *_: answers.pop() if answers else Scripted.get(api))
+    seen: list[Any] = []
+    with Follower(cast(ApiServer, api), "n", seen.append, api.ending) as follower:
+        follower._thread.join(30.0)
+    assert (api.lists, seen, api.pauses) == (1, [None], [1, 2])

@@ -7,8 +7,11 @@ from typing import cast
 
 import pytest
 
-from daemonset.reporting import JITTER, PROGRESS_EVERY_S
+from daemonset.reporting import JITTER, PROGRESS_EVERY_S, Reporter
+from modelcache.errors import NotFound
 from modelcache.k8s.api import ApiServer, Object
+from modelcache.patience import Cancellation
+from modelcache.testing.polling import until
 from tests.agent.pacing import Telling
 
 NODE: Object = {"metadata": {"name": "n", "generation": 1}}
@@ -47,3 +50,21 @@ def test_progress_is_told_every_ten_seconds_and_five_percent_and_the_end_at_once
         assert steps == [50, 50]  # of 1000: five percent, however long it takes
         slow.after(60)
         assert len(slow.told) == 3
+
+
+def test_an_object_that_is_made_again_while_the_last_report_of_the_old_one_fails_is_reported() -> None:
+    applied: list[Object] = []
+
+    class MadeAgain:
+        def apply(self, path: str, body: Object, **_: object) -> Object:
+            applied.append(body)
+            if len(applied) == 1:
+                reporter.seen(None)
+                reporter.seen(NODE)
+                raise NotFound("404 of the old one")
+            return body
+
+    reporter = Reporter(cast(ApiServer, MadeAgain()), "n", dict, Cancellation())
+    with reporter:
+        reporter.seen(NODE)
+        until(lambda: len(applied) == 2, "the new object's status")

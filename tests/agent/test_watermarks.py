@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from contextlib import closing
 from http import HTTPStatus
@@ -15,7 +16,7 @@ from daemonset import watermarks
 from daemonset.__main__ import main
 from daemonset.backoff import Backoff
 from daemonset.kubelet import parse
-from daemonset.watermarks import Kubelet, WatermarkKeeper
+from daemonset.watermarks import CONFIGZ, Kubelet, WatermarkKeeper
 from modelcache.agent.client import AgentClient
 from modelcache.agent.watermarks import FLAGS, KUBELET, NONE, Watermarks
 from modelcache.cache import ModelCache
@@ -23,7 +24,7 @@ from modelcache.cli.agent_checks import check_agent
 from modelcache.config import Config, Settings
 from modelcache.errors import AccessDenied, ModelCacheError, NoSpace, OriginBusy
 from modelcache.patience import Cancellation
-from modelcache.testing.agents import agent
+from modelcache.testing.agents import agent, watermarks_of
 from modelcache.testing.fault_server import Call, FaultServer, Reply
 from modelcache.testing.polling import until
 from modelcache.testing.servers.certificates import Certificate
@@ -39,16 +40,28 @@ def cache(tmp_path: Path) -> Iterator[ModelCache]:
         yield made
 
 
+def size_of(directory: Path) -> int:
+    found = os.statvfs(directory)
+    return found.f_blocks * found.f_frsize
+
+
+def summary(nodefs: int | None, imagefs: int | None) -> dict[str, Any]:
+    """As kubelet tells how large its file systems are."""
+    return {"node": {"nodeName": "n", "fs": {"capacityBytes": nodefs}, "runtime": {"imageFs": {"capacityBytes": imagefs}}}, "pods": []}
+
+
 class Asked:
-    """A kubelet that answers what it is told to, again and again."""
+    """A kubelet that answers what it is told to, again and again. `sizes`: None: it may not be asked for them."""
 
-    def __init__(self, answer: dict[str, Any] | ModelCacheError) -> None:
+    def __init__(self, answer: dict[str, Any] | ModelCacheError, sizes: dict[str, Any] | None = None) -> None:
         self.answer = answer
+        self.sizes = sizes
 
-    def __call__(self, cancel: Cancellation) -> dict[str, Any]:
-        if isinstance(self.answer, ModelCacheError):
-            raise self.answer
-        return self.answer
+    def __call__(self, path: str, cancel: Cancellation) -> dict[str, Any]:
+        answer = self.answer if path == CONFIGZ else self.sizes or AccessDenied("403 of nodes/stats")
+        if isinstance(answer, ModelCacheError):
+            raise answer
+        return answer
 
 
 def test_flags_count_until_kubelet_has_told_and_the_last_it_told_stays(
@@ -56,7 +69,7 @@ def test_flags_count_until_kubelet_has_told_and_the_last_it_told_stays(
 ) -> None:
     monkeypatch.setattr(watermarks, "EVERY_S", 0.01)
     monkeypatch.setattr(watermarks, "AGAIN", Backoff(0.01, 0.01))
-    asked = Asked(AccessDenied("the API server answered 403 Forbidden"))
+    asked = Asked(AccessDenied("the API server answered 403 Forbidden"), summary(None, size_of(tmp_path)))
     with WatermarkKeeper(cache, Kubelet(parse(FLAGGED), asked), tmp_path, Cancellation()) as keeper:
 
         def expect(source: str, high: float, why: str | None) -> Watermarks:
@@ -94,19 +107,41 @@ def _model(directory: Path, name: str) -> str:
     return f"file://{directory}/{name}"
 
 
+NODE, IMAGES = "nodefs.available=20%", "imagefs.available=15%,imageGCHighThresholdPercent=85"
+UNKNOWN = "how large its file systems are (403 of nodes/stats)"
+
+
 @pytest.mark.parametrize(
-    ("flags", "pods", "expected"),
+    ("places", "sizes", "expected", "why"),
     [
-        ("", "/proc", []),  # the store's disk is its own
-        ("", None, []),
-        ("imagefs.available=1%", "/proc", ["imagefs.available=15%"]),  # who says that it is on the images'
+        ("pods elsewhere", None, "", UNKNOWN),  # the store's disk is its own
+        ("", None, "", UNKNOWN),
+        ("pods here", None, f"{NODE},{IMAGES}", UNKNOWN),  # images are taken to be there, too
+        ("pods here", (1.0, 1.0), f"{NODE},{IMAGES}", None),
+        ("pods here", (1.0, 0.5), NODE, None),  # images have a disk of their own
+        ("pods elsewhere", (0.5, 0.995), IMAGES, None),  # which is the store's
+        ("pods elsewhere", (1.0, 0.5), "", None),  # another disk of the same size, as is seen
+        ("", (1.0, 0.5), NODE, None),
+        ("pods here", (1.0, None), f"{NODE},{IMAGES}", "how large imagefs is"),
+        ("pods here, images elsewhere", (1.0, 1.0), NODE, None),
+        ("pods elsewhere, images here", None, IMAGES, None),
     ],
 )
-def test_only_thresholds_of_the_store_s_own_disk_count(cache: ModelCache, flags: str, pods: str | None, expected: list[str]) -> None:
-    known = Kubelet(parse(flags) if flags else (), Asked(TOLD))
-    with WatermarkKeeper(cache, known, None if pods is None else Path(pods), Cancellation()) as keeper:
+def test_only_thresholds_of_the_store_s_own_disk_count(
+    cache: ModelCache, tmp_path: Path, places: str, sizes: tuple[float, float | None] | None, expected: str, why: str | None
+) -> None:
+    known = {name: tmp_path if where == "here" else Path("/proc") for name, where in (each.split() for each in places.split(", ") if each)}
+    told = None if sizes is None else summary(*(None if share is None else int(share * size_of(tmp_path)) for share in sizes))
+    with WatermarkKeeper(cache, Kubelet((), Asked(TOLD, told), known.get("images")), known.get("pods"), Cancellation()) as keeper:
         until(lambda: keeper.now.source == KUBELET, "kubelet's answer")
-        assert list(keeper.now.thresholds) == expected
+        assert (",".join(keeper.now.thresholds), keeper.now.why) == (expected, why)
+
+
+def test_what_an_option_names_counts_wherever_the_store_is(cache: ModelCache) -> None:
+    known = Kubelet(parse("imagefs.available=1%,imageGCHighThresholdPercent=99"), Asked(TOLD))
+    with WatermarkKeeper(cache, known, Path("/proc"), Cancellation()) as keeper:
+        until(lambda: keeper.now.source == KUBELET, "kubelet's answer")
+        assert (",".join(keeper.now.thresholds), keeper.now.why) == (IMAGES, None)
 
 
 def test_flags_that_leave_nothing_end_the_agent(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -115,7 +150,9 @@ def test_flags_that_leave_nothing_end_the_agent(tmp_path: Path, capsys: pytest.C
     assert "leave the store no room" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("given", [["proxy"], ["http://127.0.0.1:1"], ["proxy", "--node-name", "n"]])
+@pytest.mark.parametrize(
+    "given", [["proxy"], ["http://127.0.0.1:1"], ["proxy", "--node-name", "n"], ["https://127.0.0.1:1", "--images-dir", "/there/is/none"]]
+)
 def test_who_can_t_be_asked_is_told_before_anything_begins(tmp_path: Path, given: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--root", str(tmp_path / "store"), "--socket", str(tmp_path / "s"), "--kubelet-configz", *given]) == 1
     assert "error: " in capsys.readouterr().err
@@ -127,28 +164,25 @@ def test_a_real_agent_asks_kubelet_as_who_it_is_and_tells_what_came_of_it(tmp_pa
     allowed = False
 
     def answer(call: Call) -> None:
+        path = call.received.target.partition("?")[0]
         known = call.received.headers.get("authorization") == "Bearer of-the-agent"
-        body = json.dumps(TOLD if known and allowed else {"message": "Forbidden (verb=get, resource=nodes, subresource=configz)"})
+        told = TOLD if path == "/configz" else summary(None, size_of(tmp_path))
+        body = json.dumps(told if known and allowed else {"message": "Forbidden (verb=get, resource=nodes, subresource=configz)"})
         call.reply(Reply(HTTPStatus.OK if known and allowed else HTTPStatus.FORBIDDEN, {}, body.encode()))
 
     with FaultServer(certificate) as server:
-        server.fail("/configz", answer)
+        for path in ("/configz", "/stats/summary"):
+            server.fail(path, answer)
         options = ["--kubelet-configz", server.endpoint, "--kubelet-ca", str(certificate.ca), "--api-token", str(token)]
         options += ["--pods-dir", str(tmp_path), "--kubelet-eviction", FLAGGED]
-
-        def marks(client: AgentClient) -> Watermarks:
-            found = client.status(brief=True).watermarks
-            assert found is not None
-            return found
-
         with agent(tmp_path, options=options) as node, AgentClient(node.admin) as client:
-            until(lambda: "subresource=configz" in (marks(client).why or ""), "the refusal")
-            assert (marks(client).source, round(marks(client).high, 6)) == (FLAGS, 0.88)
+            until(lambda: "subresource=configz" in (watermarks_of(client).why or ""), "the refusal")
+            assert (watermarks_of(client).source, round(watermarks_of(client).high, 6)) == (FLAGS, 0.88)
             until(lambda: any(each.event == "thresholds" and "configz" in each.message for each in client.recent()), "the log")
         allowed = True
         with agent(tmp_path, options=options) as node, AgentClient(node.admin) as client:
-            until(lambda: marks(client).source == KUBELET, "what kubelet told")
-            assert (marks(client).why, round(marks(client).high, 6)) == (None, 0.78)
+            until(lambda: watermarks_of(client).source == KUBELET, "what kubelet told")
+            assert (watermarks_of(client).why, round(watermarks_of(client).high, 6)) == (None, 0.78)
             usage = client.status().usage
             assert usage is not None
             assert usage.limits.high_watermark == pytest.approx(0.78)
@@ -157,4 +191,4 @@ def test_a_real_agent_asks_kubelet_as_who_it_is_and_tells_what_came_of_it(tmp_pa
             assert "kubelet's thresholds: nodefs.available=20%, imagefs.available=15%" in finding.message
             assert finding.message.endswith("(told by kubelet)")
     with agent(tmp_path) as node, AgentClient(node.admin) as client:
-        assert (marks(client).source, list(marks(client).thresholds), marks(client).high) == (NONE, [], 1.0)
+        assert (watermarks_of(client).source, list(watermarks_of(client).thresholds), watermarks_of(client).high) == (NONE, [], 1.0)
