@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import logging
 import os
 import socket
 import tempfile
@@ -12,6 +13,7 @@ from pathlib import Path
 
 from modelcache.errors import BadConfig, StoreBusy
 
+logger = logging.getLogger(__name__)
 MODE = 0o600
 NAME = "s"
 """Of a socket in the directory that it is bound in."""
@@ -82,17 +84,25 @@ def _publish(bound: Path, path: Path) -> None:
 
 
 def _sweep(path: Path) -> None:
-    """Remove what agents left that were killed as they bound."""
+    """Remove what agents left that were killed as they bound. What can't be removed is in nobody's way."""
     for inside in path.parent.iterdir():
         if not inside.name.startswith(_hidden(path)):
             continue
-        with suppress(OSError):  # it is nobody's directory, or went meanwhile
-            fd = os.open(inside, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
-            try:
-                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                _clear(inside)
-            finally:
-                os.close(fd)
+        try:
+            _clear_if_nobodys(inside)
+        except (FileNotFoundError, BlockingIOError) as error:
+            logger.debug("went meanwhile, or another agent binds there: %s (%s)", inside, error.strerror)
+        except OSError as error:
+            logger.warning("what a killed agent left can't be removed: %s (%s)", inside, error.strerror)
+
+
+def _clear_if_nobodys(inside: Path) -> None:
+    fd = os.open(inside, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        _clear(inside)
+    finally:
+        os.close(fd)
 
 
 def _clear(inside: Path) -> None:

@@ -72,8 +72,10 @@ def test_an_agent_s_sockets_are_its_owner_s_whatever_the_mask(tmp_path: Path) ->
     assert [each.name for each in tmp_path.iterdir()] == ["store"]
 
 
-def test_what_a_killed_agent_left_goes_and_what_another_one_binds_stays(tmp_path: Path) -> None:
+def test_what_a_killed_agent_left_goes_and_what_another_one_binds_stays(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     path = tmp_path / "a.sock"
+    no_agents = tmp_path / ".a.sock.notes"
+    no_agents.touch()
     with ExitStack() as stack:
         left = tmp_path / ".a.sock.leftover"
         left.mkdir()
@@ -86,6 +88,9 @@ def test_what_a_killed_agent_left_goes_and_what_another_one_binds_stays(tmp_path
             assert of_another_name.parent.is_dir()
             assert not left.exists()
             assert not path.exists()
+            assert no_agents.exists()
+            [said] = {each.getMessage() for each in caplog.records}
+            assert said == f"what a killed agent left can't be removed: {no_agents} (Not a directory)"
             for place in (theirs, of_another_name):
                 place.touch()
 
