@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import ExitStack, closing
 from pathlib import Path
@@ -15,7 +14,7 @@ from modelcache.config import Config
 from modelcache.errors import BadConfig, BadShard
 from modelcache.loader.checkpoint import Checkpoint, Order
 from modelcache.loader.checkpoint import open_checkpoint as open_local
-from modelcache.loader.group import NodeGroup
+from modelcache.loader.group import Member, NodeGroup
 from modelcache.loader.options import DEFAULT_OPTIONS, DeviceOptions
 from modelcache.loader.report import LoadReport
 from modelcache.loader.shard_plan import Rule, ShardPlan, Share
@@ -61,8 +60,8 @@ def load(
         shard: rank, world and plan: this rank's parts alone. The plan maps names or shell patterns to the dimension that is split in
             `world` equal parts, to `Owned(rank)`, or to None (whole, as what no pattern fits).
         group: the ranks of the shard on this node, which load at the same time: what several of them need is read from the disk once.
-            A name that no other job on the node has, or a `NodeGroup`. A model that isn't here is awaited whole. None: this one reads
-            what it needs by itself.
+            A name that no other job on the node has, or a `NodeGroup`. A model that isn't here one of them brings, and the others have
+            it from there as it arrives. None: this one reads what it needs by itself.
         may_map: files that are not a store's are mapped, too, where they are in memory: whoever says so knows that nobody makes them
             shorter while their tensors are used (that ends the process by SIGBUS). None: only those that are certain to stay as they
             are. False: none.
@@ -79,7 +78,7 @@ def load(
         BadShard: a tensor can't be split so, or ranks of a group ask for different things.
         GroupBroken: a rank of the group died, left or did not come in time.
         DigestMismatch: tensors of a model that arrived were made of bytes that proved wrong: drop what was handed out.
-        StoreFault: the disk failed. MemoryError. Cancelled. What `ModelCache.ensure` raises.
+        FileFault: this process can't read a file. StoreFault: the disk failed. MemoryError. Cancelled. What `ModelCache.ensure` raises.
     """
     found = stream(
         source,
@@ -128,24 +127,13 @@ def stream(
     share = _share(shard, group)
     seen = report or LoadReport()
     with ExitStack() as held:
-        how = How(may_map, verified_only)
-        found = source if group is None else _fetched(source, cache=cache, held=held, cancel=cancel, seen=seen)
-        opened = open_source(found, how, cache=cache, held=held, cancel=cancel, seen=seen)
+        how, member = How(may_map, verified_only), _member(share, group)
+        opened = open_source(source, how, cache=cache, held=held, cancel=cancel, seen=seen, member=member)
         chosen = opened.checkpoint.select(names, order=order)
         yield from stream_opened(
             opened, chosen, wishes, share=share, group=_node_group(group), report=seen, cancel=cancel, progress=progress
         )
         opened.finish(seen)
-
-
-def _fetched(
-    source: str | os.PathLike[str], *, cache: ModelCache | None, held: ExitStack, cancel: Cancellation | None, seen: LoadReport
-) -> Path:
-    """Where a source is, whole: ranks that read together must have the very same files."""
-    started_s = time.monotonic()
-    path = _local(source, cache=cache, held=held, cancel=cancel)
-    seen.fetched_s += time.monotonic() - started_s
-    return path
 
 
 def _gpu_options(device: Device | Mapping[str, Device] | None, cache: ModelCache | None) -> DeviceOptions:
@@ -169,6 +157,12 @@ def _share(shard: tuple[int, int, Mapping[str, Rule]] | None, group: NodeGroup |
 
 def _node_group(group: NodeGroup | str | None) -> NodeGroup | None:
     return NodeGroup(group) if isinstance(group, str) else group
+
+
+def _member(share: Share | None, group: NodeGroup | str | None) -> Member | None:
+    """This process in the group. Raises BadShard."""
+    found = _node_group(group)
+    return None if share is None or found is None else found.member(share.rank, share.world)
 
 
 def timed_load(
@@ -248,8 +242,8 @@ def load_into(
     seen = report or LoadReport()
     with ExitStack() as held:
         wishes = Wishes(device, dtype, options=_gpu_options(device, cache))
-        place = source if group is None else _fetched(source, cache=cache, held=held, cancel=cancel, seen=seen)
-        opened = open_source(place, How(may_map, verified_only), cache=cache, held=held, cancel=cancel, seen=seen)
+        how, member = How(may_map, verified_only), _member(share, group)
+        opened = open_source(source, how, cache=cache, held=held, cancel=cancel, seen=seen, member=member)
         address = str(opened.checkpoint.root)
         found = fit(module, opened.checkpoint, prefix, share)
         if strict:

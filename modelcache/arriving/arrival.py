@@ -158,6 +158,17 @@ class Arrival:
 
     # -- at its end -------------------------------------------------------------------------------------------------
 
+    @property
+    def address(self) -> str:
+        """For errors: the canonical URI, without a secret."""
+        return str(parse_uri(self._uri)[0])
+
+    @property
+    def digest(self) -> Digest:
+        """Of the snapshot, once it is published."""
+        assert self._snapshot is not None
+        return self._snapshot.digest
+
     def published(self) -> Path:
         """Wait until all of it is verified and published; the snapshot's directory. Raises what `later` raises."""
         with self._changed:

@@ -32,6 +32,7 @@ class ArrivingFolder:
     Attributes:
         verified_only: tensors are handed out file by file, as each is verified.
         may_map: files that are verified when they are read are mapped.
+        first: by name, what was read of the beginning of files, or told by who read it: index and headers.
     """
 
     arrival: Arrival
@@ -39,6 +40,7 @@ class ArrivingFolder:
     cancel: Cancellation
     verified_only: bool = False
     may_map: bool = True
+    first: dict[str, bytes] = field(default_factory=dict, repr=False)
     _sizes: Mapping[str, int] = field(init=False, repr=False)
     _root: Path = field(init=False, repr=False)
 
@@ -119,17 +121,21 @@ class ArrivingFolder:
             raise _several(self._root, found)
         address = str(self._root / found[0])
         check_index_size(self._sizes[found[0]], address)
-        with closing(self._open(found[0], self.cancel, verified_only=False)) as file:
-            return parse_index(_first(file, self._sizes[found[0]]), address)
+        return parse_index(self._beginning(found[0], self._sizes[found[0]]), address)
 
     def _shard(self, name: str) -> Shard:
         size_bytes, address = self._sizes[name], str(self._root / name)
-        with closing(self._open(name, self.cancel, verified_only=False)) as file:
-            data = _first(file, min(FIRST_BYTES, chunks.CHUNK_BYTES, size_bytes))
-            needed_bytes = header_bytes(data[:LENGTH_BYTES], size_bytes, address)
-            if needed_bytes > len(data):
-                data = _first(file, needed_bytes)
-        return Shard(self._root / name, parse_header(data[:needed_bytes], size_bytes, address))
+        data = self._beginning(name, min(FIRST_BYTES, chunks.CHUNK_BYTES, size_bytes))
+        data = self._beginning(name, header_bytes(data[:LENGTH_BYTES], size_bytes, address))
+        return Shard(self._root / name, parse_header(data, size_bytes, address))
+
+    def _beginning(self, name: str, size_bytes: int) -> bytes:
+        """So many bytes, once they are here."""
+        data = self.first.get(name, b"")
+        if len(data) < size_bytes:
+            with closing(self._open(name, self.cancel, verified_only=False)) as file:
+                data = self.first[name] = _first(file, size_bytes)
+        return data[:size_bytes]
 
 
 def _several(root: Path, names: Sequence[str]) -> BadCheckpoint:

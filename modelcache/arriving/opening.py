@@ -11,11 +11,14 @@ from pathlib import Path
 
 from modelcache.arriving.arrival import Arrival
 from modelcache.arriving.checkpoint import ArrivingFolder
+from modelcache.arriving.company import Company, gathered
 from modelcache.cache import ModelCache
 from modelcache.errors import BadCheckpoint
 from modelcache.fetch.begun import Begun
+from modelcache.loader.brought import Bringing
 from modelcache.loader.checkpoint import Checkpoint, Order, Shard, open_checkpoint
 from modelcache.loader.files import Opener
+from modelcache.loader.group import Member
 from modelcache.loader.plan import EXTENT_BYTES, Destination, Extent, plan
 from modelcache.loader.report import LoadReport
 from modelcache.loader.shard_file import ShardFile
@@ -47,6 +50,12 @@ class Opened:
     checkpoint: Checkpoint
     open_file: Opener
     arrival: Arrival | None = None
+    company: Company | None = None
+
+    @property
+    def bringing(self) -> Bringing | None:
+        """How a group has it from one of its ranks; None: this process has the files."""
+        return None if self.company is None else self.company.bringing(ARRIVING_EXTENT_BYTES)
 
     def plan(self, names: Sequence[str], order: Order, destination: Destination) -> Sequence[Extent]:
         """What is read for these tensors, and in which order."""
@@ -61,44 +70,55 @@ class Opened:
         """
         if self.arrival is not None:
             started_s = time.monotonic()
-            self.arrival.finish()
+            (self.company or self.arrival).finish()
             seen.verified_s += time.monotonic() - started_s
 
 
 def open_source(
-    source: str | os.PathLike[str], how: How, *, cache: ModelCache | None, held: ExitStack, cancel: Cancellation | None, seen: LoadReport
+    source: str | os.PathLike[str],
+    how: How,
+    *,
+    cache: ModelCache | None,
+    held: ExitStack,
+    cancel: Cancellation | None,
+    seen: LoadReport,
+    member: Member | None = None,
 ) -> Opened:
     """Find what a source names, or begin to fetch it; it is held until `held` ends.
 
+    Args:
+        member: this rank of a group that opens the same.
+
     Raises:
-        What `open_checkpoint` and `ModelCache.ensure` raise.
+        What `open_checkpoint`, `ModelCache.ensure` and `gathered` raise.
     """
     started_s = time.monotonic()
     text = os.fspath(source)
     arrival: Arrival | None = None
+    company: Company | None = None
     found: Begun | Path = Path(text)
     if "://" in text:
         used = cache or held.enter_context(ModelCache())
         arrival = held.enter_context(Arrival(used, text, cancel or Cancellation()))
-        found = arrival.later()
+        found, company = gathered(arrival, member, verified_only=how.verified_only, held=held, cancel=cancel or Cancellation())
     seen.fetched_s += time.monotonic() - started_s
     started_s = time.monotonic()
     if isinstance(found, Begun):
         assert arrival is not None
-        opened = _arriving(arrival, found, how, cancel or Cancellation())
+        opened = _arriving(arrival, company, found, how, cancel or Cancellation())
     else:
         opened = _here(found, how)
     seen.opened_s += time.monotonic() - started_s
     return opened
 
 
-def _arriving(arrival: Arrival, begun: Begun, how: How, cancel: Cancellation) -> Opened:
+def _arriving(arrival: Arrival, company: Company | None, begun: Begun, how: How, cancel: Cancellation) -> Opened:
     folder = ArrivingFolder(arrival, begun, cancel, how.verified_only, may_map=how.may_map is not False)
     try:
-        checkpoint = folder.open_checkpoint()
+        checkpoint = folder.open_checkpoint() if company is None else company.open_checkpoint(folder)
     except BadCheckpoint:
         return _here(arrival.published(), how)  # whether headers make sense is said of verified ones alone
-    return Opened(checkpoint, folder.open_file, arrival)
+    return Opened(checkpoint, folder.open_file, arrival, company)
 
 
 def _here(path: Path, how: How) -> Opened:

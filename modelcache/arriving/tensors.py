@@ -45,5 +45,14 @@ def stream_opened(
     from modelcache.loader.sharded import stream_parts  # 6 ms, which is a tenth of a load of what is in memory
 
     yield from stream_parts(
-        checkpoint, names, wishes, share, group=group, open_file=open_file, report=report, cancel=cancel, progress=progress
+        checkpoint,
+        names,
+        wishes,
+        share,
+        group=group,
+        bringing=opened.bringing,
+        open_file=open_file,
+        report=report,
+        cancel=cancel,
+        progress=progress,
     )

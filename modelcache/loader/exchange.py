@@ -8,8 +8,8 @@ import struct
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Sequence
-from contextlib import closing, suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from enum import IntEnum
 from types import TracebackType
@@ -24,6 +24,8 @@ from modelcache.ranges import ByteRange
 
 READS = 4
 """In flight in a group, together: what reaches the ceiling of a disk (`reader.THREADS`); each rank has one at least."""
+WAITS_S = 5.0
+"""How often a rank that waits for bytes of a patient division says so, at least; four times in the timeout, if that is more often."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +41,33 @@ class Block:
     span: ByteRange
 
 
+@dataclass(frozen=True, slots=True)
+class Division:
+    """Which rank reads what, and what this one takes of it.
+
+    Attributes:
+        blocks: in the order in which they are read; the same for all ranks.
+        readers: ranks that read them in turn.
+        needs: bytes of each block that this rank takes; of some maybe none.
+        reads: in flight of all readers together.
+        patient: a block may take as long as its reader waits for it; else no longer than the timeout.
+    """
+
+    blocks: Sequence[Block]
+    readers: Sequence[int]
+    needs: Sequence[int]
+    reads: int = READS
+    patient: bool = False
+
+    @classmethod
+    def even(cls, blocks: Sequence[Block], ranks: Sequence[int]) -> Division:
+        """All ranks read, and take all."""
+        return cls(blocks, sorted(ranks), [block.span.size_bytes for block in blocks])
+
+    def reader_of(self, number: int) -> int:
+        return self.readers[number % len(self.readers)]
+
+
 class Word(IntEnum):
     """What ranks say to each other about a block, or a rank."""
 
@@ -47,27 +76,29 @@ class Word(IntEnum):
     TAKEN = 2
     """This rank needs it no more: to the one that reads the block which comes into that slot next."""
     DONE = 3
-    """This rank has taken all blocks, so all are read: to every other one. The link ends then."""
+    """This rank has taken all that it needs, and all blocks are read: to every other one. The link ends then."""
     LOST = 4
     """The rank of this number is gone, and so this one will be: to every other one, which may hear of that one's end later."""
+    WAITS = 5
+    """This rank waits for bytes of a block and will have them: to every other one."""
 
 
 _FRAME = struct.Struct("<II")
 
 
 class Exchange:
-    """Block n is read by rank n mod ranks into slot n mod slots, when every rank has taken block n - slots. A context manager.
+    """Block n is read by reader n mod readers into slot n mod slots, when every rank has taken block n - slots. A context manager.
 
-    All ranks have the same blocks, and each takes all of them, nearly in order (some at a time). So the first block that somebody still
-    waits for can always be read, however slow the others are, and no more than the slots are in memory.
+    All ranks have the same blocks, and each takes what it needs of all of them, nearly in order (some at a time). So the first block that
+    somebody still waits for can always be read, however slow the others are, and no more than the slots are in memory.
     """
 
-    def __init__(self, seat: Seat, rank: int, blocks: Sequence[Block], open_file: Callable[[int], TensorFile], timeout_s: float) -> None:
+    def __init__(self, seat: Seat, rank: int, division: Division, open_file: Callable[[int], TensorFile], timeout_s: float) -> None:
         """Takes the seat over.
 
         Args:
             open_file: by its number; opened by the threads that read, and closed by them.
-            timeout_s: for which a block is waited for when none at all comes.
+            timeout_s: for which a block is waited for when none at all comes, and of a patient division nobody waits for bytes.
 
         Raises:
             GroupBroken: the memory can't be used.
@@ -80,13 +111,16 @@ class Exchange:
             raise
         self._rank = rank
         self._ranks = sorted([rank, *seat.links])
-        self._blocks = blocks
+        self._division = division
+        self._blocks = division.blocks
+        self._needs = list(division.needs)
         self._open_file = open_file
         self._timeout_s = timeout_s
         self._changed = threading.Condition()  # with a lock that is reentrant, so that a signal handler may cancel
-        self._own = deque(number for number in range(len(blocks)) if self._reader_of(number) == rank)
+        self._own = deque(number for number in range(len(self._blocks)) if division.reader_of(number) == rank)
+        self._reading = 0
         self._ready: set[int] = set()
-        self._ready_at_s = time.monotonic()
+        self._moved_at_s = time.monotonic()
         self._taken_by: Counter[int] = Counter()
         self._taken = 0
         self._ways: dict[int, Way] = {}
@@ -94,7 +128,7 @@ class Exchange:
         self._broken: BaseException | None = None
         self._lost: int | None = None
         self._closing = False
-        count = -(-READS // len(self._ranks))
+        count = min(-(-division.reads // len(division.readers)), len(self._own))
         self._threads = [threading.Thread(target=self._read_own, name=f"load-group-{number}") for number in range(count)]
         self._listener = threading.Thread(target=self._listen, name="load-group-links")
 
@@ -131,37 +165,49 @@ class Exchange:
         self._close_links()
         self._segment.close()
 
-    def take(self, number: int, into: memoryview, cancel: Cancellation) -> Way:
-        """Fill the first bytes of `into` with a block; each block once. How it came: as this rank read it, or SHARED.
+    def take(self, number: int, at: int, into: memoryview, cancel: Cancellation) -> Way:
+        """Fill `into` with what is `at` a place of a block: of each block what this rank needs of it, and each byte once. How it came: as
+        this rank read it, or SHARED.
 
         Raises:
             GroupBroken: a rank died or left, or no block came in time.
             Cancelled. What reading it raised, where this rank did.
         """
-        self._await(number, cancel)
-        self._segment.copy(number % self._segment.slots, into[: self._blocks[number].span.size_bytes])
+        self._await(lambda: number in self._ready, number, cancel)
+        self._segment.copy(number % self._segment.slots, at, into)
         with self._changed:
-            self._taken += 1
-            way = self._ways.pop(number, Way.SHARED)
+            self._needs[number] -= len(into)
+            way = self._ways.get(number, Way.SHARED)
+            if not self._needs[number]:
+                self._took(number)
+        return way
+
+    def finish(self, cancel: Cancellation) -> None:
+        """Wait until all blocks are read, of which this rank has taken what it needs: others may still take theirs. Raises as `take`."""
+        self._await(lambda: self._taken == len(self._blocks), len(self._blocks) - 1, cancel)
+
+    def _took(self, number: int) -> None:
+        """This rank needs no more of a block."""
+        self._taken += 1
+        self._ways.pop(number, None)
         following = number + self._segment.slots
         if following < len(self._blocks):
-            if (reader := self._reader_of(following)) == self._rank:
+            if (reader := self._division.reader_of(following)) == self._rank:
                 self._hear(self._rank, Word.TAKEN, number)
             else:
                 self._say(reader, Word.TAKEN, number)
-        return way
 
-    def _await(self, number: int, cancel: Cancellation) -> None:
+    def _await(self, is_so: Callable[[], bool], number: int, cancel: Cancellation) -> None:
         started_s = time.monotonic()
         with cancel.on_cancel(self._wake), self._changed:
-            while number not in self._ready:
+            while not is_so():
                 cancel.check()
                 if self._broken is not None:
                     raise self._broken
-                remaining_s = max(started_s, self._ready_at_s) + self._timeout_s - time.monotonic()
+                remaining_s = max(started_s, self._moved_at_s) + self._timeout_s - time.monotonic()
                 if remaining_s <= 0:
                     raise GroupBroken(
-                        f"no block came within {self._timeout_s:g} s: rank {self._reader_of(number)}, which reads the next one, "
+                        f"no block came within {self._timeout_s:g} s: rank {self._division.reader_of(number)}, which reads the next one, "
                         "or one that it waits for stands still"
                     )
                 self._changed.wait(remaining_s)
@@ -169,9 +215,6 @@ class Exchange:
     def _wake(self) -> None:
         with self._changed:
             self._changed.notify_all()
-
-    def _reader_of(self, number: int) -> int:
-        return self._ranks[number % len(self._ranks)]
 
     # -- reading ------------------------------------------------------------------------------------------------------
 
@@ -193,14 +236,26 @@ class Exchange:
                         file[1].close()
                     file = None
                     file = block.file, self._open_file(block.file)
-                with self._segment.slot(number % self._segment.slots) as slot:
+                with self._counted(), self._segment.slot(number % self._segment.slots) as slot:
                     way = file[1].read(block.span, slot)
-                self._ways[number] = way
+                if self._needs[number]:
+                    self._ways[number] = way
                 self._hear(self._rank, Word.READY, number)
                 self._say_all(Word.READY, number)
         finally:
             if file is not None:
                 file[1].close()
+
+    @contextmanager
+    def _counted(self) -> Iterator[None]:
+        """A read that goes on."""
+        with self._changed:
+            self._reading += 1
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._reading -= 1
 
     def _next_own(self) -> int | None:
         """The next block that this rank reads, when its slot is free; None: there is none, or the others have no use for it."""
@@ -237,13 +292,24 @@ class Exchange:
             pass
 
     def _listen(self) -> None:
+        waits_s = min(WAITS_S, self._timeout_s / 4) if self._division.patient else None
+        told_at_s = time.monotonic()
         with closing(selectors.DefaultSelector()) as links:
             for rank, link in self._links.items():
                 links.register(link, selectors.EVENT_READ, rank)
             while links.get_map():
-                for key, _ in links.select():
+                for key, _ in links.select(waits_s):
                     if not self._read_words(key.data):
                         links.unregister(key.fileobj)
+                if waits_s is not None and time.monotonic() >= told_at_s + waits_s:
+                    told_at_s = time.monotonic()
+                    self._tell_of_waiting()
+
+    def _tell_of_waiting(self) -> None:
+        with self._changed:
+            if self._reading and not self._closing:
+                self._hear(self._rank, Word.WAITS, 0)
+                self._say_all(Word.WAITS, 0)
 
     def _read_words(self, rank: int) -> bool:
         """Hear what a rank said; False: its link has ended."""
@@ -261,7 +327,11 @@ class Exchange:
         with self._changed:
             if word == Word.READY:
                 self._ready.add(number)
-                self._ready_at_s = time.monotonic()
+                self._moved_at_s = time.monotonic()
+                if not self._needs[number]:
+                    self._took(number)
+            elif word == Word.WAITS:
+                self._moved_at_s = time.monotonic()
             elif word == Word.TAKEN:
                 self._taken_by[number] += 1
             elif word == Word.DONE:

@@ -24,7 +24,7 @@ from modelcache.errors import BadShard, GroupBroken
 from modelcache.loader.segment import create_segment
 from modelcache.patience import Cancellation, Deadline
 
-VERSION = 1
+VERSION = 2
 RETRY_S = 0.02
 """Between two looks whether the first rank is there."""
 PACKET_BYTES = 128 << 10
@@ -64,7 +64,7 @@ class Terms:
     """What the first rank settles for all.
 
     Attributes:
-        slots: of the memory.
+        slots: of the memory; none, where nothing is to be shared.
         skipped: numbers of extents that nobody shares: each rank has their pages in memory already.
     """
 

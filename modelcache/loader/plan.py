@@ -54,8 +54,9 @@ def plan(
     order: Order = "file",
     destination: Destination | None = None,
     extent_bytes: int = EXTENT_BYTES,
+    gap_bytes: int = GAP_BYTES,
 ) -> list[Extent]:
-    """Extents that hold these tensors: no gap over GAP_BYTES in one, and none with tensors of two destinations.
+    """Extents that hold these tensors: no gap over `gap_bytes` in one, and none with tensors of two destinations.
 
     In file order no byte is in two of them, but for the page in which one ends and the next begins. As given, tensors that follow each
     other in the file, too, are read together; one that comes out of turn begins an extent, and what lies between may be read again.
@@ -67,7 +68,7 @@ def plan(
     found = [checkpoint.place[name] for name in names]
     if order == "file":
         found.sort(key=lambda place: (place[0], place[1].span))
-    return extents_of(found, destination=destination, gap_bytes=GAP_BYTES, extent_bytes=extent_bytes)
+    return extents_of(found, destination=destination, gap_bytes=gap_bytes, extent_bytes=extent_bytes)
 
 
 def extents_of(

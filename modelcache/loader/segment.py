@@ -26,7 +26,8 @@ def create_segment(slots: int) -> int:
         fd = os.memfd_create("modelcache-group", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         try:
             os.fchmod(fd, 0o600)
-            os.posix_fallocate(fd, 0, size_bytes)  # what is not there would end a process by SIGBUS later
+            if size_bytes:
+                os.posix_fallocate(fd, 0, size_bytes)  # what is not there would end a process by SIGBUS later
             fcntl.fcntl(fd, fcntl.F_ADD_SEALS, _SEALS)
         except BaseException:
             os.close(fd)
@@ -60,11 +61,11 @@ class Segment:
         """The memory of one slot, to be written and released; it begins at a page."""
         return self._view[number * BLOCK_BYTES : (number + 1) * BLOCK_BYTES]
 
-    def copy(self, number: int, into: memoryview) -> None:
-        """Fill `into` from a slot's beginning. By the kernel: it lets other threads go on, where a copy between views would not."""
+    def copy(self, number: int, at: int, into: memoryview) -> None:
+        """Fill `into` from a place in a slot. By the kernel: it lets other threads go on, where a copy between views would not."""
         done = 0
         while done < len(into):
-            done += os.preadv(self._fd, [into[done:]], number * BLOCK_BYTES + done)
+            done += os.preadv(self._fd, [into[done:]], number * BLOCK_BYTES + at + done)
 
     def close(self) -> None:
         self._view.release()

@@ -10,7 +10,7 @@ from math import prod
 from modelcache.errors import BadShard, NoSuchTensor
 from modelcache.loader.checkpoint import Checkpoint, Order
 from modelcache.loader.header import TensorEntry
-from modelcache.loader.plan import Destination, Extent, extents_of
+from modelcache.loader.plan import EXTENT_BYTES, Destination, Extent, extents_of
 from modelcache.ranges import ByteRange
 from modelcache.units import KIB
 
@@ -157,12 +157,15 @@ class Share:
             yield TensorEntry(entry.name, entry.dtype, shape if count == 1 else shape[dim:], ByteRange(start, start + run_bytes))
 
 
-def extents_of_parts(parts: Mapping[str, Part], *, order: Order, destination: Destination, common_apart: bool) -> list[Extent]:
+def extents_of_parts(
+    parts: Mapping[str, Part], *, order: Order, destination: Destination, common_apart: bool, extent_bytes: int = EXTENT_BYTES
+) -> list[Extent]:
     """What a rank reads for its parts. Nothing between two pieces is read along: it is what other ranks have.
 
     Args:
         common_apart: what all ranks read is in extents of its own, the same for every rank that gives the same names and order, and
             destinations that change at the same names.
+        extent_bytes: an extent is ended at the next piece beyond this.
     """
     found = [(part.file, piece) for part in parts.values() for piece in part.pieces]
     if order == "file":
@@ -171,7 +174,7 @@ def extents_of_parts(parts: Mapping[str, Part], *, order: Order, destination: De
     def place(name: str) -> object:
         return destination(name), common_apart and parts[name].is_common
 
-    return extents_of(found, destination=place, gap_bytes=0)
+    return extents_of(found, destination=place, gap_bytes=0, extent_bytes=extent_bytes)
 
 
 def _dim(entry: TensorEntry, rule: int, address: str) -> int:

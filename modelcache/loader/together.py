@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 
 from modelcache.loader.checkpoint import Checkpoint
-from modelcache.loader.exchange import Block, Exchange
+from modelcache.loader.exchange import Block, Division, Exchange
 from modelcache.loader.files import Opener, TensorFile, Way
 from modelcache.loader.group import Member
 from modelcache.loader.meeting import Arrival, Terms, meet
@@ -56,7 +56,7 @@ class TogetherFile:
 
     def read(self, block: ByteRange, into: memoryview) -> Way:
         number = self._shared.numbers.get(block)
-        return self._own.read(block, into) if number is None else self._exchange.take(number, into, self._cancel)
+        return self._own.read(block, into) if number is None else self._exchange.take(number, 0, into[: block.size_bytes], self._cancel)
 
     def close(self) -> None:
         self._own.close()
@@ -75,7 +75,7 @@ def reading_together(
 
     Raises:
         GroupBroken, BadShard: the group could not meet.
-        OSError: a file can't be opened. BadCheckpoint, MemoryError, Cancelled.
+        FileFault: a file can't be opened. BadCheckpoint, MemoryError, Cancelled.
     """
     if len(member.ranks) == 1 or not any(extent.span.size_bytes for extent in common):
         yield open_file
@@ -94,7 +94,13 @@ def reading_together(
     ended = Cancellation()
     with ExitStack() as ends:
         exchange = ends.enter_context(
-            Exchange(seat, member.rank, blocks, lambda file: open_file(checkpoint.shards[file], ended), member.group.timeout_s)
+            Exchange(
+                seat,
+                member.rank,
+                Division.even(blocks, member.ranks),
+                lambda file: open_file(checkpoint.shards[file], ended),
+                member.group.timeout_s,
+            )
         )
         ends.callback(ended.cancel)  # before it ends: what still arrives is waited for no longer
         ends.enter_context(cancel.on_cancel(ended.cancel))

@@ -1,0 +1,219 @@
+"""Files of a checkpoint that one rank of a group brings: it alone reads them, and each other rank has its part from there."""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from bisect import bisect_right
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from modelcache.loader.checkpoint import Checkpoint
+from modelcache.loader.council import Council
+from modelcache.loader.exchange import Block, Division, Exchange
+from modelcache.loader.files import Opener, TensorFile, Way
+from modelcache.loader.group import Member
+from modelcache.loader.meeting import Arrival, Terms, meet
+from modelcache.loader.memory import Memory
+from modelcache.loader.plan import BLOCK_BYTES, Extent
+from modelcache.patience import Cancellation
+from modelcache.ranges import ByteRange
+
+READS = 32
+"""Of the rank that brings, in flight: bytes of blocks that somebody waits for are put into their slot as they pass, those of others are
+read back; so as many as the memory has slots by default."""
+
+
+@dataclass(frozen=True, slots=True)
+class Bringing:
+    """How a group has a model that arrives.
+
+    Attributes:
+        rank: that brings it.
+        version: what it is, before its digest is known.
+        extent_bytes: a tensor is handed out when its extent is here.
+    """
+
+    council: Council = field(repr=False)
+    rank: int
+    version: str
+    extent_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Piece:
+    """What is taken of one block.
+
+    Attributes:
+        at: its place in the block.
+        span: of the file.
+    """
+
+    number: int
+    at: int
+    span: ByteRange
+
+
+class _Blocks:
+    """The blocks that the bringing rank reads, and in which of them each byte of a tensor is: in one."""
+
+    def __init__(self, extents: Sequence[Extent]) -> None:
+        """
+        Args:
+            extents: in the order in which they are read, with each tensor once.
+        """
+        self.all: list[Block] = []
+        self._by_file: defaultdict[int, list[tuple[int, int, int]]] = defaultdict(list)  # where its bytes of tensors start and stop
+        for extent in extents:
+            for span in extent.blocks():
+                wanted = _wanted(extent, span)
+                self._by_file[extent.shard].append((wanted.start, wanted.stop, len(self.all)))
+                self.all.append(Block(extent.shard, span))
+        for found in self._by_file.values():
+            found.sort()
+
+    def pieces(self, file: int, span: ByteRange) -> Iterator[_Piece]:
+        """What bytes of tensors of a file consist of, in file order."""
+        found = self._by_file[file]
+        start = span.start
+        for _, stop, number in found[max(0, bisect_right(found, (start, 1 << 63)) - 1) :]:
+            if start >= span.stop:
+                return
+            yield _Piece(number, start - self.all[number].span.start, ByteRange(start, min(stop, span.stop)))
+            start = stop
+
+
+def _wanted(extent: Extent, block: ByteRange) -> ByteRange:
+    """Without what comes before the extent's first tensor: others have that."""
+    return ByteRange(max(block.start, extent.tensors[0].span.start), block.stop)
+
+
+class BroughtFile:
+    """One file, all of which comes from the group (a `TensorFile`)."""
+
+    def __init__(self, path: Path, pieces: dict[ByteRange, list[_Piece]], exchange: Exchange, cancel: Cancellation) -> None:
+        """
+        Args:
+            pieces: of each block that is read.
+        """
+        self.path = path
+        self._pieces = pieces
+        self._exchange = exchange
+        self._cancel = cancel
+
+    def may_map(self, span: ByteRange) -> bool:
+        return False
+
+    def mapped(self, span: ByteRange) -> Memory:
+        raise AssertionError("what a group brings is never mapped")
+
+    def read(self, block: ByteRange, into: memoryview) -> Way:
+        way = Way.SHARED
+        for piece in self._pieces[block]:
+            start = piece.span.start - block.start
+            way = self._exchange.take(piece.number, piece.at, into[start : start + piece.span.size_bytes], self._cancel)
+        return way
+
+    def close(self) -> None:
+        """Nothing is its own."""
+
+
+class _KeptOpen:
+    """A file that several threads read, and that stays open when one of them is through with it (a `TensorFile`)."""
+
+    def __init__(self, file: TensorFile) -> None:
+        self._file = file
+        self.path = file.path
+        self.may_map = file.may_map
+        self.mapped = file.mapped
+        self.read = file.read
+
+    def close(self) -> None:
+        """Whoever opened it does that."""
+
+
+class _Files:
+    """Each opened once, when it is read first. Thread-safe."""
+
+    def __init__(self, open_file: Callable[[int], TensorFile], ends: ExitStack) -> None:
+        self._open_file = open_file
+        self._ends = ends
+        self._lock = threading.Lock()
+        self._open: dict[int, _KeptOpen] = {}
+
+    def get(self, number: int) -> _KeptOpen:
+        """Raises what opening it raises."""
+        with self._lock:
+            if number not in self._open:
+                file = self._open_file(number)
+                self._ends.callback(file.close)
+                self._open[number] = _KeptOpen(file)
+            return self._open[number]
+
+
+@contextmanager
+def taking_part(
+    checkpoint: Checkpoint,
+    whole: Sequence[Extent],
+    own: Sequence[Extent],
+    member: Member,
+    bringing: Bringing,
+    open_file: Opener,
+    cancel: Cancellation,
+) -> Iterator[Opener]:
+    """What opens files so that all bytes come from the rank that brings them, while the context lasts; it ends when all are there.
+
+    Args:
+        whole: what that rank reads, in this order: the same for all, with each tensor once.
+        own: what this rank takes, in the same order.
+        open_file: of the rank that brings.
+
+    Raises:
+        GroupBroken, BadShard: the group could not meet. What reading raises, when the context ends. MemoryError, Cancelled.
+    """
+    blocks = _Blocks(whole)
+    wanted: defaultdict[int, dict[ByteRange, list[_Piece]]] = defaultdict(dict)
+    needs = [0] * len(blocks.all)
+    for extent in own:
+        for span in extent.blocks():
+            found = wanted[extent.shard][span] = list(blocks.pieces(extent.shard, _wanted(extent, span)))
+            for piece in found:
+                needs[piece.number] += piece.span.size_bytes
+    number_of = {shard.path: number for number, shard in enumerate(checkpoint.shards)}
+    ended = Cancellation()
+    with ExitStack() as ends:
+        kept = ends.enter_context(ExitStack())  # before the exchange, whose threads read them
+        files = _Files(lambda number: open_file(checkpoint.shards[number], ended), kept)
+        exchange = ends.enter_context(_exchange(blocks.all, needs, member, bringing, files.get, cancel))
+        ends.callback(ended.cancel)  # before it ends: what still arrives is waited for no longer
+        ends.enter_context(cancel.on_cancel(ended.cancel))
+        yield lambda shard, cancel: BroughtFile(shard.path, wanted[number_of[shard.path]], exchange, cancel)
+        exchange.finish(cancel)
+
+
+def _exchange(
+    blocks: Sequence[Block],
+    needs: Sequence[int],
+    member: Member,
+    bringing: Bringing,
+    open_file: Callable[[int], TensorFile],
+    cancel: Cancellation,
+) -> Exchange:
+    group = member.group
+    terms = Terms(max(1, min(group.memory_bytes // BLOCK_BYTES, len(blocks))), frozenset())
+    who = Arrival(group.name, member.rank, member.ranks, _digest(blocks, bringing), group.timeout_s)
+    with bringing.council.watching(cancel) as until_one_is_gone:
+        seat = meet(who, lambda: terms, until_one_is_gone)
+    division = Division(blocks, [bringing.rank], needs, reads=READS, patient=True)
+    return Exchange(seat, member.rank, division, open_file, group.timeout_s)
+
+
+def _digest(blocks: Sequence[Block], bringing: Bringing) -> str:
+    """Of what is read, and in which order."""
+    told = hashlib.sha256(f"{bringing.version};{bringing.rank}".encode())
+    for block in blocks:
+        told.update(f";{block.file}{block.span}".encode())
+    return told.hexdigest()
