@@ -45,7 +45,7 @@ class BadConfig(BadInput):
 
 
 class FileFault(BadInput):
-    """The file of an export or import, a list of URIs, or stdout can't be opened, read or written; the message says why."""
+    """A file of an export, an import or a checkpoint, a list of URIs, or stdout can't be opened, read or written; the message says why."""
 
     code = ErrorCode.FILE_FAULT
 

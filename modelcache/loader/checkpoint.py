@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Literal
 
-from modelcache.errors import BadCheckpoint, NoSuchTensor, NotFound
+from modelcache.errors import BadCheckpoint, FileFault, NoSuchTensor, NotFound, StoreFault
 from modelcache.loader import strict_json
 from modelcache.loader.header import LENGTH_BYTES, Header, TensorEntry, header_bytes, parse_header
 
@@ -19,6 +21,19 @@ Order = Literal["file", "given"]
 """How tensors are read and handed out."""
 MAX_INDEX_BYTES = 100_000_000
 """As of a header; the largest published one (hundreds of thousands of tensors) has some tens of MB."""
+
+_UNUSABLE = (errno.EACCES, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.ENOENT, errno.ENOTDIR, errno.EPERM)
+"""Names, kinds and modes of files; anything else the disk is to blame for."""
+
+
+@contextmanager
+def told_of(path: Path) -> Iterator[None]:
+    """Raises FileFault: this process can't read such a file; StoreFault: the disk failed; both in place of an OSError of the block."""
+    try:
+        yield
+    except OSError as error:
+        kind = FileFault if error.errno in _UNUSABLE else StoreFault
+        raise kind(f"the file can't be read ({error.strerror})", address=str(path)) from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,8 +122,13 @@ def open_checkpoint(path: Path) -> Checkpoint:
     Raises:
         NotFound: no safetensors there.
         BadCheckpoint: an index or header that makes no sense, a tensor that two shards have.
-        OSError: a file can't be read.
+        FileFault: a file can't be read by this process. StoreFault: the disk failed.
     """
+    with told_of(path):
+        return _opened(path)
+
+
+def _opened(path: Path) -> Checkpoint:
     is_index = path.name.endswith(INDEX_SUFFIX) and path.is_file()
     if path.is_dir() or is_index:
         index = _index_in(path) if is_index else _index(path)
@@ -145,17 +165,18 @@ def read_header(fd: int, file_bytes: int, address: str) -> Header:
 
 
 def _shard(path: Path, *, wanted_by_index: bool) -> Shard:
-    try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    except FileNotFoundError:
-        if wanted_by_index:
-            raise BadCheckpoint("the index names a shard that is missing", address=str(path)) from None
-        raise NotFound("there is no such file", address=str(path)) from None
-    try:
-        stamp = FileStamp.of(fd)
-        return Shard(path, read_header(fd, stamp.size_bytes, str(path)), stamp)
-    finally:
-        os.close(fd)
+    with told_of(path):
+        try:
+            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            if wanted_by_index:
+                raise BadCheckpoint("the index names a shard that is missing", address=str(path)) from None
+            raise NotFound("there is no such file", address=str(path)) from None
+        try:
+            stamp = FileStamp.of(fd)
+            return Shard(path, read_header(fd, stamp.size_bytes, str(path)), stamp)
+        finally:
+            os.close(fd)
 
 
 def _pread(fd: int, size_bytes: int, address: str, *, wanted: int) -> bytes:
@@ -183,8 +204,9 @@ def _index(root: Path) -> Mapping[str, str] | None:
 
 def _index_in(path: Path) -> Mapping[str, str]:
     """As one index file has it. Raises BadCheckpoint."""
-    check_index_size(path.stat().st_size, str(path))
-    return parse_index(path.read_bytes(), str(path))
+    with told_of(path):
+        check_index_size(path.stat().st_size, str(path))
+        return parse_index(path.read_bytes(), str(path))
 
 
 def check_index_size(size_bytes: int, address: str) -> None:
@@ -203,9 +225,18 @@ def parse_index(data: bytes, address: str) -> Mapping[str, str]:
     except (ValueError, KeyError, TypeError) as error:
         raise BadCheckpoint(f"the index is not one ({error})", address=address) from None
     for name in set(weight_map.values()):
-        if not name.endswith(SUFFIX) or Path(name).name != name or "\0" in name:
+        if not name.endswith(SUFFIX) or Path(name).name != name or "\0" in name or not _is_text(name):
             raise BadCheckpoint("the index names a file that is no shard beside it", address=address, got=name[:100])
     return dict(weight_map)
+
+
+def _is_text(name: str) -> bool:
+    """JSON can spell halves of surrogate pairs, which no file's name holds."""
+    try:
+        name.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _check_index(root: Path, index: Mapping[str, str], shards: Sequence[Shard], place: Mapping[str, tuple[int, TensorEntry]]) -> None:

@@ -81,5 +81,5 @@ Opener = Callable[[Shard, Cancellation], TensorFile]
 """Opens one file of a checkpoint. The cancellation is the load's own: asked for when the caller cancels and when the load ends early, and
 the one that a `read` that waits must end with.
 
-Raises: BadCheckpoint: the file is not as long as its header says, or gone. OSError.
+Raises: BadCheckpoint: the file is not as long as its header says, or gone. FileFault, StoreFault: it can't be opened.
 """

@@ -187,6 +187,10 @@ def _entry(name: str, value: Any, header_size_bytes: int) -> TensorEntry:
         _check_text(field_name)
         if field_name not in FIELDS and isinstance(each, (dict, list)):  # of any depth, which the package bounds and we don't measure
             raise _Wrong(f"tensor {_shown(name)} has an unknown field that is an object or a list", got=_cut(field_name))
+        if isinstance(each, str):
+            _check_text(each)
+    if isinstance(value["dtype"], dict):  # {"F32": null}, as the package's parser takes an enumeration
+        raise _Wrong(f"the dtype of tensor {_shown(name)} is an object, and no string")
     dtype = _DTYPES.get(value["dtype"]) if isinstance(value["dtype"], str) else None
     if dtype is None:
         raise _Wrong(f"tensor {_shown(name)} is of a dtype that is not known here", got=_cut(value["dtype"]))

@@ -87,7 +87,7 @@ def stream_tensors(
     Raises:
         BadCheckpoint: a file changed or vanished since its header was read, or torch has no such dtype.
         StoreFault: the disk failed. MemoryError. NoDeviceMemory, DeviceFault. Cancelled.
-        OSError: a file can't be opened. What `open_file`'s files raise.
+        FileFault: a file can't be opened. What `open_file`'s files raise.
     """
     seen = report or LoadReport()
     told = 0

@@ -9,6 +9,7 @@ from types import TracebackType
 from typing import Self
 
 from modelcache.errors import StoreFault
+from modelcache.loader.checkpoint import told_of
 from modelcache.loader.files import TensorFile, Way
 from modelcache.loader.landing import Landing, Staging
 from modelcache.loader.plan import Extent
@@ -77,9 +78,10 @@ class Reader:
         self._threads.shutdown(wait=True, cancel_futures=True)
 
     def start(self, extent: Extent, file: TensorFile, staging: Staging) -> Reading:
-        """Begin to read an extent; blocks are read in the order in which extents were started. Raises MemoryError, OSError."""
+        """Begin to read an extent; blocks are read in the order in which extents were started. Raises MemoryError, StoreFault."""
         _expect_owner(self._owner_pid)
-        landing = staging.land(extent, file)
+        with told_of(file.path):
+            landing = staging.land(extent, file)
         parts = [self._threads.submit(self._fill, landing, file, block) for block in landing.missing]
         return Reading(extent, file, landing, parts, self._owner_pid)
 

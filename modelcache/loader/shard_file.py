@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 from modelcache.errors import BadCheckpoint
-from modelcache.loader.checkpoint import FileStamp, Shard
+from modelcache.loader.checkpoint import FileStamp, Shard, told_of
 from modelcache.loader.files import Way
 from modelcache.loader.memory import Memory, map_file
 from modelcache.loader.plan import ALIGNMENT
@@ -37,14 +37,15 @@ class ShardFile:
 
         Raises:
             BadCheckpoint: it is not the file whose header was read, or gone.
-            OSError.
+            FileFault: this process can't open it. StoreFault: the disk failed.
         """
         self.path = path
         self._stays_whole = stays_whole
-        try:
-            self.fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        except FileNotFoundError:
-            raise BadCheckpoint("the file vanished after its header was read", address=str(path)) from None
+        with told_of(path):
+            try:
+                self.fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            except FileNotFoundError:
+                raise BadCheckpoint("the file vanished after its header was read", address=str(path)) from None
         self._warm: bool | None = None
         self._lock = threading.Lock()
         self._direct_fd: int | None = None

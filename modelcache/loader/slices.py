@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from modelcache.loader.header import TensorEntry
+from modelcache.loader.header import Dtype, TensorEntry
 from modelcache.loader.plan import ALIGNMENT, Extent
 from modelcache.ranges import ByteRange
 
@@ -31,7 +31,8 @@ class Cut:
 
 
 def cut(entry: TensorEntry, index: Index) -> Cut:
-    """The part of a tensor that slices of its first dimensions name, as Python has them: `slice(-2, None)` are the last two rows.
+    """The part of a tensor that slices of its first dimensions name, as Python has them: `slice(-2, None)` are the last two rows. The last
+    dimension of 4-bit elements is counted as torch has it, two in one.
 
     Raises:
         IndexError: more slices than dimensions, or a step other than 1.
@@ -41,10 +42,11 @@ def cut(entry: TensorEntry, index: Index) -> Cut:
         raise IndexError(f"tensor `{entry.name}` of shape {list(entry.shape)} has no part {index!r}: one slice a dimension, of step 1")
     if not slices:
         return Cut(entry, ())
-    count = entry.shape[0]
+    packed = 2 if entry.dtype is Dtype.F4 and len(entry.shape) == 1 else 1
+    count = entry.shape[0] // packed
     start, stop, _ = slices[0].indices(count)
     stop = max(start, stop)
     row_bytes = entry.span.size_bytes // count if count else 0
     span = ByteRange(entry.span.start + start * row_bytes, entry.span.start + stop * row_bytes)
-    rows = TensorEntry(entry.name, entry.dtype, (stop - start, *entry.shape[1:]), span)
+    rows = TensorEntry(entry.name, entry.dtype, ((stop - start) * packed, *entry.shape[1:]), span)
     return Cut(rows, slices[1:])

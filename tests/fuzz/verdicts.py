@@ -11,7 +11,14 @@ import safetensors
 from modelcache.errors import BadCheckpoint
 from modelcache.loader.header import Header, header_bytes, parse_header
 
-STRICTER = ("doesn't begin with `{`", "twice", "is not an object with", "an unknown field that is an object", "-0 is no whole number")
+STRICTER = (
+    "doesn't begin with `{`",
+    "twice",
+    "is not an object with",
+    "an unknown field that is an object",
+    "is an object, and no string",
+    "-0 is no whole number",
+)
 """Why a file may be refused that the package reads: the format forbids it, or two parsers may read it as two models."""
 
 

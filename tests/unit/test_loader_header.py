@@ -52,6 +52,10 @@ BAD = {
     "a space first": (file_of(b" {}"), "doesn't begin"),
     "not UTF-8": (file_of(b'{"\xff":1}'), "not UTF-8"),
     "half a surrogate": (file_of(b'{"\\ud800":' + json.dumps(tensor("U8", [1], 0, 1)).encode() + b"}", b"x"), "surrogate"),
+    "half a surrogate in an unknown field": (
+        file_of(b'{"a":{"x":"\\ud800","dtype":"U8","shape":[1],"data_offsets":[0,1]}}', b"x"),
+        "surrogate",
+    ),
     "no JSON": (file_of(b"{,}"), "its JSON is not one"),
     "more behind the JSON": (file_of(b"{}\0\0"), "its JSON is not one"),
     "NaN": (file_of(b'{"a":NaN}'), "NaN"),
@@ -63,6 +67,7 @@ BAD = {
     "a field missing": (file_of({"a": {"dtype": "U8", "shape": [1]}}, b"x"), "is not an object with"),
     "unknown dtype": (file_of({"a": tensor("F128", [1], 0, 16)}, bytes(16)), "dtype that is not known"),
     "dtype of no text": (file_of({"a": tensor("U8", [1], 0, 1) | {"dtype": 3}}, b"x"), "dtype that is not known"),
+    "dtype as a variant": (file_of({"a": tensor("U8", [1], 0, 1) | {"dtype": {"U8": None}}}, b"x"), "is an object, and no string"),
     "negative shape": (file_of({"a": tensor("U8", [-1], 0, 1)}, b"x"), "whole numbers"),
     "a fraction": (file_of({"a": tensor("U8", [1.0], 0, 1)}, b"x"), "whole numbers"),
     "true": (file_of({"a": tensor("U8", [True], 0, 1)}, b"x"), "whole numbers"),

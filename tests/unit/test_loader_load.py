@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import modelcache
-from modelcache.errors import BadCheckpoint, NoSuchTensor, NotFound
+from modelcache.errors import BadCheckpoint, FileFault, NoSuchTensor, NotFound
 from modelcache.loader import residency, shard_file
 from modelcache.loader.checkpoint import open_checkpoint
 from modelcache.loader.files import Way
@@ -249,6 +249,7 @@ SPOILT: dict[str, tuple[Callable[[Path], object], str]] = {
     "a tensor nowhere": (indexed(b=2, c=2), "is not where the index has it"),
     "an unknown tensor": (indexed(), "doesn't know tensor `b`"),
     "a path in the index": (index_text('{"weight_map":{"a":"../x.safetensors"}}'), "no shard beside it"),
+    "half a surrogate pair in the index": (index_text('{"weight_map":{"a":"\\ud800.safetensors"}}'), "no shard beside it"),
     "no index": (index_text('{"weight_map":[]}'), "the index is not one"),
     "an index of nothing": (index_text('{"weight_map":{}}'), "names no shard"),
     "a name twice in the index": (index_text('{"weight_map":{"a":"m.safetensors","a":"n.safetensors"}}'), "twice"),
@@ -263,6 +264,23 @@ def test_shards_that_make_no_sense(sharded: Path, spoil: Callable[[Path], object
     with pytest.raises(BadCheckpoint) as caught:
         modelcache.load(sharded)
     assert said in caught.value.message
+
+
+@pytest.mark.parametrize("spoil", ["a directory", "a loop", "a long name", "an index that leads nowhere"])
+def test_files_that_can_not_be_read(sharded: Path, spoil: str) -> None:
+    if spoil != "a long name":
+        (sharded / SECOND).unlink()
+    if spoil == "a directory":
+        (sharded / SECOND).mkdir()
+    elif spoil == "a loop":
+        (sharded / SECOND).symlink_to(sharded / SECOND)
+    elif spoil == "a long name":
+        index_text(json.dumps({"weight_map": {"a": "x" * 300 + ".safetensors"}}))(sharded)
+    else:
+        (sharded / INDEX).unlink()
+        (sharded / INDEX).symlink_to(sharded / "none")
+    with pytest.raises(FileFault, match=rf"can't be read.*: {sharded}/"):
+        modelcache.load(sharded)
 
 
 def test_nothing_there(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from modelcache.loader.tensors import TORCH_DTYPES
 from modelcache.units import KIB, MIB
 
 SHAPE = (7, 6, 4)
+DTYPES = tuple(TORCH_DTYPES.values())
 
 
 @pytest.fixture(scope="module")
@@ -25,9 +26,10 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("model") / "model.safetensors"
     source = torch.Generator().manual_seed(4)
     tensors = {"byte": torch.ones(1, dtype=torch.uint8), "scalar": torch.tensor(2.0), "nothing": torch.empty(0, 4)}
-    for number, dtype in enumerate(TORCH_DTYPES.values()):
+    for number, dtype in enumerate(DTYPES):
         raw = torch.randint(0, 2, (*SHAPE[:-1], SHAPE[-1] * dtype.itemsize), dtype=torch.uint8, generator=source)
         tensors[f"of.{number}"] = raw.view(dtype)
+        tensors[f"row.{number}"] = raw.view(dtype)[0, 0].clone()
     save_file(tensors, path)
     return path
 
@@ -36,7 +38,7 @@ bounds = st.one_of(st.none(), st.integers(-9, 9))
 parts = st.builds(slice, bounds, bounds)
 
 
-@given(number=st.integers(0, len(TORCH_DTYPES) - 1), index=st.lists(parts, max_size=2).map(tuple))
+@given(number=st.integers(0, len(DTYPES) - 1), index=st.lists(parts, max_size=2).map(tuple))
 @settings(deadline=None, max_examples=100)
 def test_what_python_means_by_the_same_slices(model: Path, number: int, index: tuple[slice, ...]) -> None:
     name = f"of.{number}"
@@ -48,6 +50,16 @@ def test_what_python_means_by_the_same_slices(model: Path, number: int, index: t
     assert (mine.dtype, mine.shape) == (whole.dtype, (*expected.shape[:-1], expected.shape[-1] // size))
     assert mine.is_contiguous()
     assert torch.equal(mine.view(torch.uint8), expected)
+
+
+def test_parts_of_single_rows(model: Path) -> None:
+    rows = modelcache.load(model, names=["row.*"])
+    for index in (slice(1, 3), slice(-1, None), slice(0, 1), slice(3, 3), slice(None)):
+        for name, whole in rows.items():
+            expected = whole.view(torch.uint8).view(SHAPE[-1], -1)[index].flatten()
+            mine = modelcache.load_slice(model, name, index)
+            assert (mine.dtype, mine.shape) == (whole.dtype, (expected.numel() // whole.dtype.itemsize,))
+            assert torch.equal(mine.view(torch.uint8), expected)
 
 
 def test_only_the_rows_are_read(tmp_path: Path) -> None:
