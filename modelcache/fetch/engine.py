@@ -48,8 +48,8 @@ class Queued:
 class FetchEngine:
     """Runs fetches. Thread-safe; one per process is meant.
 
-    Between two chunks a worker looks whether a fetch of higher priority waits and, if so, leaves its request for it: someone who
-    waits has the bandwidth within a chunk. Fetches of one priority share: next is the one with the fewest requests in flight, of
+    Between two chunks a worker looks whether a fetch of higher priority waits, or moves bytes from the same origin, and if so
+    leaves its request: someone who waits has the bandwidth within a chunk, and alone. Fetches of one priority share: next is the one with the fewest requests in flight, of
     those the one that has waited longest for its turn.
     """
 
@@ -217,8 +217,9 @@ class FetchEngine:
     def _next(self) -> tuple[Fetch, Span] | None:
         if self._concurrency.full():
             return None
+        now_s = time.monotonic()
         for fetch in sorted(self._fetches, key=lambda item: (item.priority, item.active, item.served)):
-            if not self._concurrency.open(fetch.origin):
+            if not self._concurrency.open(fetch.origin) or self._underway.outranks(fetch, now_s):
                 continue
             span = fetch.take(self._concurrency.limit(fetch.origin))
             if span is not None:
@@ -242,14 +243,19 @@ class FetchEngine:
         with self._changed:
             self._concurrency.ended(fetch.origin)
             self._underway.ended(run)
+            if not self._underway.busy(fetch.origin):
+                self._changed.notify_all()  # who was outranked goes on
         fetch.ended_span(span, run.done, error)
         return run.buffer
 
     def _make_way(self, fetch: Fetch) -> None:
         """Somebody waits for this fetch. If it has no request, and can't have one until another ends, one that gets nowhere does."""
         with self._changed:
+            if fetch.active or not fetch.left:
+                return
             full = self._concurrency.full()
-            if fetch.active or not fetch.left or (not full and self._concurrency.open(fetch.origin)):
+            if not full and self._concurrency.open(fetch.origin):
+                self._call()  # who went before it may move no more
                 return
             run = self._underway.give_up(fetch, None if full else fetch.origin, time.monotonic())
         if run is not None:
@@ -266,9 +272,9 @@ class FetchEngine:
                 self._call()
 
     def outranked(self, fetch: Fetch) -> bool:
-        """Whether a fetch that goes before this one could use its request."""
+        """Whether a fetch that goes before this one could use its request, or moves bytes from its origin."""
         with self._changed:
-            return any(
+            return self._underway.outranks(fetch, time.monotonic()) or any(
                 other.priority < fetch.priority and other.left and (other.origin == fetch.origin or self._concurrency.open(other.origin))
                 for other in self._fetches
             )

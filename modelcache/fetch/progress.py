@@ -137,6 +137,11 @@ class Meter:
             self._files_done += 1
 
     @property
+    def moved_at_s(self) -> float:
+        """When bytes came last, to a tenth of a second, or when it began; monotonic."""
+        return self._samples[-1][0]
+
+    @property
     def fetched_bytes(self) -> int:
         return self._fetched
 

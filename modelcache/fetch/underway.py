@@ -12,6 +12,9 @@ CROWD_PATIENCE_S = 60.0
 """So long one of the same rank does, and anybody for a file that then starts over; and one such request is given up in this time, so
 that many fetches over a slow line finish their chunks nevertheless."""
 
+MOVING_S = 2.0
+"""Without a byte for so long a fetch has no bandwidth to itself: what goes behind it is not kept waiting by an origin that hangs."""
+
 
 class Underway:
     """The runs of an engine. Not thread-safe; the engine's lock guards it."""
@@ -25,6 +28,20 @@ class Underway:
 
     def ended(self, run: Run) -> None:
         self._runs.discard(run)
+
+    def busy(self, origin: str) -> bool:
+        """Whether any asks this origin."""
+        return any(run.fetch.origin == origin and not run.is_check for run in self._runs)
+
+    def outranks(self, fetch: Fetch, now_s: float) -> bool:
+        """Whether any brings bytes, from the origin of this fetch, for one that goes before it: that one has the bandwidth."""
+        return any(
+            run.fetch.priority < fetch.priority
+            and run.fetch.origin == fetch.origin
+            and not run.is_check
+            and now_s - run.fetch.meter.moved_at_s < MOVING_S
+            for run in self._runs
+        )
 
     def give_up(self, fetch: Fetch, origin: str | None, now_s: float) -> Run | None:
         """The run to leave that this fetch has waited for too long: of those, the one that has been at its chunk for longest.

@@ -18,6 +18,7 @@ from modelcache.testing.fetching import SMALL_CHUNK_BYTES as CHUNK
 from modelcache.testing.fetching import check_filled, finish, request_for, running_engine
 from modelcache.testing.memory_source import MemorySource
 from modelcache.testing.memory_store import MemoryStore
+from modelcache.testing.polling import until
 from modelcache.testing.store_filling import content
 
 pytestmark = pytest.mark.usefixtures("chunk_bytes")
@@ -68,8 +69,9 @@ def test_who_waits_has_the_bandwidth_after_one_chunk(requests: int) -> None:
     assert prewarmed.books.bytes["a"] == 60 * CHUNK  # and what it left was given back, not fetched again
 
 
-def test_who_waits_but_has_nothing_to_be_fetched_disturbs_nobody() -> None:
-    """Its last request is on its way: others go on with long requests and don't leave theirs after each chunk."""
+def test_who_waits_at_an_origin_that_hangs_disturbs_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its last request brings nothing: others go on with long requests and don't leave theirs after each chunk."""
+    monkeypatch.setattr(underway, "MOVING_S", 0.0)
     store, prewarmed, awaited = MemoryStore(), MemorySource({"a": content(64 * CHUNK, 1)}), MemorySource({"b": content(CHUNK, 2)})
     gate = awaited.gate("b")
     with running_engine(2) as engine:
@@ -79,6 +81,28 @@ def test_who_waits_but_has_nothing_to_be_fetched_disturbs_nobody() -> None:
         assert prewarmed.books.opened["a"] == 4
         gate.open()
         finish(late)
+
+
+def test_who_waits_and_has_asked_for_all_of_it_has_the_bandwidth_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its one request moves: all others would take most of a line's bytes from it."""
+    monkeypatch.setattr(underway, "MOVING_S", 60.0)
+    store, prewarmed, awaited = MemoryStore(), MemorySource({"a": content(64 * CHUNK, 1)}), MemorySource({"b": content(2 * CHUNK, 2)})
+    ahead = [prewarmed.gate("a", chunk * CHUNK) for chunk in (3, 18, 26)]
+    gate = awaited.gate("b", CHUNK)
+    with running_engine(3) as engine:
+        early = engine.start(request_for(store, prewarmed, "early", priority=Priority.PREWARM))
+        for each in ahead:
+            each.await_readers()
+        late = engine.start(request_for(store, awaited, "late", priority=Priority.WAITING))
+        for each in ahead:
+            each.open()
+        gate.await_readers()
+        until(lambda: early.active == 0, "the others to leave their requests")
+        assert (late.left, early.ended) == (False, False)
+        gate.open()
+        finish(late)
+        finish(early)
+    assert prewarmed.books.bytes["a"] == 64 * CHUNK
 
 
 def test_fetches_of_one_priority_take_turns() -> None:
