@@ -49,8 +49,8 @@ class FetchEngine:
     """Runs fetches. Thread-safe; one per process is meant.
 
     Between two chunks a worker looks whether a fetch of higher priority waits, or moves bytes from the same origin, and if so
-    leaves its request: someone who waits has the bandwidth within a chunk, and alone. Fetches of one priority share: next is the one with the fewest requests in flight, of
-    those the one that has waited longest for its turn.
+    leaves its request: someone who waits has the bandwidth within a chunk, and alone. Fetches of one priority share: next is the
+    one with the fewest requests in flight, of those the one that has waited longest for its turn.
     """
 
     def __init__(self, limits: EngineLimits) -> None:
