@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -22,10 +21,10 @@ from modelcache.loader.report import LoadReport
 from modelcache.loader.tensors import TORCH_DTYPES
 from modelcache.patience import Cancellation
 from modelcache.units import MIB
+from tests.tensors import directory_on_disk, drop_from_cache, same, same_tensor
 
 pytestmark = pytest.mark.gpu
 GPU = "cuda:0"
-Tensors = Mapping[str, torch.Tensor]
 
 
 @pytest.fixture(autouse=True)
@@ -40,15 +39,8 @@ def nothing_stays() -> Iterator[None]:
 
 @pytest.fixture
 def disk() -> Iterator[Path]:
-    """A directory on a file system with O_DIRECT: the repository's own, where /tmp may be memory."""
-    directory = Path(__file__).parents[2] / ".cache" / f"test-gpu-{os.getpid()}"
-    directory.mkdir(parents=True)
-    try:
+    with directory_on_disk("gpu") as directory:
         yield directory
-    finally:
-        for path in directory.iterdir():
-            path.unlink()
-        directory.rmdir()
 
 
 @pytest.fixture
@@ -63,27 +55,8 @@ def model(disk: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return disk
 
 
-def drop_from_cache(directory: Path) -> None:
-    for path in directory.glob("*.safetensors"):
-        fd = os.open(path, os.O_RDONLY)
-        os.fsync(fd)
-        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
-        os.close(fd)
-
-
 def theirs(directory: Path) -> dict[str, torch.Tensor]:
     return {name: tensor for path in sorted(directory.glob("*.safetensors")) for name, tensor in load_file(path, device=GPU).items()}
-
-
-def same(mine: Tensors, other: Tensors) -> bool:
-    """Names, devices, dtypes, shapes and every bit."""
-    return set(mine) == set(other) and all(_same_tensor(mine[name], other[name]) for name in other)
-
-
-def _same_tensor(mine: torch.Tensor, other: torch.Tensor) -> bool:
-    if (mine.device, mine.dtype, mine.shape) != (other.device, other.dtype, other.shape):
-        return False
-    return mine.numel() == 0 or bool(torch.equal(mine.flatten().view(torch.uint8), other.flatten().view(torch.uint8)))
 
 
 def test_every_dtype_and_no_bytes(disk: Path) -> None:
@@ -120,7 +93,8 @@ def test_tensors_that_the_file_does_not_align(disk: Path, shift: int) -> None:
 def test_shards_by_each_way(model: Path, state: str) -> None:
     expected = theirs(model)
     if state == "cold":
-        drop_from_cache(model)
+        for path in model.glob("*.safetensors"):
+            drop_from_cache(path)
     report = LoadReport()
     assert same(modelcache.load(model, device="cuda", report=report), expected)
     assert report.read_bytes[Way.MAPPED] == 0
@@ -163,7 +137,7 @@ def test_no_room_says_so_gives_all_back_and_the_next_load_succeeds(model: Path) 
         torch.cuda.synchronize()
         assert torch.cuda.memory_allocated(GPU) == used, "though the error is kept"
         for name, tensor in modelcache.stream(model, device=GPU):  # who drops needs no more than that
-            assert _same_tensor(tensor.cpu(), expected[name].cpu())
+            assert same_tensor(tensor.cpu(), expected[name].cpu())
             del tensor
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0, 0)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -29,10 +29,10 @@ from modelcache.loader.tensors import TORCH_DTYPES
 from modelcache.patience import Cancellation
 from modelcache.testing.device_double import DoubleMachine
 from modelcache.units import KIB
+from tests.tensors import same, same_tensor
 
 BLOCK_BYTES = 16 * KIB
 EXTENT_BYTES = 64 * KIB
-Tensors = Mapping[str, torch.Tensor]
 GPU = "cuda:0"
 
 
@@ -79,18 +79,6 @@ def model(tmp_path: Path) -> Path:
 
 def expected_of(model: Path) -> dict[str, torch.Tensor]:
     return {name: tensor.clone() for path in sorted(model.glob("*.safetensors")) for name, tensor in load_file(path).items()}
-
-
-def same(mine: Tensors, theirs: Tensors) -> bool:
-    """Names, dtypes, shapes and every bit."""
-    return set(mine) == set(theirs) and all(_same_tensor(mine[name], theirs[name]) for name in theirs)
-
-
-def _same_tensor(mine: torch.Tensor, theirs: torch.Tensor) -> bool:
-    def raw(tensor: torch.Tensor) -> bytes:
-        return bytes(tensor.contiguous().flatten().view(torch.uint8).numpy()) if tensor.numel() else b""
-
-    return (mine.dtype, mine.shape) == (theirs.dtype, theirs.shape) and raw(mine) == raw(theirs)
 
 
 def write_raw(path: Path, header: str, data: bytes) -> None:
@@ -192,7 +180,7 @@ def test_a_stream_whose_consumer_drops_needs_room_for_two_extents_alone(machine:
     expected = expected_of(model)
     machine.capacity_bytes = 2 * EXTENT_BYTES + BLOCK_BYTES
     for name, tensor in modelcache.stream(model, device=GPU):
-        assert _same_tensor(tensor, expected.pop(name))
+        assert same_tensor(tensor, expected.pop(name))
         del tensor
     assert expected == {}
 

@@ -27,20 +27,7 @@ from modelcache.loader.shard_file import ShardFile
 from modelcache.loader.tensors import TORCH_DTYPES
 from modelcache.ranges import ByteRange
 from modelcache.units import KIB, MIB
-
-Tensors = Mapping[str, torch.Tensor]
-
-
-def same(mine: Tensors, theirs: Tensors) -> bool:
-    """Names, dtypes, shapes and every bit."""
-    return set(mine) == set(theirs) and all(_same_tensor(mine[name], theirs[name]) for name in theirs)
-
-
-def _same_tensor(mine: torch.Tensor, theirs: torch.Tensor) -> bool:
-    def raw(tensor: torch.Tensor) -> bytes:
-        return bytes(tensor.contiguous().flatten().view(torch.uint8).numpy()) if tensor.numel() else b""
-
-    return (mine.dtype, mine.shape) == (theirs.dtype, theirs.shape) and raw(mine) == raw(theirs)
+from tests.tensors import Tensors, directory_on_disk, drop_from_cache, same
 
 
 def of_every_dtype(seed: int = 0) -> dict[str, torch.Tensor]:
@@ -54,15 +41,6 @@ def of_every_dtype(seed: int = 0) -> dict[str, torch.Tensor]:
     found["scalar"] = torch.tensor(3.5)
     found["large"] = torch.randint(0, 2**15, (5 * MIB // 2 + 13,), dtype=torch.int16, generator=source)
     return found
-
-
-def drop_from_cache(path: Path) -> None:
-    fd = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
-    finally:
-        os.close(fd)
 
 
 def share_of(path: Path) -> float | None:
@@ -86,15 +64,8 @@ def mapped_whole(path: Path, tensors: Tensors) -> bool:
 
 @pytest.fixture
 def disk() -> Iterator[Path]:
-    """A directory on a file system with O_DIRECT: the repository's own, where /tmp may be memory."""
-    directory = Path(__file__).parents[2] / ".cache" / f"test-load-{os.getpid()}"
-    directory.mkdir(parents=True)
-    try:
+    with directory_on_disk("load") as directory:
         yield directory
-    finally:
-        for path in directory.iterdir():
-            path.unlink()
-        directory.rmdir()
 
 
 def test_every_dtype_mapped_cold_and_half_resident(disk: Path) -> None:
