@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     import torch
 
     from modelcache.loader.into import Fit
+    from modelcache.loader.loading import Wishes
     from modelcache.loader.placement import Device
 
 
@@ -80,21 +81,9 @@ def load(
         DigestMismatch: tensors of a model that arrived were made of bytes that proved wrong: drop what was handed out.
         FileFault: this process can't read a file. StoreFault: the disk failed. MemoryError. Cancelled. What `ModelCache.ensure` raises.
     """
-    found = stream(
-        source,
-        device=device,
-        names=names,
-        order=order,
-        dtype=dtype,
-        shard=shard,
-        group=group,
-        may_map=may_map,
-        verified_only=verified_only,
-        report=report,
-        cache=cache,
-        cancel=cancel,
-        progress=progress,
-    )
+    wishes, share = _wishes(device, dtype, order, cache), _share(shard, group)
+    how = How(may_map, verified_only, in_host=wishes.placement.in_host and share is None, keeps_all=True)
+    found = _tensors(source, names, wishes, how, share=share, group=group, report=report, cache=cache, cancel=cancel, progress=progress)
     return dict(found)
 
 
@@ -119,17 +108,38 @@ def stream(
     Of a model that arrives, the end comes when all of it is verified and published. A consumer who stops before that ends the fetch,
     too; what was fetched is kept for the next one.
     """
+    wishes, share = _wishes(device, dtype, order, cache), _share(shard, group)
+    how = How(may_map, verified_only, in_host=wishes.placement.in_host and share is None)
+    yield from _tensors(source, names, wishes, how, share=share, group=group, report=report, cache=cache, cancel=cancel, progress=progress)
+
+
+def _wishes(device: Device | Mapping[str, Device] | None, dtype: torch.dtype | None, order: Order, cache: ModelCache | None) -> Wishes:
+    """Raises BadConfig: there is no torch. What `Wishes` raises."""
     expect_torch()
-    from modelcache.arriving.tensors import stream_opened
     from modelcache.loader.loading import Wishes
 
-    wishes = Wishes(device, dtype, order, _gpu_options(device, cache))
-    share = _share(shard, group)
+    return Wishes(device, dtype, order, _gpu_options(device, cache))
+
+
+def _tensors(
+    source: str | os.PathLike[str],
+    names: Iterable[str] | None,
+    wishes: Wishes,
+    how: How,
+    *,
+    share: Share | None,
+    group: NodeGroup | str | None,
+    report: LoadReport | None,
+    cache: ModelCache | None,
+    cancel: Cancellation | None,
+    progress: Callable[[int], None] | None,
+) -> Generator[tuple[str, torch.Tensor], None, None]:
+    from modelcache.arriving.tensors import stream_opened
+
     seen = report or LoadReport()
     with ExitStack() as held:
-        how, member = How(may_map, verified_only), _member(share, group)
-        opened = open_source(source, how, cache=cache, held=held, cancel=cancel, seen=seen, member=member)
-        chosen = opened.checkpoint.select(names, order=order)
+        opened = open_source(source, how, cache=cache, held=held, cancel=cancel, seen=seen, member=_member(share, group))
+        chosen = opened.checkpoint.select(names, order=wishes.order)
         yield from stream_opened(
             opened, chosen, wishes, share=share, group=_node_group(group), report=seen, cancel=cancel, progress=progress
         )
@@ -242,7 +252,7 @@ def load_into(
     seen = report or LoadReport()
     with ExitStack() as held:
         wishes = Wishes(device, dtype, options=_gpu_options(device, cache))
-        how, member = How(may_map, verified_only), _member(share, group)
+        how, member = How(may_map, verified_only, in_host=wishes.placement.in_host and share is None), _member(share, group)
         opened = open_source(source, how, cache=cache, held=held, cancel=cancel, seen=seen, member=member)
         address = str(opened.checkpoint.root)
         found = fit(module, opened.checkpoint, prefix, share)
@@ -283,7 +293,7 @@ def load_slice(
     seen = report or LoadReport()
     wishes = Wishes(device, dtype, options=_gpu_options(device, cache))
     with ExitStack() as held:
-        how = How(may_map)
+        how = How(may_map, in_host=wishes.placement.in_host)
         opened = open_source(source, how, cache=cache, held=held, cancel=cancel, seen=seen)
         shard, entry = opened.checkpoint.find(name)
         part = cut(entry, index)

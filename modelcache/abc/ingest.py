@@ -87,8 +87,7 @@ class IncomingFile(Protocol):
 
     @property
     def place(self) -> Path | None:
-        """Where it may be opened once it is complete, and by who looks at `ranges` alone when it is claimed and has its size; moves when
-        its ingest is published. None: it is in no file system."""
+        """Where it may be opened once it is complete; moves when its ingest is published. None: it is in no file system."""
         ...
 
     def hints(self) -> Mapping[int, bytes]:

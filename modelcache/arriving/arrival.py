@@ -50,13 +50,15 @@ class Arrival:
     until then. Thread-safe.
     """
 
-    def __init__(self, cache: ModelCache, uri: str, cancel: Cancellation) -> None:
+    def __init__(self, cache: ModelCache, uri: str, cancel: Cancellation, *, reads_next: bool) -> None:
         """
         Args:
             cancel: the caller's; ends every wait with `Cancelled`.
+            reads_next: its files are read when they are here: they go through the page cache if they fit.
         """
         self._cache = cache
         self._uri = uri
+        self._reads_next = reads_next
         self._cancel = Cancellation()
         self._changed = threading.Condition()
         self._begun: Begun | None = None
@@ -93,7 +95,7 @@ class Arrival:
 
     def _bring(self) -> None:
         try:
-            opened = self._cache.open(self._uri, cancel=self._cancel, tell=self._note)
+            opened = self._cache.open(self._uri, reads_next=self._reads_next, cancel=self._cancel, tell=self._note)
             self._snapshot = self._held.enter_context(opened)
         except BaseException as error:  # told to everyone who waits
             self._error = error

@@ -99,7 +99,7 @@ class ArrivingFolder:
         """These files, of a chunk at most each, are wanted before all that nobody has asked for yet."""
         for number, item in enumerate(self.begun.listing.files):
             if item.path in names:
-                self.begun.fetch.want(number, 0, 1)
+                self.begun.fetch.want(number, 0, 1, now=True)
 
     def want_first(self, named: str | None = None) -> None:
         """What most will read first is wanted before the headers say so: else long spans of other files are under way when they do."""
@@ -107,7 +107,7 @@ class ArrivingFolder:
         stem = "" if named is None else named.removesuffix(INDEX_SUFFIX).removesuffix(SUFFIX)  # shards have the name of their index
         first = named if named in numbers and not named.endswith(INDEX_SUFFIX) else min(self._shards(stem), default=None)
         if first is not None:
-            self.begun.fetch.want(numbers[first], 0, FIRST_WANTED_CHUNKS)
+            self.begun.fetch.want(numbers[first], 0, FIRST_WANTED_CHUNKS, now=True)
 
     def _shards(self, stem: str) -> Sequence[str]:
         return [name for name in self._sizes if name.endswith(SUFFIX) and name.startswith(stem)]

@@ -61,10 +61,6 @@ class ArrivingFile:
         assert self._whole is not None  # by `may_map`
         return self._whole.mapped(span)
 
-    def pages(self, span: ByteRange, size_bytes: int) -> Memory | None:
-        found = self._now()
-        return found.pages(span, size_bytes) if isinstance(found, Passing) and self._may_map else None
-
     def expect(self, span: ByteRange, memory: Memory) -> None:
         found = self._now()
         if isinstance(found, Passing) and not self._waits(found):
@@ -120,7 +116,7 @@ class ArrivingFile:
         found = self._arrival.later(ended.begun.number, self._cancel)
         with self._lock:
             if self._passing is ended and self._whole is None:  # no other thread was faster
-                ended.forget()
+                ended.forget(settle=True)
                 if isinstance(found, Path):
                     self._whole = ShardFile(found / self.path.name, self._size_bytes, stays_whole=self._may_map)
                 else:

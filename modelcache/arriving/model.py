@@ -59,7 +59,7 @@ class AskedModel:
         try:
             if "://" in self.source:
                 used = self._cache or self._held.enter_context(ModelCache())
-                self._arrival = self._held.enter_context(Arrival(used, self.source, self._cancel))
+                self._arrival = self._held.enter_context(Arrival(used, self.source, self._cancel, reads_next=self._how.reads_next))
                 found = self._arrival.later()
                 if isinstance(found, Begun):
                     self._folder = self._arriving(self._arrival, found)
@@ -116,7 +116,8 @@ class AskedModel:
         if self._folder is not None and self._arrival is not None:
             started_s = time.monotonic()
             try:
-                return Opened(self._folder.open_checkpoint(named), self._folder.open_file, self._arrival)
+                checkpoint = self._folder.open_checkpoint(named)
+                return Opened(checkpoint, self._folder.open_file, self._arrival, all_at_once=self._how.all_at_once)
             except BadCheckpoint:
                 self._arrival.dropped()  # whether headers make sense is said of verified ones alone
             finally:

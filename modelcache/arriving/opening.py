@@ -37,20 +37,37 @@ class How:
     Attributes:
         may_map: None: only files that are certain to stay as they are.
         verified_only: of a model that arrives, no byte of a file before all of it is verified.
+        in_host: its tensors are read whole into host memory: what arrives is received there, and goes around the page cache. Else it
+            goes through it, because it is read from there.
+        keeps_all: who loads it keeps every tensor. Memory for all is needed anyway: all files of a model that arrives are received at the
+            same time, and not only what comes next.
     """
 
     may_map: bool | None = None
     verified_only: bool = False
+    in_host: bool = False
+    keeps_all: bool = False
+
+    @property
+    def reads_next(self) -> bool:
+        """Whether files are read when they are here."""
+        return self.verified_only or not self.in_host
+
+    @property
+    def all_at_once(self) -> bool:
+        """Whether all of a model that arrives is asked for at the beginning."""
+        return self.keeps_all and not self.reads_next
 
 
 @dataclass(frozen=True, slots=True)
 class Opened:
-    """A checkpoint whose headers were read, and how its files are opened for their tensors."""
+    """A checkpoint whose headers were read, and how its files are opened for their tensors, and read ahead."""
 
     checkpoint: Checkpoint
     open_file: Opener
     arrival: Arrival | None = None
     company: Company | None = None
+    all_at_once: bool = False
 
     @property
     def bringing(self) -> Bringing | None:
@@ -99,7 +116,7 @@ def open_source(
     found: Begun | Path = Path(text)
     if "://" in text:
         used = cache or held.enter_context(ModelCache())
-        arrival = held.enter_context(Arrival(used, text, cancel or Cancellation()))
+        arrival = held.enter_context(Arrival(used, text, cancel or Cancellation(), reads_next=how.reads_next))
         found, company = gathered(arrival, member, verified_only=how.verified_only, held=held, cancel=cancel or Cancellation())
     seen.fetched_s += time.monotonic() - started_s
     started_s = time.monotonic()
@@ -118,7 +135,7 @@ def _arriving(arrival: Arrival, company: Company | None, begun: Begun, how: How,
         checkpoint = folder.open_checkpoint() if company is None else company.open_checkpoint(folder)
     except BadCheckpoint:
         return _here(arrival.published(), how)  # whether headers make sense is said of verified ones alone
-    return Opened(checkpoint, folder.open_file, arrival, company)
+    return Opened(checkpoint, folder.open_file, arrival, company, how.all_at_once)
 
 
 def _here(path: Path, how: How) -> Opened:

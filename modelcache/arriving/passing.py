@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import ctypes
-import os
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from modelcache import chunks
-from modelcache.abc.ingest import IncomingFile, Route
+from modelcache.abc.ingest import IncomingFile
 from modelcache.digest import Digest
 from modelcache.errors import Cancelled, SourceChanged
 from modelcache.fetch.begun import Begun
-from modelcache.loader.memory import Memory, map_file
+from modelcache.fetch.buffers import address
+from modelcache.loader.memory import Memory
 from modelcache.patience import Cancellation
 from modelcache.ranges import ByteRange, RangeSet
 
@@ -28,7 +28,6 @@ class _Place:
     Attributes:
         address: of its first byte.
         memory: what keeps it, if who reads it does not.
-        is_own: the file's own pages: what is written to the file is there.
         here: what was put there.
         taken: what somebody took from there: nothing is put there any more.
     """
@@ -36,7 +35,6 @@ class _Place:
     span: ByteRange
     address: int
     memory: Memory | None = None
-    is_own: bool = False
     here: RangeSet = field(default_factory=RangeSet)
     taken: RangeSet = field(default_factory=RangeSet)
 
@@ -47,10 +45,16 @@ class _Place:
 
     def open_parts(self, at: ByteRange) -> Sequence[ByteRange]:
         """What is to be put there of these bytes."""
-        if self.is_own:
-            return []
         start, stop = max(self.span.start, at.start), min(self.span.stop, at.stop)
         return self.taken.missing(ByteRange(start, stop)) if start < stop else []
+
+    def receives(self, at: ByteRange) -> memoryview | None:
+        """Its memory for these bytes, if it has room for all of them and nobody took any yet."""
+        inside = self.span.start <= at.start and at.stop <= self.span.stop
+        if self.memory is None or not inside or self.taken.missing(at) != [at]:
+            return None
+        with memoryview(self.memory) as whole, whole.cast("B") as view:
+            return view[at.start - self.span.start : at.stop - self.span.start]
 
 
 _Copy = tuple[_Place, ByteRange]
@@ -79,6 +83,13 @@ class Passage:
         with self._lock:
             return self._files.setdefault(number, Passing(self._begun, number))
 
+    def room(self, file: int, at: ByteRange) -> memoryview | None:
+        return self._files[file].room(at) if file in self._files else None
+
+    def broke(self, file: int, at: ByteRange) -> None:
+        if file in self._files:
+            self._files[file].broke(at)
+
     def arrived(self, file: int, at: ByteRange, data: memoryview, mark: bytes) -> None:
         if file in self._files:
             self._files[file].arrived(at, data, mark)
@@ -104,6 +115,7 @@ class Passing:
         self._changed = threading.Condition()
         self._places: list[_Place] = []
         self._copying: list[_Copy] = []
+        self._receiving: list[_Copy] = []
         self._marks: dict[int, bytes] = {}
 
     def vouches(self, pass_number: int, digest: Digest | None) -> bool:
@@ -113,18 +125,37 @@ class Passing:
 
     # -- for the passage ---------------------------------------------------------------------------------------------
 
+    def room(self, at: ByteRange) -> memoryview | None:
+        """Where this chunk is wanted, if it is wanted whole in one place; until `arrived` or `broke`. The view keeps the memory."""
+        with self._changed:
+            for place in self._places:
+                room = place.receives(at)
+                if room is not None:
+                    self._receiving.append((place, at))
+                    return room
+        return None
+
+    def broke(self, at: ByteRange) -> None:
+        """This chunk is not received any more."""
+        with self._changed:
+            self._receiving = [each for each in self._receiving if each[1] != at]
+            self._changed.notify_all()
+
     def arrived(self, at: ByteRange, data: memoryview, mark: bytes) -> None:
         """This chunk passes, with this xxh3-128."""
         with self._changed:
             self._marks[at.start // chunks.CHUNK_BYTES] = mark
             copies = [(place, part) for place in self._places for part in place.open_parts(at)]
             self._copying += copies
+            self._receiving = [each for each in self._receiving if each[1] != at]
+            self._changed.notify_all()
         if not copies:
             return
-        source = _address(data)
+        source = address(data)
         for place, part in copies:
-            to = place.address + part.start - place.span.start
-            ctypes.memmove(to, source + part.start - at.start, part.size_bytes)  # lets the GIL go
+            start, to = source + part.start - at.start, place.address + part.start - place.span.start
+            if to != start:  # else it was received there
+                ctypes.memmove(to, start, part.size_bytes)  # lets the GIL go
         with self._changed:
             for copy in copies:
                 copy[0].here.add(copy[1])
@@ -145,42 +176,35 @@ class Passing:
 
     # -- for readers ------------------------------------------------------------------------------------------------
 
-    def want(self, span: ByteRange) -> None:
-        """These bytes go before all others of the fetch."""
-        self.begun.fetch.want(self._number, span.start // chunks.CHUNK_BYTES, -(-span.stop // chunks.CHUNK_BYTES))
+    def want(self, span: ByteRange, *, now: bool = False) -> None:
+        """These bytes go before those that nobody wants, or `now`, before all others of the fetch."""
+        self.begun.fetch.want(self._number, span.start // chunks.CHUNK_BYTES, -(-span.stop // chunks.CHUNK_BYTES), now=now)
 
     def expect(self, span: ByteRange, memory: Memory) -> None:
-        """The bytes of `span` are wanted in `memory`, which begins with the first of them: put there what passes from now on."""
+        """The bytes of `span` are wanted in `memory`, which begins with the first. A chunk that passes from now on is received there; where
+        it is wanted in parts, or elsewhere too, it is copied there.
+        """
         with self._changed:
             self._places.append(_Place(span, ctypes.addressof(memory), memory))
         self.want(span)
 
-    def pages(self, span: ByteRange, size_bytes: int) -> Memory | None:
-        """The file's own pages from `span.start` on, which fill as it arrives: `take` waits, and copies nothing. None: what arrives goes
-        around them, or somebody else brings it."""
-        if self.begun.fetch.route is not Route.BUFFERED or not self.incoming.claimed:
-            return None
-        memory = self._mapped(span.start, size_bytes)
-        if memory is None:
-            return None
-        with self._changed:
-            self._places.append(_Place(span, ctypes.addressof(memory), memory, is_own=True))
-        self.want(span)
-        return memory
+    def forget(self, *, settle: bool = False) -> None:
+        """Nothing is expected any more, and no copy is made once this returns; what is received just now keeps its memory.
 
-    def forget(self) -> None:
-        """Nothing is expected any more, and nothing is put anywhere once this returns."""
+        Args:
+            settle: wait for that, too: somebody else fills that memory next.
+        """
         with self._changed:
             self._places = []
-            while self._copying:
+            while self._copying or (settle and self._receives(ByteRange(0, self.incoming.size_bytes))):
                 self._changed.wait(LOOK_S)
 
     def holds(self, block: ByteRange, into: memoryview) -> bool:
         """Whether all of a block was put into `into`, as it was expected."""
-        address = _address(into)
+        at = address(into)
         with self._changed:
-            places = [place for place in self._places if place.is_at(block, address)]
-            return any(not self._missing(place, block) for place in places)
+            places = [place for place in self._places if place.is_at(block, at)]
+            return any(not place.here.missing(block) for place in places)
 
     def take(self, block: ByteRange, into: memoryview, cancel: Cancellation) -> tuple[bool, int]:
         """Wait for a block and have it in `into`; whether all of it passed, so that nothing had to be read back, and on which pass.
@@ -191,12 +215,13 @@ class Passing:
         place = self._place_of(block, into)
         while True:
             pass_number = self.pass_number
+            came = False
             try:
-                self.want(block)
-                while not self.incoming.wait(block, LOOK_S, cancel):
+                self.want(block, now=True)
+                while not (came := self.incoming.wait(block, LOOK_S, cancel)):
                     pass
             finally:
-                gaps = self._close(place, block)
+                gaps = self._close(place, block, settle=came)
             for gap in gaps:
                 self.incoming.read(gap.start, into[gap.start - block.start : gap.stop - block.start])
             if self.pass_number == pass_number:
@@ -212,7 +237,7 @@ class Passing:
 
     def wait_complete(self, cancel: Cancellation) -> None:
         """Wait until the file is verified. Raises Cancelled: by `cancel`, or because the fetch ended without it."""
-        self.want(ByteRange(0, self.incoming.size_bytes))
+        self.want(ByteRange(0, self.incoming.size_bytes), now=True)
         with cancel.on_cancel(self._wake), self._changed:
             while self.incoming.sha256 is None:
                 cancel.check()
@@ -222,49 +247,38 @@ class Passing:
 
     def _place_of(self, block: ByteRange, into: memoryview) -> _Place:
         """Where `into` is expected; expected from now on, if it is not."""
-        address = _address(into)
+        at = address(into)
         with self._changed:
             for place in self._places:
-                if place.is_at(block, address):
+                if place.is_at(block, at):
                     return place
-            place = _Place(block, address)
+            place = _Place(block, at)
             self._places.append(place)
             return place
 
-    def _close(self, place: _Place, block: ByteRange) -> Sequence[ByteRange]:
-        """Put nothing of a block there any more; what is missing of it."""
+    def _close(self, place: _Place, block: ByteRange, *, settle: bool) -> Sequence[ByteRange]:
+        """Put nothing of a block there any more; what is missing of it.
+
+        Args:
+            settle: wait for what is received there just now.
+        """
         with self._changed:
             place.taken.add(block)
             if place.taken.covers(place.span) and place in self._places:
                 self._places.remove(place)
-            while any(each is place and part.start < block.stop and block.start < part.stop for each, part in self._copying):
+            while any(each is place and _overlap(part, block) for each, part in self._copying) or (settle and self._receives(block, place)):
                 self._changed.wait(LOOK_S)
-            return self._missing(place, block)
-
-    def _missing(self, place: _Place, block: ByteRange) -> Sequence[ByteRange]:
-        """What of a block that is here isn't in that memory. Own pages have all, unless the file became a link to what another brought."""
-        if not place.is_own:
             return place.here.missing(block)
-        return [] if self.incoming.sha256 is None or self.vouches(self.pass_number, self.incoming.sha256) else [block]
 
-    def _mapped(self, offset: int, size_bytes: int) -> Memory | None:
-        """None: it is in no file system, isn't made yet at its full size, or moves just now."""
-        place = self.incoming.place
-        if place is None:
-            return None
-        try:
-            fd = os.open(place, os.O_RDONLY | os.O_CLOEXEC)
-        except FileNotFoundError:
-            return None
-        try:
-            return map_file(fd, offset, size_bytes) if os.fstat(fd).st_size == self.incoming.size_bytes else None
-        finally:
-            os.close(fd)
+    def _receives(self, block: ByteRange, place: _Place | None = None) -> bool:
+        """Whether a worker has memory for bytes of a block in its hands; none has when the fetch is over."""
+        over = self.begun.fetch.ended and self.begun.fetch.active == 0
+        return not over and any(_overlap(part, block) and place in (None, each) for each, part in self._receiving)
 
     def _wake(self) -> None:
         with self._changed:
             self._changed.notify_all()
 
 
-def _address(view: memoryview) -> int:
-    return ctypes.addressof(ctypes.c_char.from_buffer(view))
+def _overlap(a: ByteRange, b: ByteRange) -> bool:
+    return a.start < b.stop and b.start < a.stop

@@ -38,7 +38,15 @@ def stream_opened(
     if share is None:
         extents = opened.plan(names, wishes.order, wishes.placement.device_of)
         found = stream_tensors(
-            checkpoint, names, wishes, extents=extents, open_file=open_file, report=report, cancel=cancel, progress=progress
+            checkpoint,
+            names,
+            wishes,
+            extents=extents,
+            open_file=open_file,
+            all_at_once=opened.all_at_once,
+            report=report,
+            cancel=cancel,
+            progress=progress,
         )
         yield from found
         return

@@ -37,6 +37,7 @@ class Assembly:
         self._held: dict[int, Buffer] = {}
         self._frontier = 0
         self._hashing = False
+        self._hashed_first: int | None = None
 
     def states(self, digests: Sequence[Digest]) -> None:
         """The answer that brings the whole file states these, too; before its first chunk has arrived."""
@@ -46,35 +47,47 @@ class Assembly:
             stated = tuple(dict.fromkeys((*self._stated, *digests)))
             self._verification = Verification(self._incoming.size_bytes, stated)
 
+    def hash_first(self, chunk: int, data: memoryview) -> bool:
+        """Hash this chunk before it is told to have `arrived`, which is the next call for it then. False: the hash isn't there yet."""
+        with self._lock:
+            if self._hashing or chunk != self._frontier:
+                return False
+            self._hashing = True
+            self._hashed_first = chunk
+        self._verification.update(data)
+        return True
+
     def arrived(self, chunk: int, buffer: Buffer, mark: bytes) -> tuple[Buffer, bool]:
-        """Chunk `chunk` is on disk, in `buffer`, and has this xxh3-128.
+        """Chunk `chunk` is on disk, in `buffer` unless it was hashed first, and has this xxh3-128.
 
         Returns:
             A buffer to go on with (the same or another), and whether the whole file is hashed now; that is told once.
         """
         with self._lock:
             self._marks[chunk] = mark
-            ahead = self._hashing or chunk != self._frontier
-            if ahead:
+            hashed = self._hashed_first == chunk
+            if not hashed and (self._hashing or chunk != self._frontier):
                 spare = self._pool.try_take()
                 if spare is not None:
                     self._held[chunk] = buffer
                     buffer = spare
                 return buffer, False
             self._hashing = True
-        return buffer, self._advance(chunk, buffer)
+            self._hashed_first = None
+        return buffer, self._advance(chunk, buffer, hashed)
 
-    def _advance(self, current: int, buffer: Buffer) -> bool:
+    def _advance(self, current: int, buffer: Buffer, hashed: bool) -> bool:
         """Hash from the frontier, chunk `current`, on while chunks are there; this thread is the only one that does.
 
-        `buffer` holds `current`; afterwards it serves for reading back.
+        `buffer` holds `current`, unless that is `hashed`; afterwards it serves for reading back.
         """
         while True:
             chunk = self._frontier
             span = chunk_range(chunk, self._incoming.size_bytes)
             held = self._held.get(chunk)
             if chunk == current:
-                self._verification.update(buffer.view[: span.size_bytes])
+                if not hashed:
+                    self._verification.update(buffer.view[: span.size_bytes])
             elif held is not None:
                 self._verification.update(held.view[: span.size_bytes])
             else:

@@ -13,6 +13,15 @@ from modelcache.ranges import ByteRange
 class Audience(Protocol):
     """Told in the engine's threads, by several at once: quick, waits for no fetch, and never raises."""
 
+    def room(self, file: int, at: ByteRange) -> memoryview | None:
+        """Memory that this chunk may be received into, because it is wanted there; as aligned as the chunk is. `arrived` gives it back, or
+        `broke`. None: it goes where the engine has room."""
+        ...
+
+    def broke(self, file: int, at: ByteRange) -> None:
+        """The room for this chunk is not used any more, and what lies in it is anything."""
+        ...
+
     def arrived(self, file: int, at: ByteRange, data: memoryview, mark: bytes) -> None:
         """This chunk of a file is on disk, and about to be marked; `data`, which may be written to, is good until this returns."""
         ...
@@ -44,6 +53,13 @@ class Audiences:
         finally:
             with self._lock:
                 self._all = tuple(each for each in self._all if each is not audience)
+
+    def room(self, file: int, at: ByteRange) -> memoryview | None:
+        return next((room for audience in self._all if (room := audience.room(file, at)) is not None), None)
+
+    def broke(self, file: int, at: ByteRange) -> None:
+        for audience in self._all:
+            audience.broke(file, at)
 
     def arrived(self, file: int, at: ByteRange, data: memoryview, mark: bytes) -> None:
         for audience in self._all:

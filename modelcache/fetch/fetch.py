@@ -139,10 +139,10 @@ class Fetch:
     def look(self, phase: Phase = Phase.FETCHING) -> Progress:
         return replace(self.meter.look(self._request.uri, phase), waiting=said(self.cancelled.waits) or self.awaited.said)
 
-    def want(self, file: int, first_chunk: int, stop_chunk: int) -> None:
-        """A reader waits for these chunks: they go before everything else of this fetch."""
+    def want(self, file: int, first_chunk: int, stop_chunk: int, *, now: bool = False) -> None:
+        """A reader will ask for these chunks, or waits for them `now`: they go before everything else of this fetch."""
         with self._changed:
-            self._schedule.want(file, first_chunk, stop_chunk)
+            self._schedule.want(file, first_chunk, stop_chunk, now=now)
             self._changed.notify_all()
 
     @property

@@ -68,18 +68,21 @@ class _Todo:
     """What is left of one file: chunks not handed out, as sorted disjoint runs.
 
     Attributes:
-        wanted: runs that readers wait for; they stay, so that chunks given back go first again.
+        wanted: runs that readers will ask for; they stay, so that chunks given back go first again.
+        urgent: those that a reader waits for now; each is a part of a wanted one.
         active: spans of it that are out.
-        ordered, queued: whether it stands in the order, and in the queue of wanted files.
+        ordered, queued, hurried: whether it stands in the order, in the queue of wanted files, in that of urgent ones.
     """
 
     plan: PlannedFile
     fetch: list[tuple[int, int]] = field(default_factory=list)
     check: list[tuple[int, int]] = field(default_factory=list)
     wanted: list[tuple[int, int]] = field(default_factory=list)
+    urgent: list[tuple[int, int]] = field(default_factory=list)
     active: int = 0
     ordered: bool = True
     queued: bool = False
+    hurried: bool = False
 
     @property
     def left(self) -> bool:
@@ -99,6 +102,10 @@ class _Todo:
         """Chunks that the next span of it may have."""
         return self.chunks if self.plan.whole else max(1, SPAN_CHUNKS // (self.active + 1))
 
+    def next(self, first: int, stop: int) -> int | None:
+        """The first chunk inside [first, stop) that waits."""
+        return min((at for at in (_next(self.check, first, stop), _next(self.fetch, first, stop)) if at is not None), default=None)
+
     @property
     def early(self) -> bool:
         """Whether its first chunk goes before other bytes, and waits to be fetched."""
@@ -107,11 +114,12 @@ class _Todo:
 
 
 class Schedule:
-    """Hands out the spans of one fetch: wanted ranges, then small files and heads, then file order. Not thread-safe.
+    """Hands out the spans of one fetch: what a reader waits for, what readers will want, then small files and heads, then file order.
+    Not thread-safe.
 
     Every chunk is handed out once, unless it is given back. Several spans of one file are out at a time only when there are
-    fewer files than workers; they shrink as they get more, so that what is ahead of the hash stays small. A call costs as much
-    as the window is wide, however many files there are.
+    fewer files than workers, or one is waited for; they shrink as they get more, so that what is ahead of the hash stays small. A
+    call costs as much as the window is wide, however many files there are.
     """
 
     def __init__(self, files: Sequence[PlannedFile | None]) -> None:
@@ -120,6 +128,7 @@ class Schedule:
         self._early = deque(i for i, todo in self._todo.items() if todo.early)
         self._order = deque(self._todo)
         self._wanted: deque[int] = deque()
+        self._urgent: deque[int] = deque()
         self._wanted_chunks = 0
         self._with_work = set(self._todo)
 
@@ -130,7 +139,8 @@ class Schedule:
 
     def take(self, window_files: int) -> Span | None:
         """The next span, or None when nothing can go out now. At most about `window_files` files are open at a time."""
-        return self._take_wanted() or self._take_early() or self._take_body(max(1, window_files))
+        window_files = max(1, window_files)
+        return self._take_urgent() or self._take_wanted(window_files) or self._take_early() or self._take_body(window_files)
 
     def ended(self, span: Span, stop: int) -> None:
         """A span is over; its chunks before `stop` are done, the others wait again (of a whole file, all of them)."""
@@ -163,12 +173,16 @@ class Schedule:
         self._todo[file].check, self._todo[file].fetch = todo.check, todo.fetch
         self._again(file)
 
-    def want(self, file: int, first: int, stop: int) -> None:
-        """A reader waits for these chunks: they go first (with all of their file, if only one request can serve it)."""
+    def want(self, file: int, first: int, stop: int, *, now: bool = False) -> None:
+        """A reader will ask for these chunks: they go before what nobody wants (with all of their file, if only one request can serve it),
+        several files at a time. `now`: it waits for them, and they go before all others."""
         todo = self._todo.get(file)
         if todo is not None:
             whole = todo.plan.whole
-            todo.wanted = _merged([*todo.wanted, (0 if whole else first, todo.chunks if whole else min(stop, todo.chunks))])
+            run = 0 if whole else first, todo.chunks if whole else min(stop, todo.chunks)
+            todo.wanted = _merged([*todo.wanted, run])
+            if now:
+                todo.urgent = _merged([*todo.urgent, run])
             self._queue(file)
 
     def prefer(self, files: Collection[int]) -> None:
@@ -197,20 +211,47 @@ class Schedule:
         if todo.wanted and todo.left and not todo.queued:
             todo.queued = True
             self._wanted.append(file)
+        if todo.urgent and todo.left and not todo.hurried:
+            todo.hurried = True
+            self._urgent.append(file)
 
-    def _take_wanted(self) -> Span | None:
-        while self._wanted:
-            file = self._wanted[0]
+    def _take_urgent(self) -> Span | None:
+        """What is waited for, and what is wanted right behind it: its reader asks for that next."""
+        while self._urgent:
+            file = self._urgent[0]
             todo = self._todo[file]
-            most = todo.most if todo.plan.whole else max(1, min(todo.most, self._wanted_chunks // WANTED_SHARE))
-            for first, stop in todo.wanted if todo.ready else ():
-                for runs, work in ((todo.check, Work.CHECK), (todo.fetch, Work.FETCH)):
-                    got = _cut(runs, first, stop, most)
-                    if got is not None:
-                        self._wanted_chunks += got[1] - got[0]
-                        return self._out(file, got, work)
-            self._wanted.popleft()
-            todo.queued = False
+            for first, stop in todo.urgent if todo.ready else ():
+                begin = todo.next(first, stop)
+                if begin is not None:
+                    return self._cut_wanted(file, begin, next(end for start, end in todo.wanted if start <= begin < end))
+            self._urgent.popleft()
+            todo.hurried = False
+        return None
+
+    def _take_wanted(self, window_files: int) -> Span | None:
+        looked: list[tuple[int, int, int]] = []
+        while self._wanted and len(looked) < window_files:
+            file = self._wanted.popleft()
+            todo = self._todo[file]
+            run = next((run for run in todo.wanted if todo.next(*run) is not None), None)
+            if run is not None and todo.ready:
+                looked.append((file, *run))
+            else:
+                todo.queued = False
+        self._wanted.extendleft(file for file, _, _ in reversed(looked))
+        if not looked:
+            return None
+        return self._cut_wanted(*min(looked, key=lambda each: self._todo[each[0]].active))
+
+    def _cut_wanted(self, file: int, first: int, stop: int) -> Span | None:
+        todo = self._todo[file]
+        most = todo.most if todo.plan.whole else max(1, min(todo.most, self._wanted_chunks // WANTED_SHARE))
+        begin = todo.next(first, stop)
+        for runs, work in ((todo.check, Work.CHECK), (todo.fetch, Work.FETCH)):
+            got = None if begin is None or _next(runs, begin, begin + 1) is None else _cut(runs, begin, stop, most)
+            if got is not None:
+                self._wanted_chunks += got[1] - got[0]
+                return self._out(file, got, work)
         return None
 
     def _take_early(self) -> Span | None:
@@ -278,6 +319,11 @@ def _merged(runs: list[tuple[int, int]]) -> list[tuple[int, int]]:
         else:
             merged.append((first, stop))
     return merged
+
+
+def _next(runs: list[tuple[int, int]], first: int, stop: int) -> int | None:
+    """The first chunk that `runs` has inside [first, stop)."""
+    return next((max(run_first, first) for run_first, run_stop in runs if max(run_first, first) < min(run_stop, stop)), None)
 
 
 def _cut(runs: list[tuple[int, int]], first: int, stop: int, most: int) -> tuple[int, int] | None:

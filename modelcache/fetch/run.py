@@ -11,7 +11,7 @@ from modelcache.abc.ingest import IncomingFile
 from modelcache.abc.source import Body
 from modelcache.chunks import chunk_range
 from modelcache.errors import Cancelled, StoreFault
-from modelcache.fetch.buffers import Buffer
+from modelcache.fetch.buffers import Buffer, copy
 from modelcache.fetch.fetch import Fetch
 from modelcache.fetch.plan import Span, Work
 from modelcache.patience import Cancellation
@@ -45,6 +45,7 @@ class Run:
         self._incoming: IncomingFile = fetch.incoming(span.file)
         self._hashed = False
         self._unkept_bytes = 0
+        self._room: ByteRange | None = None
         self.buffer = buffer
         self.done = span.first
         self.since_s = time.monotonic()
@@ -77,6 +78,8 @@ class Run:
                 raise
         finally:
             self._fetch.meter.lost(self._unkept_bytes)  # of a chunk that broke off
+            if self._room is not None:
+                self._fetch.audiences.broke(self._span.file, self._room)
         if self._hashed:
             self._fetch.hashed(self._span.file)
 
@@ -89,7 +92,7 @@ class Run:
             mark = self._mark_on_disk(at, buffer)
             if mark is not None and mark == hints.get(chunk):
                 self._fetch.reused(self._span.file, at.size_bytes)
-                buffer = self._arrived(chunk, buffer, mark)
+                buffer = self._arrived(chunk, buffer.view[: at.size_bytes], buffer, mark)
             else:
                 self._fetch.missing(self._span.file, chunk)
             self.done = chunk + 1
@@ -116,16 +119,19 @@ class Run:
             if body.stated:
                 self._fetch.told_of(self._span.file, body.stated)
             for chunk in range(self._span.first, last):
-                self._fill(body, chunk, buffer)
-                buffer = self._keep(chunk, buffer)
+                buffer = self._keep(chunk, self._fill(body, chunk, buffer), buffer)
                 if leaves and self._traffic.outranked(self._fetch):
                     return
-            self._fill(body, last, buffer)
+            data = self._fill(body, last, buffer)
             _expect_end(body)
-        self._keep(last, buffer)
+        self._keep(last, data, buffer)
 
-    def _fill(self, body: Body, chunk: int, buffer: Buffer) -> None:
-        view = buffer.view[: chunk_range(chunk, self._incoming.size_bytes).size_bytes]
+    def _fill(self, body: Body, chunk: int, buffer: Buffer) -> memoryview:
+        """The bytes of a chunk: where somebody wants them, else in the buffer."""
+        at = chunk_range(chunk, self._incoming.size_bytes)
+        room = self._fetch.audiences.room(self._span.file, at)
+        self._room = None if room is None else at
+        view = buffer.view[: at.size_bytes] if room is None else room
         got = 0
         try:
             while got < len(view):
@@ -137,23 +143,27 @@ class Run:
                 self._unkept_bytes += count
         finally:
             self._traffic.received(self._fetch, got)
+        return view
 
-    def _keep(self, chunk: int, buffer: Buffer) -> Buffer:
+    def _keep(self, chunk: int, data: memoryview, buffer: Buffer) -> Buffer:
         at = chunk_range(chunk, self._incoming.size_bytes)
-        view = buffer.view[: at.size_bytes]
-        mark = xxhash.xxh3_128_digest(view)
-        self._incoming.write(at.start, view, self._fetch.route)
+        mark = xxhash.xxh3_128_digest(data)
+        self._incoming.write(at.start, data, self._fetch.route)
         self._unkept_bytes -= at.size_bytes
-        buffer = self._arrived(chunk, buffer, mark)
+        buffer = self._arrived(chunk, data, buffer, mark)
         self.done, self.since_s = chunk + 1, time.monotonic()
         self._traffic.moved(self._fetch, at.size_bytes)
         return buffer
 
-    def _arrived(self, chunk: int, buffer: Buffer, mark: bytes) -> Buffer:
+    def _arrived(self, chunk: int, data: memoryview, buffer: Buffer, mark: bytes) -> Buffer:
         at = chunk_range(chunk, self._incoming.size_bytes)
-        self._fetch.audiences.arrived(self._span.file, at, buffer.view[: at.size_bytes], mark)
+        assembly = self._fetch.assembly(self._span.file)
+        if self._room is not None and not assembly.hash_first(chunk, data):
+            copy(data, buffer.view)  # who reads there may write there from the mark on, and the hash is to see what came
+        self._fetch.audiences.arrived(self._span.file, at, data, mark)
+        self._room = None
         self._incoming.mark(chunk, mark)
-        self.buffer, hashed = self._fetch.assembly(self._span.file).arrived(chunk, buffer, mark)
+        self.buffer, hashed = assembly.arrived(chunk, buffer, mark)
         self._hashed = self._hashed or hashed
         return self.buffer
 

@@ -113,7 +113,7 @@ def from_pretrained(
     """
     _check(kwargs)
     reading = _Reading.of(ranks, group, report, cancel)
-    how = How(verified_only=verified_only)
+    how = How(verified_only=verified_only, in_host=group is None, keeps_all=True)
     with AskedModel(source, how, cache=cache, cancel=cancel, seen=reading.report) as files:
         asked = _Asked.of(files, dtype, kwargs, whole=group is not None)
         weights = asked.weights(device)

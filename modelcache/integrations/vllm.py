@@ -154,7 +154,7 @@ class ModelCacheLoader(BaseModelLoader):  # type: ignore[misc]  # vLLM is not lo
 
 def _as_it_arrives(uri: str, named: str, cache: ModelCache | None) -> Tensors:
     """One checkpoint of several that a URI has. Raises NotFound, and what `stream` raises."""
-    with AskedModel(uri, How(), cache=cache) as files:
+    with AskedModel(uri, How(in_host=True), cache=cache) as files:
         if not files.has(named):
             raise _has_no(named, files.address)
         opened = files.open(named)

@@ -67,11 +67,6 @@ class TensorFile(Protocol):
 class Expecting(Protocol):
     """A file whose bytes may still be on their way, and can be put where they are wanted as they pass."""
 
-    def pages(self, span: ByteRange, size_bytes: int) -> Memory | None:
-        """The file's own pages from the span's aligned start, if what arrives goes there anyway: `read` will be asked for all of the span,
-        in blocks, and waits until each is there. None: memory is to be found elsewhere."""
-        ...
-
     def expect(self, span: ByteRange, memory: Memory) -> None:
         """`memory` is for the bytes of `span`, and begins with the first: `read` will be asked for all of it, in blocks."""
         ...

@@ -31,11 +31,9 @@ class HostStaging:
             return HostLanding(extent, file, None, self._device)
         if file.may_map(extent.span):
             return HostLanding(extent, file, file.mapped(extent.span), self._device, is_mapped=True)
-        memory = file.pages(extent.span, extent.memory_bytes) if isinstance(file, Expecting) else None
-        if memory is None:
-            memory = self._memory.lend(extent.memory_bytes)
-            if isinstance(file, Expecting):
-                file.expect(extent.span, memory)
+        memory = self._memory.lend(extent.memory_bytes)
+        if isinstance(file, Expecting):
+            file.expect(extent.span, memory)
         return HostLanding(extent, file, memory, self._device)
 
     def close(self) -> None:

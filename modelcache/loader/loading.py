@@ -72,6 +72,7 @@ def stream_tensors(
     *,
     extents: Sequence[Extent] | None = None,
     open_file: Opener = open_shard,
+    all_at_once: bool = False,
     report: LoadReport | None = None,
     cancel: Cancellation | None = None,
     progress: Callable[[int], None] | None = None,
@@ -82,6 +83,7 @@ def stream_tensors(
         names: each once.
         extents: that are read for them, in this order; the tensors in them are handed out. None: those that hold these tensors whole.
         open_file: every file of the checkpoint that a name is in, before the first is read.
+        all_at_once: everything is asked for at the beginning, for a consumer who keeps it all; else AHEAD_BYTES beyond what is handed out.
         progress: called with the bytes of all tensors handed out so far.
 
     Raises:
@@ -94,7 +96,7 @@ def stream_tensors(
     if extents is None:
         extents = plan(checkpoint, names, order=wishes.order, destination=wishes.placement.device_of)
     seen.wanted_bytes += sum(entry.span.size_bytes for extent in extents for entry in extent.tensors)
-    for reading in _readings(checkpoint, extents, wishes, open_file, cancel or Cancellation(), seen):
+    for reading in _readings(checkpoint, extents, wishes, open_file, all_at_once, cancel or Cancellation(), seen):
         for entry in reading.extent.tensors:
             started_s = time.monotonic()
             tensor = placed(reading.landing, entry, wishes.placement.device_of(entry.name), wishes.dtype)
@@ -112,7 +114,13 @@ def stream_tensors(
 
 
 def _readings(
-    checkpoint: Checkpoint, extents: Sequence[Extent], wishes: Wishes, open_file: Opener, cancel: Cancellation, seen: LoadReport
+    checkpoint: Checkpoint,
+    extents: Sequence[Extent],
+    wishes: Wishes,
+    open_file: Opener,
+    all_at_once: bool,
+    cancel: Cancellation,
+    seen: LoadReport,
 ) -> Iterator[Reading]:
     """Every extent once it is read. Keeps no reference to what was handed out."""
     started_s = time.monotonic()
@@ -129,7 +137,7 @@ def _readings(
         while True:
             own.check()
             started_s = time.monotonic()
-            while _wants_more(under_way) and (extent := next(coming, None)) is not None:
+            while (all_at_once or _wants_more(under_way)) and (extent := next(coming, None)) is not None:
                 try:
                     under_way.append(reader.start(extent, files[extent.shard], stagings.of(place(extent.tensors[0].name))))
                 except (MemoryError, NoDeviceMemory):

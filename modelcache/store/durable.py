@@ -19,8 +19,6 @@ StrPath = str | os.PathLike[str]
 
 FALLOC_FL_KEEP_SIZE = 1
 """<linux/falloc.h>: book the blocks, leave the file's size."""
-FALLOC_FL_PUNCH_HOLE = 2
-"""<linux/falloc.h>: give blocks back; goes with FALLOC_FL_KEEP_SIZE."""
 SYNC_FILE_RANGE_WRITE = 2
 """sync_file_range(2): start writing the range's dirty pages, don't wait for them."""
 
@@ -108,18 +106,6 @@ def fallocate(fd: int, size_bytes: int, mode: int = 0) -> bool:
         return True
     try:
         _checked(lambda: int(_libc.fallocate(fd, mode, 0, size_bytes)), "fallocate")
-    except OSError as error:
-        if error.errno in (errno.EOPNOTSUPP, errno.ENOSYS):
-            return False
-        raise
-    return True
-
-
-def punch(fd: int, offset: int, size_bytes: int) -> bool:
-    """Give a range's blocks back; it reads as zeros then, and the file stays as long as it is, for who has it mapped. False if this file
-    system can't."""
-    try:
-        _checked(lambda: int(_libc.fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, offset, size_bytes)), "fallocate")
     except OSError as error:
         if error.errno in (errno.EOPNOTSUPP, errno.ENOSYS):
             return False

@@ -298,9 +298,8 @@ class LocalIncoming:
         if end == self.size_bytes or not self.place.exists() or os.lstat(self.place).st_nlink > 1:
             return  # Of several names, it is a blob that this ingest has not looked at.
         with self._filling.descriptors.using(self._number, self.spot, os.O_RDWR) as fd:
-            if not durable.punch(fd, end, self.size_bytes - end):
-                durable.truncate(fd, end)
-                durable.truncate(fd, self.size_bytes)
+            durable.truncate(fd, end)
+            durable.truncate(fd, self.size_bytes)
 
     def seal(self) -> bool:
         """Give the file the mode and times of a blob; whether it was written to since it was last made durable."""

@@ -30,7 +30,6 @@ CHANGES = (
     "truncate",
     "write",
     "fallocate",
-    "punch",
     "start_writeback",
     "dedupe_range",
     "fsync",

@@ -24,6 +24,7 @@ from modelcache.arriving import opening
 from modelcache.arriving.passing import Passing
 from modelcache.config import Config
 from modelcache.errors import BadCheckpoint, Cancelled, DigestMismatch, NoSpace, NotFound, OriginUnreachable, SourceChanged
+from modelcache.loader import loading
 from modelcache.loader.memory import Memory
 from modelcache.loader.report import LoadReport
 from modelcache.patience import Cancellation
@@ -171,8 +172,8 @@ def test_what_is_asked_for_goes_first(tmp_path: Path, monkeypatch: pytest.Monkey
     ends = [source.gate(name, 30 * CHUNK) for name in others]
     want = Passing.want
 
-    def asked(passing: Passing, span: ByteRange) -> None:
-        want(passing, span)
+    def asked(passing: Passing, span: ByteRange, *, now: bool = False) -> None:
+        want(passing, span, now=now)
         if span.start >= 20 * CHUNK:  # not a header
             for gate in until_asked:
                 gate.open()
@@ -195,36 +196,85 @@ def test_a_model_without_tensors_or_with_a_bad_header_is_refused_as_one_that_is_
                 modelcache.load(f"{URI}-{len(name)}", cache=cache)
 
 
-@pytest.mark.parametrize("route", Route)
-def test_what_arrives_through_the_page_cache_is_the_published_file_and_no_copy(tmp_path: Path, route: Route) -> None:
-    with cache_of(tmp_path / "root", MemorySource(shards_of(A, B)), route) as cache:
-        tensor = modelcache.load(URI, cache=cache, names=["layers.1.0"])["layers.1.0"]
-        mapped = [line for line in Path("/proc/self/maps").read_text().splitlines() if str(tmp_path) in line]
-        ranges = [[int(end, 16) for end in line.split()[0].split("-")] for line in mapped]
-        assert any(start <= tensor.data_ptr() < stop for start, stop in ranges) == (route is Route.BUFFERED)
-        tensor.zero_()  # its pages become this process's own
-        check(modelcache.load(URI, cache=cache), A, B)
-
-
-def test_a_file_that_became_a_link_to_anothers_is_read_into_the_pages_that_were_meant_for_it(
+def test_chunks_are_received_where_their_tensors_lie_and_hashed_before_anybody_may_write_there(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its own were given up then: here they have nothing, and who computed the digest was another fetch."""
-    blanked: list[Memory] = []
-    pages = Passing.pages
+    """Whatever the order in which they come: each tensor is overwritten as soon as it is handed out, and what is kept is what came."""
+    sizes = [6 * CHUNK] * 3
+    shards = [tensors_of(sizes, seed=seed) for seed in (1, 2)]
+    rooms: list[ByteRange] = []
+    room = Passing.room
 
-    def blank(passing: Passing, span: ByteRange, size_bytes: int) -> Memory | None:
-        memory = pages(passing, span, size_bytes)
-        if memory is not None:
-            memoryview(memory).cast("B")[:] = bytes(size_bytes)
-            blanked.append(memory)
-        return memory
+    def noted(passing: Passing, at: ByteRange) -> memoryview | None:
+        found = room(passing, at)
+        if found is not None:
+            rooms.append(at)
+        return found
 
-    monkeypatch.setattr(Passing, "pages", blank)
-    monkeypatch.setattr(Passing, "vouches", lambda *_: False)
-    with cache_of(tmp_path / "root", MemorySource(shards_of(A, B))) as cache:
-        check(modelcache.load(URI, cache=cache, verified_only=True), A, B)
-    assert blanked
+    monkeypatch.setattr(Passing, "room", noted)
+    monkeypatch.setattr(opening, "ARRIVING_EXTENT_BYTES", 8 * CHUNK)
+    source = MemorySource(shards_of(*shards), state=state_sha256)
+    gates = [source.gate(name, chunk * CHUNK) for name in (ONE, TWO) for chunk in range(1, 18)]
+    expect = Passing.expect
+
+    def expected(passing: Passing, span: ByteRange, memory: Memory) -> None:
+        expect(passing, span, memory)
+        if passing.incoming.path == TWO:
+            for gate in gates:
+                gate.open()
+
+    monkeypatch.setattr(Passing, "expect", expected)
+    with cache_of(tmp_path / "root", source) as cache:
+        for name, tensor in modelcache.stream(URI, cache=cache):
+            assert raw(tensor) == raw({**shards[0], **shards[1]}[name])
+            tensor.fill_(-1)
+        assert len(rooms) >= sum(len(shard) for shard in shards)
+        check(modelcache.load(URI, cache=cache), *shards)
+        assert source.books.bytes == {path: len(data) for path, data in shards_of(*shards).items()}
+
+
+def test_a_chunk_that_is_hashed_later_is_hashed_as_it_came(tmp_path: Path) -> None:
+    """The second half of a file is here, handed out and overwritten before its first half arrives."""
+    shard = tensors_of([8 * CHUNK, 8 * CHUNK], seed=1)
+    source = MemorySource({"model.safetensors": save(dict(shard))}, state=state_sha256)
+    gate = source.gate("model.safetensors", 2 * CHUNK)
+    with cache_of(tmp_path / "root", source) as cache:
+        tensors = modelcache.stream(URI, cache=cache, names=["layers.1.1", "layers.1.0"], order="given")
+        name, tensor = next(tensors)
+        assert (name, raw(tensor)) == ("layers.1.1", raw(shard["layers.1.1"]))
+        tensor.fill_(-1)
+        gate.open()
+        check(dict(tensors), {"layers.1.0": shard["layers.1.0"]})
+        check(modelcache.load(URI, cache=cache), shard)
+
+
+def test_a_load_has_all_files_come_at_the_same_time_and_a_stream_what_is_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shards = [tensors_of([4 * CHUNK], seed=seed) for seed in range(4)]
+    expected: set[str] = set()
+    all_are = threading.Event()
+    expect = Passing.expect
+
+    def noted(passing: Passing, span: ByteRange, memory: Memory) -> None:
+        expect(passing, span, memory)
+        expected.add(passing.incoming.path)
+        if len(expected) == len(shards):
+            all_are.set()
+
+    monkeypatch.setattr(Passing, "expect", noted)
+    monkeypatch.setattr(loading, "AHEAD_BYTES", 1)
+    source = MemorySource(shards_of(*shards))
+    with cache_of(tmp_path / "one", source) as cache:
+        tensors = modelcache.stream(URI, cache=cache)
+        first = dict([next(tensors)])
+        assert len(expected) == 1
+        check({**first, **dict(tensors)}, *shards)
+    expected.clear()
+    all_are.clear()
+    gate = source.gate("model-00001-of-00004.safetensors", 2 * CHUNK)
+    with cache_of(tmp_path / "two", source) as cache, in_background(lambda: modelcache.load(URI, cache=cache)) as loaded:
+        assert all_are.wait(DEADLINE_S)
+        gate.open()
+        check(loaded.result(DEADLINE_S), *shards)
 
 
 # -- wrong bytes ----------------------------------------------------------------------------------------------------------
