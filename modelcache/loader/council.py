@@ -8,20 +8,20 @@ import os
 import select
 import selectors
 import socket
+import struct
 import threading
 import time
 from collections import defaultdict, deque
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
-from enum import IntEnum
 from types import TracebackType
 from typing import Any, Self
 
 from modelcache.errors import Cancelled, GroupBroken, ModelCacheError
 from modelcache.errors.told import error_of
 from modelcache.loader.group import Member
-from modelcache.loader.meeting import PACKET_BYTES, Arrival, Terms, meet
+from modelcache.loader.meeting import Arrival, Terms, meet
 from modelcache.patience import Cancellation, Deadline
 
 LOOK_S = 0.5
@@ -32,15 +32,10 @@ LAST_WORD_S = 5.0
 """For which it is waited, of a rank whose load is ending: it only has to give back what it holds."""
 
 
-class Kind(IntEnum):
-    """What a packet is; its first byte."""
-
-    PART = 1
-    """Of a message, with more to come."""
-    END = 2
-    """The last of a message."""
-    BEAT = 3
-    """The sender goes on."""
+READ_BYTES = 1 << 18
+_LENGTH = struct.Struct("<Q")
+_BEAT = _LENGTH.pack(0)
+"""A message of no bytes: the sender goes on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,11 +130,8 @@ class Council:
         deadline = Deadline.after(self._member.group.timeout_s if timeout_s is None else timeout_s)
         with self._sending:
             for rank, link in self._links.items():
-                for start in range(0, max(len(data), 1), PACKET_BYTES - 1):
-                    end = start + PACKET_BYTES - 1
-                    kind = Kind.END if end >= len(data) else Kind.PART
-                    if not _send(link, bytes([kind]) + data[start:end], deadline):
-                        raise GroupBroken(f"rank {rank} of the group stands still")
+                if not _send(link, _LENGTH.pack(len(data)) + data, deadline):
+                    raise GroupBroken(f"rank {rank} of the group stands still")
 
     def all_say(self, fields: Mapping[str, Any], cancel: Cancellation) -> dict[int, Mapping[str, Any]]:
         """What each rank says, by rank; every one says something. Raises as `hear`."""
@@ -211,50 +203,63 @@ class Council:
 
     def _listen(self) -> None:
         next_beat_s = time.monotonic()
-        parts: defaultdict[int, list[bytes]] = defaultdict(list)
+        heard: defaultdict[int, bytearray] = defaultdict(bytearray)
         with closing(selectors.DefaultSelector()) as links:
             for rank, link in self._links.items():
                 links.register(link, selectors.EVENT_READ, rank)
             while links.get_map():
                 for key, _ in links.select(self._beat_s):
-                    if not self._read(key.data, parts[key.data]):
+                    if not self._read(key.data, heard[key.data]):
                         links.unregister(key.fileobj)
                 if self._leads and time.monotonic() >= next_beat_s:
                     next_beat_s = time.monotonic() + self._beat_s
                     self._beat()
 
-    def _read(self, rank: int, parts: list[bytes]) -> bool:
-        """Hear a packet; False: the link has ended."""
+    def _read(self, rank: int, heard: bytearray) -> bool:
+        """Hear what a rank said; False: its link has ended."""
         try:
-            packet = self._links[rank].recv(PACKET_BYTES)
+            data = self._links[rank].recv(READ_BYTES)
         except OSError:
-            packet = b""
+            data = b""
+        heard += data
         with self._changed:
             self._heard_at_s[rank] = time.monotonic()
-            if not packet:
+            self._said[rank].extend(_messages(heard))
+            if not data:
                 self._gone[rank] = None
                 for own in self._watching:
                     own.cancel()
-            elif packet[0] != Kind.BEAT:
-                parts.append(packet[1:])
-                if packet[0] == Kind.END:
-                    self._said[rank].append(Message.decoded(b"".join(parts)))
-                    parts.clear()
             self._changed.notify_all()
-        return bool(packet)
+        return bool(data)
 
     def _beat(self) -> None:
-        for link in self._links.values():
-            with suppress(OSError):  # who doesn't listen just now needs no beat, and who is gone none
-                link.send(bytes([Kind.BEAT]), socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+        """Who doesn't listen just now needs none, nor who hears a message come."""
+        if self._sending.acquire(blocking=False):
+            try:
+                for link in self._links.values():
+                    with suppress(OSError):
+                        link.send(_BEAT, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+            finally:
+                self._sending.release()
 
 
-def _send(link: socket.socket, packet: bytes, deadline: Deadline) -> bool:
+def _messages(heard: bytearray) -> Iterator[Message]:
+    """Those that came whole; they are taken out."""
+    while len(heard) >= _LENGTH.size:
+        end = _LENGTH.size + _LENGTH.unpack_from(heard)[0]
+        if len(heard) < end:
+            return
+        if end > _LENGTH.size:
+            yield Message.decoded(bytes(heard[_LENGTH.size : end]))
+        del heard[:end]
+
+
+def _send(link: socket.socket, data: bytes, deadline: Deadline) -> bool:
     """Whether it went out in time, or nobody is there to hear it."""
-    while True:
+    left = memoryview(data)
+    while left:
         try:
-            link.send(packet, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
-            return True
+            left = left[link.send(left, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL) :]
         except BlockingIOError:
             if deadline.passed:
                 return False
@@ -263,6 +268,7 @@ def _send(link: socket.socket, packet: bytes, deadline: Deadline) -> bool:
             ready.poll(1000 * min(deadline.remaining_s(), LOOK_S))
         except OSError:  # it is gone: its link tells
             return True
+    return True
 
 
 def _ended(rank: int) -> GroupBroken:
