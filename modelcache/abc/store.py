@@ -58,7 +58,11 @@ CLUSTERS = "cluster:"
 
 
 def expect_own(holder: str) -> None:
-    """Raises BadConfig: a pin of this holder would be taken for the cluster's."""
+    """Raises BadConfig: nobody is named, or a pin of this holder would be taken for the cluster's."""
+    if not holder.strip():
+        raise BadConfig(
+            "a pin has a holder, and this one's name is empty", got=holder, hint="name who keeps it: it is shown to who would remove it"
+        )
     if holder.startswith(CLUSTERS):
         raise BadConfig(f"in the name of `{CLUSTERS}…` the node's agent pins, and nobody else", got=holder, hint="pin it in another name")
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+import sys
+from typing import TYPE_CHECKING, Annotated, TextIO
 
 import typer
 
 from modelcache.cli import lazy
 from modelcache.cli.completion import complete_name
 from modelcache.cli.options import FLAG
+from modelcache.errors import FileFault
 
 if TYPE_CHECKING:
     from modelcache.cli.output import Output
@@ -26,6 +28,14 @@ AnyName = Annotated[
     ),
 ]
 DryRun = Annotated[bool, typer.Option("--dry-run", "-n", metavar=FLAG, help="Say what would go; remove nothing.")]
+
+
+def stdin() -> TextIO:
+    """This process's stdin. Raises FileFault: it was started without one (`<&-`), and its number may be another file's by now."""
+    found: TextIO | None = sys.stdin
+    if found is None:
+        raise FileFault("stdin can't be read: it is closed", hint="pipe into this command what it is to read, or name a file")
+    return found
 
 
 def warn_of_secrets(output: Output, text: str, instead: str) -> None:

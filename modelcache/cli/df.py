@@ -42,7 +42,7 @@ def _rows(usage: Usage) -> list[tuple[str, str, str]]:
         ("  own", usage.own_bytes, "of one model alone; goes with it"),
         ("  shared", usage.shared_bytes, "of several models, stored once"),
         ("  on disk", usage.blobs_bytes - usage.doubly_used_bytes, _blocks(usage)),
-        ("  leased", usage.leased_bytes, "held by running users"),
+        ("  leased", usage.leased_bytes, "held by anyone, pins among them"),
         ("  pinned", usage.pinned_bytes, "held until unpinned"),
         ("  evictable", usage.evictable_bytes, "freed when all that nobody holds goes"),
         ("arriving", usage.ingest_bytes, "fetches in progress, and interrupted ones"),

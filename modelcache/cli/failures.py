@@ -50,7 +50,7 @@ def unexpected(error: BaseException, environ: Mapping[str, str]) -> dict[str, ob
 
 def report_usage(output: Output, message: str, *, hint: str, environ: Mapping[str, str]) -> ExitCode:
     """The arguments make no sense; nothing was started."""
-    fields = {"code": "usage", "message": redact(message, environ), "hint": hint, "exit_code": int(ExitCode.USAGE)}
+    fields = {"code": "usage", "message": " ".join(redact(message, environ).split()), "hint": hint, "exit_code": int(ExitCode.USAGE)}
     try:
         output.failure(fields, result={})
     except ReaderGone:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from modelcache.cli import documents
+from modelcache.cli.arguments import stdin
 from modelcache.cli.exit_codes import ExitCode
 from modelcache.cli.interrupts import cancelled_by_signals
 from modelcache.cli.options import FLAG
@@ -64,5 +65,5 @@ def _import(session: Session, cache: ModelCache, file: str, cancel: Cancellation
 
         if file != STDIN:
             return cache.import_(file, progress=show, cancel=cancel)
-        with io.FileIO(0, "rb", closefd=False) as stream:
+        with io.FileIO(stdin().fileno(), "rb", closefd=False) as stream:
             return cache.import_(stream, progress=show, cancel=cancel)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, TextIO
 import typer
 
 from modelcache.cli import documents, lazy
-from modelcache.cli.arguments import warn_of_secrets
+from modelcache.cli.arguments import stdin, warn_of_secrets
 from modelcache.cli.completion import complete_name
 from modelcache.cli.exit_codes import ExitCode
 from modelcache.cli.failures import RETRY_HINT
@@ -108,7 +107,7 @@ def _listed(place: str) -> Sequence[str]:
 @contextmanager
 def _opened(place: str) -> Iterator[TextIO]:
     if place == STDIN:
-        yield sys.stdin
+        yield stdin()
         return
     with Path(place).open(encoding="utf-8") as stream:
         yield stream

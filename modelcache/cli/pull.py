@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated
@@ -11,7 +10,7 @@ from urllib.parse import quote
 import typer
 
 from modelcache.cli import documents, lazy
-from modelcache.cli.arguments import warn_of_secrets
+from modelcache.cli.arguments import stdin, warn_of_secrets
 from modelcache.cli.completion import complete_name
 from modelcache.cli.exit_codes import ExitCode
 from modelcache.cli.interrupts import cancelled_by_signals
@@ -113,7 +112,7 @@ def _texts(session: Session, uris: Sequence[str]) -> Iterable[str]:
             warn_of_secrets(session.output, text, "modelcache pull -")
             yield text
             continue
-        for number, line in enumerate(sys.stdin):
+        for number, line in enumerate(stdin()):
             if number >= MAX_STDIN_URIS:
                 raise InvalidUri(f"more than {MAX_STDIN_URIS:,} URIs on stdin")
             if line.strip():

@@ -18,7 +18,7 @@ from modelcache.cli.tables import counted
 from modelcache.config import Config
 from modelcache.errors import ModelCacheError, StoreBusy, StoreLocation
 from modelcache.store.filesystem import check_place
-from modelcache.store.layout import Layout
+from modelcache.store.layout import TEMP_PREFIX, Layout
 from modelcache.units import GIB, format_bytes
 
 MEMORY = frozenset({"tmpfs", "ramfs"})
@@ -53,9 +53,9 @@ def _check_place(root: Path, place: Path) -> Finding:
         with tempfile.TemporaryFile(dir=place) as file:
             file.write(b"x")
     except OSError as error:
-        return broken(
-            "root", f"can't be written ({error.strerror}): {place}", f"have the right granted or the disk repaired, or {OTHER_ROOT}"
-        )
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        step = "`modelcache gc` makes room; or remove something else there" if full else "have the right granted or the disk repaired"
+        return broken("root", f"can't be written ({error.strerror}): {place}", f"{step}, or {OTHER_ROOT}")
     if place != root:
         return fine("root", f"not there yet; the first pull makes it: {root}")
     if Layout(root).format.exists() and status.st_mode & (stat.S_IRWXG | stat.S_IRWXO):
@@ -131,7 +131,7 @@ def check_room(config: Config) -> list[Finding]:
 
 def check_store(config: Config) -> list[Finding]:
     """Opens a store that is there (never makes one) and looks for what was left lying."""
-    if not Layout(config.root).format.exists():
+    if not Layout(config.root).format.exists() and not _holds_something(config.root):
         if not config.create:
             hint = f"mount the disk that holds it; or have one made once, without MODELCACHE_CREATE (`store.create`); or {OTHER_ROOT}"
             return [broken("store", f"none here, and none may be made: {config.root}", hint)]
@@ -143,6 +143,11 @@ def check_store(config: Config) -> list[Finding]:
         return [doubtful("store", str(error), error.hint or "try again when the other process is done")]
     except ModelCacheError as error:
         return [broken("store", str(error), error.hint or OTHER_ROOT)]
+
+
+def _holds_something(root: Path) -> bool:
+    """Whether something else is in the way of a store, or the rest of one: opening it says what, and makes none."""
+    return root.is_dir() and any(not path.name.startswith(TEMP_PREFIX) and path.name != "lost+found" for path in root.iterdir())
 
 
 def _check_content(cache: ModelCache) -> list[Finding]:

@@ -67,6 +67,8 @@ def verify(
         session.finish(**documents.of_repaired(repaired, reading.elapsed_s))
     for line in [*_found_lines(report, reading.elapsed_s), *_repaired_lines(repaired)]:
         session.output.line(line)
+    if report.damages and repaired is None:
+        session.output.note("next: `modelcache verify --repair` fetches what is damaged again, and so does the next pull of such a model")
     left = report.damages if repaired is None else repaired.unrepaired
     return ExitCode.INTEGRITY if left else ExitCode.OK
 

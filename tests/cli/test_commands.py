@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import pytest
 from modelcache.testing.fault_server import FaultServer
 from modelcache.units import format_bytes
 from tests.cli.conftest import WEIGHTS
-from tests.cli.executable import Done, Executable
+from tests.cli.executable import EXECUTABLE, Done, Executable
 
 
 def test_pull_prints_the_path_alone_on_stdout_and_what_it_did_on_stderr(cli: Executable, model: Path) -> None:
@@ -62,6 +63,15 @@ def test_uris_come_from_stdin(cli: Executable, model: Path, sibling: Path) -> No
     assert done.code == 0
     assert [snapshot["uri"] for snapshot in done.document["snapshots"]] == [f"file://{model}", f"file://{sibling}"]
     assert cli("pull", "-", stdin="\n").code == 2  # what was to write them has failed
+
+
+@pytest.mark.parametrize("command", ["pull -", "prewarm -f -", "import -"])
+def test_a_stdin_that_is_closed_is_told(cli: Executable, command: str) -> None:
+    done = subprocess.run(
+        ["bash", "-c", f'"$0" {command} <&-', EXECUTABLE], env=cli.variables(), capture_output=True, text=True, timeout=60
+    )
+
+    assert (done.returncode, done.stderr.splitlines()[0]) == (2, "error: stdin can't be read: it is closed")
 
 
 def test_patterns_of_options_join_those_of_the_uri(cli: Executable, model: Path) -> None:
@@ -181,13 +191,14 @@ def test_a_pinned_model_is_not_removed(cli: Executable, model: Path) -> None:
     cli("pull", "-q", model)
     pinned = cli("pin", model, "--holder", "me")
     refused = cli("rm", model)
+    nobody = cli("pin", model, "--holder", "")
     listed = cli("ls").out
     ended = cli("unpin", "--json", model).document["unpinned"]
     dry = cli("rm", "--dry-run", "--json", model).document
     kept = cli("path", model).code
     removed = cli("rm", "--json", model).document
 
-    assert pinned.code == 0
+    assert (pinned.code, nobody.code) == (0, 2)
     assert refused.code == 9
     assert "error: " in refused.err
     assert "me" in refused.err.splitlines()[0]
@@ -203,12 +214,13 @@ def test_gc_makes_the_room_that_is_asked_for(cli: Executable, model: Path) -> No
     cli("pull", "-q", model)
     enough = cli("gc", "--json").document
     dry = cli("gc", "--json", "-n", "--need", "1TiB")
+    never = cli("gc", "--need", "1TiB", MODELCACHE_MAX_BYTES="10MiB")
     cap = {"MODELCACHE_MAX_BYTES": "10MiB"}
     need = cli("gc", "--json", "--need", "5MiB", **cap).document
 
     assert enough["evicted"] == []
-    assert dry.code == 0
-    assert dry.document["dry_run"]
+    assert (dry.code, dry.document["dry_run"], dry.document["error"]["needed_bytes"]) == (7, True, 1 << 40)
+    assert (never.code, "error: 1.0 TiB are needed, " in never.err) == (7, True)
     assert [evicted["uris"] for evicted in need["evicted"]] == [[f"file://{model}"]]
     assert cli("path", model).code == 3
 
@@ -239,6 +251,7 @@ def test_verify_finds_damage_and_a_pull_repairs_it(cli: Executable, model: Path)
     assert (sound.code, sound.document["damages"], sound.document["snapshots"]) == (0, [], 1)
     assert sound.document["bytes_read"] == len(WEIGHTS) + 12
     assert found.code == 6
+    assert "`modelcache verify --repair`" in found.err
     assert "damaged: " in found.out
     assert "chunks of 4 MiB: 1" in found.out
     assert gone.code == 3

@@ -36,6 +36,17 @@ def test_a_store_that_may_not_be_made_and_is_not_there_is_a_failure(tmp_path: Pa
     assert "mount the disk" in (finding.hint or "")
 
 
+@pytest.mark.parametrize("name", ["blobs", "others.txt"])
+def test_a_root_that_no_command_takes_is_a_failure(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).mkdir()
+
+    [finding] = store_checks.check_store(config_of(tmp_path))
+
+    assert finding.level is Level.FAIL
+    assert f"`{name}`" in finding.message
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
 def test_a_certificate_that_is_not_checked_is_told_with_the_setting_that_names_the_ca(tmp_path: Path) -> None:
     [warning] = [one for one in machine_checks.check_authorities(config_of(tmp_path, S3_VERIFY_SSL="0")) if one.level is not Level.OK]
 
