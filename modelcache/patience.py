@@ -12,6 +12,9 @@ from functools import partial
 
 from modelcache.errors import Cancelled
 
+STARTING_S = 5.0
+"""A thread that was started runs within this time, or never."""
+
 
 @dataclass(frozen=True, slots=True)
 class Deadline:
@@ -128,3 +131,13 @@ class Cancellation:
         finally:
             with self._lock:
                 self._callbacks.pop(key, None)
+
+
+def end_of(thread: threading.Thread) -> None:
+    """Wait until a thread has ended that has nothing to do any more, though Ctrl-C may have interrupted who waited for it to begin."""
+    begins = Deadline.after(STARTING_S)
+    while thread in threading.enumerate() and not begins.passed:
+        try:
+            return thread.join()
+        except RuntimeError:  # it doesn't run yet
+            Cancellation().wait(0.001)

@@ -20,7 +20,7 @@ from modelcache.cache import ModelCache
 from modelcache.digest import Digest
 from modelcache.errors import DigestMismatch
 from modelcache.fetch.begun import Begun
-from modelcache.patience import Cancellation
+from modelcache.patience import Cancellation, end_of
 from modelcache.ranges import ByteRange
 from modelcache.uri import parse_uri
 
@@ -75,14 +75,17 @@ class Arrival:
     def __enter__(self) -> Self:
         try:
             self._thread.start()
-        except BaseException:
-            self._held.close()
+        except BaseException:  # Ctrl-C comes when the thread may run already
+            self._end()
             raise
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._end()
+
+    def _end(self) -> None:
         self._stop()
-        self._thread.join()
+        end_of(self._thread)
         self._held.close()
 
     def _stop(self) -> None:

@@ -92,8 +92,13 @@ class SingleFlight(Generic[K, V]):
     def _start(self, key: K, do: Callable[[Cancellation], V]) -> Flight[V]:
         flight: Flight[V] = Flight()
         work = contextvars.copy_context().run  # what the first caller works on, for the log
-        threading.Thread(target=work, args=(self._fly, key, flight, do), name=self._name, daemon=True).start()
         self._flights[key] = flight  # under the lock, which the thread needs to take it out again
+        try:
+            threading.Thread(target=work, args=(self._fly, key, flight, do), name=self._name, daemon=True).start()
+        except BaseException:  # Ctrl-C comes when the thread may run already, and nobody waits for it
+            del self._flights[key]
+            flight.cancel.cancel()
+            raise
         return flight
 
     def join(self) -> None:

@@ -10,7 +10,7 @@ from typing import Any, Self
 
 import torch
 
-from modelcache.patience import Cancellation
+from modelcache.patience import Cancellation, end_of
 
 LOOK_S = 0.5
 """Longest sleep of a thread that Ctrl-C may reach."""
@@ -65,14 +65,17 @@ class AwaitedTensors:
         self._linked.__enter__()
         try:
             self._thread.start()
-        except BaseException:
-            self._linked.__exit__(None, None, None)
+        except BaseException:  # Ctrl-C comes when the thread may run already
+            self._end()
             raise
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._end()
+
+    def _end(self) -> None:
         self._own.cancel()
-        self._thread.join()
+        end_of(self._thread)
         self._linked.__exit__(None, None, None)
         self._here.clear()
 

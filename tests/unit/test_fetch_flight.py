@@ -214,3 +214,24 @@ def test_a_thread_that_cannot_be_had_blocks_nobody(monkeypatch: pytest.MonkeyPat
         with pytest.raises(RuntimeError, match="new thread"):
             flights.run("a", lambda cancel: "never")
     assert flights.run("a", lambda cancel: "fine") == "fine"
+
+
+def test_who_is_interrupted_while_the_thread_begins_leaves_nothing_in_the_air(monkeypatch: pytest.MonkeyPatch) -> None:
+    flights: SingleFlight[str, str] = SingleFlight("test")
+    start, told = threading.Thread.start, threading.Event()
+
+    def interrupted(thread: threading.Thread) -> None:
+        start(thread)
+        raise KeyboardInterrupt
+
+    def until_cancelled(cancel: Cancellation) -> str:
+        with cancel.on_cancel(told.set):
+            assert told.wait(DEADLINE_S)
+        return "cancelled"
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            flights.run("a", until_cancelled)
+    assert told.wait(DEADLINE_S)
+    assert flights.run("a", lambda cancel: "fine") == "fine"
