@@ -142,8 +142,10 @@ def _parse(text: str, cwd: Path | None) -> tuple[StorageUri, UriSecrets]:
 
 
 def _check_text(text: str) -> None:
-    if not text or text != text.strip():
-        raise Fault("it is empty or has white space at an end")
+    if not text.strip():
+        raise Fault("it is empty", hint="name a model, as `hf://owner/model`, or a path of this machine")
+    if text != text.strip():
+        raise Fault("it has white space at an end", hint="remove that; a name that does end so is written with a `#` behind it")
     check_characters(text)
     if _CHAINED.match(text):
         raise Fault("chained URLs (`::`) are reserved", "::", hint="name the file itself; for a local name write `./` before it")

@@ -265,7 +265,8 @@ def _host(scheme: str, text: str) -> str:
         except ValueError:
             raise Fault("its host is no IPv6 address", text) from None
     elif not _HOST.fullmatch(host):
-        raise Fault("its host is missing or not a name", text, hint="write an international name in its ASCII form, `xn--…`")
+        ascii_form = "write an international name in its ASCII form, `xn--…`"
+        raise Fault("its host is missing or not a name", text, hint=None if host.isascii() else ascii_form)
     if port and not 0 < int(port) < 65536:
         raise Fault("its port is out of range", port)
     return host if not port or int(port) == DEFAULT_PORTS.get(scheme) else f"{host}:{int(port)}"

@@ -7,6 +7,7 @@ place that counts; here they become a `Config`.
 from __future__ import annotations
 
 import os
+import pwd
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
@@ -210,8 +211,8 @@ def _default_root(environ: Environ) -> Path:
     except OSError:
         pass  # no store of the node that this user can see
     try:
-        home = Path(environ.get("HOME") or Path.home())
-    except RuntimeError:
+        home = Path(environ.get("HOME") or pwd.getpwuid(os.getuid()).pw_dir)
+    except KeyError:
         return NODE_ROOT  # a user id that no table of users has; where it may not write there, the error says how to name a root
     named = Path(environ.get("XDG_CACHE_HOME") or "")
     return (named if named.is_absolute() else home / ".cache") / "modelcache"  # a relative one is to be ignored, says the specification

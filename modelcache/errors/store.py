@@ -94,7 +94,7 @@ class StoreReadOnly(StoreError):
     """The store's file system or directory refuses writes."""
 
     code = ErrorCode.STORE_READ_ONLY
-    default_hint = "remount it read-write, or name another root with --root or MODELCACHE_ROOT"
+    default_hint = "let this user write there (its mode, or a read-only mount), or name another root with --root or MODELCACHE_ROOT"
 
 
 class StoreFormat(StoreError):

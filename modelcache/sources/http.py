@@ -89,9 +89,9 @@ class HttpSource:
         name = _file_name(uri, address)
         locator = f"{uri.scheme}://{uri.authority}/{uri.path}" + (f"?{uri.query}" if uri.query else "")
         answer = self._client.probe(self._signer, locator, {"Range": "bytes=0-0"}, cancel)
-        size_bytes, ranged = _size(answer, address)
-        if uri.digest is None:
+        if uri.digest is None and answer.status in (200, 206):  # before its size: pages mostly state none
             _expect_no_page(answer.headers, name, address)
+        size_bytes, ranged = _size(answer, address)
         if not uri.selects(name):
             raise NotFound("the patterns leave out the only file there", address=address)
         digests = stated_digests(answer.status, answer.headers, answer.redirects) if answer.status < 300 else ()

@@ -205,7 +205,8 @@ def _described(entry: _Entry, address: str) -> RemoteFile:
         if stat.S_ISREG(status.st_mode):
             return RemoteFile(entry.path, status.st_size, entry.place, _validator(status))
         problem = "a link to a directory above it" if entry.loops else "no regular file"
-    raise UnsafePath(f"{entry.path!a} is {problem}", address=address, got=ascii(entry.path))
+    hint = "leave it out with an exclude pattern, or name a regular file"
+    raise UnsafePath(f"{entry.path!a} is {problem}", address=address, got=ascii(entry.path), hint=hint)
 
 
 def _validator(status: os.stat_result) -> str:
@@ -215,6 +216,8 @@ def _validator(status: os.stat_result) -> str:
 def _listing_error(error: OSError, address: str) -> ModelCacheError:
     if error.errno in _MISSING:
         hint = "check the spelling; what is no path of this machine begins with its scheme, as `hf://owner/model`"
+        if "%" in address:
+            hint = "check the spelling: names of files are taken as they stand, and `%20` in one is these three characters"
         return NotFound("no such file or directory", address=address, hint=hint)
     return _failure(error, address)
 

@@ -150,6 +150,11 @@ def test_a_file_without_ranges_that_changes_its_length_has_changed(server: Fault
         pytest.param(faults.gzipped, "encoded", id="gzip"),
         pytest.param(faults.raw(b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\nendless"), "size", id="200 without length"),
         pytest.param(faults.raw(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n"), "size", id="200 in chunks"),
+        pytest.param(
+            faults.raw(b"HTTP/1.1 200 OK\r\nContent-Type: text/html\r\nTransfer-Encoding: chunked\r\n\r\n3\r\n<a>\r\n0\r\n\r\n"),
+            "web page",
+            id="page in chunks",
+        ),
         pytest.param(faults.with_headers({"Content-Range": "bytes 0-0/*"}), "size", id="206 without size"),
         pytest.param(faults.with_headers({"Content-Range": "bytes 1-1/300000"}), "range", id="another byte"),
         pytest.param(faults.with_headers({"Content-Range": None}), "range", id="no Content-Range"),

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import pwd
 import string
 from pathlib import Path
 
@@ -90,10 +91,11 @@ def test_the_root(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 def test_a_user_id_without_a_home(monkeypatch: pytest.MonkeyPatch) -> None:
     """As containers give to programs: no HOME, and no entry in the table of users."""
-    monkeypatch.setattr(os.path, "expanduser", lambda path: path)  # pathlib raises RuntimeError then
-    with pytest.raises(RuntimeError):
-        Path.home()
-    assert Config.load({}).root == modelcache.config.NODE_ROOT
+    monkeypatch.setattr(modelcache.config, "NODE_ROOT", Path("/nowhere"))
+    monkeypatch.setenv("HOME", "")  # an empty one is none
+    assert Config.load({"HOME": ""}).root == Path(pwd.getpwuid(os.getuid()).pw_dir) / ".cache" / "modelcache"
+    monkeypatch.setattr(os, "getuid", lambda: 4_000_000_000)
+    assert Config.load({}).root == Config.load({"HOME": ""}).root == modelcache.config.NODE_ROOT
     assert Config.load({"MODELCACHE_ROOT": "/srv"}).root == Path("/srv")
 
 
