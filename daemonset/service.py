@@ -88,11 +88,7 @@ class AgentService(AgentServicer):
 
     def Ensure(self, request: pb.EnsureRequest, context: grpc.ServicerContext) -> Iterator[pb.EnsureReply]:
         with self._calls.under_way(context, begins_work=True), self._waiters.one(request.caller.namespace):
-            caller = self._caller(request)
-            if request.lease_holder:
-                bounds.expect_lease(request.lease_holder, request.lease_ttl_s)
-
-            share = None if caller is None else self._shares.of(request.uri, caller)
+            caller, share = self._asked(request)
             held: list[str] = []
             here = self._here(request, caller, share)
 
@@ -122,6 +118,24 @@ class AgentService(AgentServicer):
             finally:
                 for lease_id in held:  # nobody was told of it
                     self._cache.release(lease_id)
+
+    def Cached(self, request: pb.EnsureRequest, context: grpc.ServicerContext) -> pb.CachedReply:
+        with self._calls.under_way(context, begins_work=True):
+            here = self._here(request, *self._asked(request))
+            if here is None:
+                return pb.CachedReply()
+            progress, found = here
+            if found.HasField("lease") and not context.is_active():  # nobody will be told of it
+                self._cache.release(found.lease.id)
+            return pb.CachedReply(ensured=found, progress=wire.progress_message(progress))
+        raise AssertionError("unreachable")
+
+    def _asked(self, request: pb.EnsureRequest) -> tuple[Caller | None, Share | None]:
+        """For whom, and what caches give them of it. Raises AccessDenied, BadConfig."""
+        caller = self._caller(request)
+        if request.lease_holder:
+            bounds.expect_lease(request.lease_holder, request.lease_ttl_s)
+        return caller, None if caller is None else self._shares.of(request.uri, caller)
 
     def _here(self, request: pb.EnsureRequest, caller: Caller | None, share: Share | None) -> tuple[Progress, pb.Ensured] | None:
         """A hit, from the call's own thread: it waits for nothing that a heartbeat would have to bridge."""

@@ -37,6 +37,8 @@ CALL_TIMEOUT_S = 60.0
 SILENCE_S = 30.0
 """Of a call that tells its progress, which an agent does every second, and be it the same."""
 
+AT_ONCE_S = 2.0
+"""Of the question whether a model is here: an agent that takes longer is asked for it as for one that has to come."""
 GIVE_BACK_S = 5.0
 """To release a lease that nobody will have heard of."""
 
@@ -118,6 +120,7 @@ class AgentClient:
         self._channel = grpc.insecure_channel(f"unix:{socket}", options=OPTIONS)
         self._stub = AgentStub(self._channel)
         self._silence = Silence(SILENCE_S)
+        self._tells_cached = True
 
     def __enter__(self) -> Self:
         return self
@@ -159,16 +162,9 @@ class AgentClient:
         )
         if identity is not None:
             request.caller.CopyFrom(identity.message)
-        with self._unless_unheard(request.lease_id), closing(self._told(self._stub.Ensure(request), cancel)) as replies:
-            had = None
-            for reply in replies:  # to its end: who leaves before that has no lease
-                if reply.HasField("ensured"):
-                    had = _had(reply.ensured)
-                elif progress is not None and reply.HasField("progress"):
-                    progress(wire.progress_of(reply.progress))
-            if had is None:
-                raise AgentUnreachable("the agent ended the call without a result", address=str(self._socket))
-            return had
+        with self._unless_unheard(request):
+            here = None if refresh is Refresh.ALWAYS else self._cached(request, progress, cancel)
+            return here or self._brought(request, progress, cancel)
 
     def prewarm(
         self,
@@ -228,7 +224,7 @@ class AgentClient:
     def lease(self, name: str, *, holder: str, ttl_s: float) -> Lease:
         """As `ModelCache.lease`."""
         request = pb.LeaseRequest(name=name, holder=holder, ttl_s=ttl_s, lease_id=new_lease_id())
-        with self._unless_unheard(request.lease_id):
+        with self._unless_unheard(request):
             return wire.lease_of(self._call(lambda: self._stub.Lease(request, timeout=CALL_TIMEOUT_S)).lease)
 
     def renew(self, lease_id: str, *, ttl_s: float) -> Lease:
@@ -278,16 +274,58 @@ class AgentClient:
 
     # -- inside -----------------------------------------------------------------------------------------------------
 
+    def _cached(self, request: pb.EnsureRequest, progress: Callable[[Progress], None] | None, cancel: Cancellation | None) -> Had | None:
+        """What is here already; None: ask for it, with the request as it is then."""
+        cancel = cancel or Cancellation()
+        cancel.check()
+        if not self._tells_cached:
+            return None
+        try:
+            reply = self._stub.Cached(request, timeout=AT_ONCE_S)
+        except grpc.RpcError as error:
+            if error.code() is grpc.StatusCode.UNIMPLEMENTED:
+                self._tells_cached = False  # an agent of a version before this call
+            elif error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
+                self._give_back(request)
+            else:
+                raise raised(error, str(self._socket)) from None
+            return None
+        if not reply.HasField("ensured"):
+            return None
+        if progress is not None:
+            progress(wire.progress_of(reply.progress))
+        cancel.check()
+        return _had(reply.ensured)
+
+    def _brought(self, request: pb.EnsureRequest, progress: Callable[[Progress], None] | None, cancel: Cancellation | None) -> Had:
+        """What may have to come first."""
+        had = None
+        with closing(self._told(self._stub.Ensure(request), cancel)) as replies:
+            for reply in replies:  # to its end: who leaves before that has no lease
+                if reply.HasField("ensured"):
+                    had = _had(reply.ensured)
+                elif progress is not None and reply.HasField("progress"):
+                    progress(wire.progress_of(reply.progress))
+        if had is None:
+            raise AgentUnreachable("the agent ended the call without a result", address=str(self._socket))
+        return had
+
+    def _give_back(self, request: pb.EnsureRequest) -> None:
+        """The lease of a question that is given up, if it comes to one; the next has a lease of its own."""
+        if request.lease_id:
+            self._stub.Release.future(pb.ReleaseRequest(lease_id=request.lease_id), timeout=GIVE_BACK_S)
+            request.lease_id = new_lease_id()
+
     @contextmanager
-    def _unless_unheard(self, lease_id: str) -> Iterator[None]:
-        """In this block a lease of this id is asked for: who leaves it without the answer has no lease. Empty: none is asked for."""
+    def _unless_unheard(self, request: pb.EnsureRequest | pb.LeaseRequest) -> Iterator[None]:
+        """In this block its lease is asked for, if its id isn't empty: who leaves it without the answer has no lease."""
         try:
             yield
         except BaseException as error:
             answered = isinstance(error, ModelCacheError) and not isinstance(error, Cancelled | AgentUnreachable)
-            if lease_id and not answered:
+            if request.lease_id and not answered:
                 with suppress(grpc.RpcError, ValueError):  # the agent or the channel has gone: the lease ends at its time
-                    self._stub.Release(pb.ReleaseRequest(lease_id=lease_id), timeout=GIVE_BACK_S)
+                    self._stub.Release(pb.ReleaseRequest(lease_id=request.lease_id), timeout=GIVE_BACK_S)
             raise
 
     def _call(self, call: Callable[[], T]) -> T:

@@ -188,6 +188,39 @@ class EnsureReply(_message.Message):
 Global___EnsureReply: _TypeAlias = EnsureReply  # noqa: Y015
 
 @_typing.final
+class CachedReply(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ENSURED_FIELD_NUMBER: _builtins.int
+    PROGRESS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def ensured(self) -> Global___Ensured: ...
+    @_builtins.property
+    def progress(self) -> Global___Progress:
+        """with `ensured`"""
+
+    def __init__(
+        self,
+        *,
+        ensured: Global___Ensured | None = ...,
+        progress: Global___Progress | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_ensured", b"_ensured", "_progress", b"_progress", "ensured", b"ensured", "progress", b"progress"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_ensured", b"_ensured", "_progress", b"_progress", "ensured", b"ensured", "progress", b"progress"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__ensured: _TypeAlias = _typing.Literal["ensured"]  # noqa: Y015
+    _WhichOneofArgType__ensured: _TypeAlias = _typing.Literal["_ensured", b"_ensured"]  # noqa: Y015
+    _WhichOneofReturnType__progress: _TypeAlias = _typing.Literal["progress"]  # noqa: Y015
+    _WhichOneofArgType__progress: _TypeAlias = _typing.Literal["_progress", b"_progress"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__ensured) -> _WhichOneofReturnType__ensured | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__progress) -> _WhichOneofReturnType__progress | None: ...
+
+Global___CachedReply: _TypeAlias = CachedReply  # noqa: Y015
+
+@_typing.final
 class Progress(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 

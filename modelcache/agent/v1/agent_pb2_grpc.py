@@ -39,6 +39,11 @@ class AgentStub:
                 request_serializer=modelcache_dot_agent_dot_v1_dot_agent__pb2.EnsureRequest.SerializeToString,
                 response_deserializer=modelcache_dot_agent_dot_v1_dot_agent__pb2.EnsureReply.FromString,
                 _registered_method=True)
+        self.Cached = channel.unary_unary(
+                '/modelcache.agent.v1.Agent/Cached',
+                request_serializer=modelcache_dot_agent_dot_v1_dot_agent__pb2.EnsureRequest.SerializeToString,
+                response_deserializer=modelcache_dot_agent_dot_v1_dot_agent__pb2.CachedReply.FromString,
+                _registered_method=True)
         self.Prewarm = channel.unary_stream(
                 '/modelcache.agent.v1.Agent/Prewarm',
                 request_serializer=modelcache_dot_agent_dot_v1_dot_agent__pb2.PrewarmRequest.SerializeToString,
@@ -121,6 +126,13 @@ class AgentServicer:
 
     def Ensure(self, request, context):
         """Have a model here: fetched if it is not, verified, published whole. Ends with `ensured`.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Cached(self, request, context):
+        """What `Ensure` answers from what is here, in one answer: it waits for nothing. Empty: it is for `Ensure` to see.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -233,6 +245,11 @@ def add_AgentServicer_to_server(servicer, server):
                     request_deserializer=modelcache_dot_agent_dot_v1_dot_agent__pb2.EnsureRequest.FromString,
                     response_serializer=modelcache_dot_agent_dot_v1_dot_agent__pb2.EnsureReply.SerializeToString,
             ),
+            'Cached': grpc.unary_unary_rpc_method_handler(
+                    servicer.Cached,
+                    request_deserializer=modelcache_dot_agent_dot_v1_dot_agent__pb2.EnsureRequest.FromString,
+                    response_serializer=modelcache_dot_agent_dot_v1_dot_agent__pb2.CachedReply.SerializeToString,
+            ),
             'Prewarm': grpc.unary_stream_rpc_method_handler(
                     servicer.Prewarm,
                     request_deserializer=modelcache_dot_agent_dot_v1_dot_agent__pb2.PrewarmRequest.FromString,
@@ -336,6 +353,33 @@ class Agent:
             '/modelcache.agent.v1.Agent/Ensure',
             modelcache_dot_agent_dot_v1_dot_agent__pb2.EnsureRequest.SerializeToString,
             modelcache_dot_agent_dot_v1_dot_agent__pb2.EnsureReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Cached(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/modelcache.agent.v1.Agent/Cached',
+            modelcache_dot_agent_dot_v1_dot_agent__pb2.EnsureRequest.SerializeToString,
+            modelcache_dot_agent_dot_v1_dot_agent__pb2.CachedReply.FromString,
             options,
             channel_credentials,
             insecure,

@@ -38,6 +38,8 @@ class AgentStub:
     def __new__(cls, channel: _aio.Channel) -> AgentAsyncStub: ...
     Ensure: _grpc.UnaryStreamMultiCallable[_agent_pb2.EnsureRequest, _agent_pb2.EnsureReply]
     """Have a model here: fetched if it is not, verified, published whole. Ends with `ensured`."""
+    Cached: _grpc.UnaryUnaryMultiCallable[_agent_pb2.EnsureRequest, _agent_pb2.CachedReply]
+    """What `Ensure` answers from what is here, in one answer: it waits for nothing. Empty: it is for `Ensure` to see."""
     Prewarm: _grpc.UnaryStreamMultiCallable[_agent_pb2.PrewarmRequest, _agent_pb2.PrewarmReply]
     """Have many here before anybody waits for them; one that fails doesn't stop the others. The administrator's. Ends with `report`."""
     Lease: _grpc.UnaryUnaryMultiCallable[_agent_pb2.LeaseRequest, _agent_pb2.LeaseReply]
@@ -68,6 +70,8 @@ class AgentAsyncStub(AgentStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     Ensure: _aio.UnaryStreamMultiCallable[_agent_pb2.EnsureRequest, _agent_pb2.EnsureReply]  # type: ignore[assignment]
     """Have a model here: fetched if it is not, verified, published whole. Ends with `ensured`."""
+    Cached: _aio.UnaryUnaryMultiCallable[_agent_pb2.EnsureRequest, _agent_pb2.CachedReply]  # type: ignore[assignment]
+    """What `Ensure` answers from what is here, in one answer: it waits for nothing. Empty: it is for `Ensure` to see."""
     Prewarm: _aio.UnaryStreamMultiCallable[_agent_pb2.PrewarmRequest, _agent_pb2.PrewarmReply]  # type: ignore[assignment]
     """Have many here before anybody waits for them; one that fails doesn't stop the others. The administrator's. Ends with `report`."""
     Lease: _aio.UnaryUnaryMultiCallable[_agent_pb2.LeaseRequest, _agent_pb2.LeaseReply]  # type: ignore[assignment]
@@ -101,6 +105,14 @@ class AgentServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_agent_pb2.EnsureReply], _abc.AsyncIterator[_agent_pb2.EnsureReply]]:
         """Have a model here: fetched if it is not, verified, published whole. Ends with `ensured`."""
+
+    @_abc_1.abstractmethod
+    def Cached(
+        self,
+        request: _agent_pb2.EnsureRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_agent_pb2.CachedReply, _abc.Awaitable[_agent_pb2.CachedReply]]:
+        """What `Ensure` answers from what is here, in one answer: it waits for nothing. Empty: it is for `Ensure` to see."""
 
     @_abc_1.abstractmethod
     def Prewarm(
