@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 
 from daemonset.__main__ import main
@@ -35,3 +38,14 @@ def test_what_makes_no_sense_is_refused(option: str, value: str, said: str, caps
 def test_no_interval_is_out_of_its_range(seconds: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert command_line(["top", f"--interval={seconds}", "--agent", "/nonexistent"]) == 2
     assert "'--interval'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("package", ["grpc_reflection", "prometheus_client"])
+def test_an_agent_without_its_extra_says_what_installs_it(package: str) -> None:
+    code = f"import runpy, sys; sys.modules['{package}'] = None; runpy.run_module('daemonset', run_name='__main__')"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+
+    assert (done.returncode, done.stderr.splitlines()) == (
+        1,
+        [f"error: the agent needs {package}, which is not installed", "hint: pip install 'modelcache[agent]'"],
+    )
