@@ -11,7 +11,7 @@ FROM scratch AS wheels
 COPY LICENSE /
 
 FROM ${BASE} AS build
-ARG EXTRAS=s3,gcs,fsspec,agent,otel
+ARG EXTRAS=s3,gcs,fsspec,azure,agent,otel
 # as pip's own variables; a configuration with credentials: `--secret id=pip,src=FILE`, which no layer keeps
 ARG PIP_INDEX_URL
 ARG PIP_EXTRA_INDEX_URL

@@ -6,7 +6,7 @@ import base64
 import json
 from collections.abc import Mapping
 
-from daemonset.tenants import HTTPS_HEADERS, HTTPS_HOST, NAMES, caller_of
+from daemonset.tenants import HDFS_NAMES, HTTPS_HEADERS, HTTPS_HOST, NAMES, caller_of, config_of_secret
 from modelcache.config import Config
 from modelcache.config.headers import KSERVES_SUFFIX
 from modelcache.errors import AccessDenied, BadConfig
@@ -15,6 +15,7 @@ from modelcache.k8s.names import S3_ANNOTATIONS, STORAGE_SECRET, expect_label, e
 from modelcache.k8s.node import Storage, WantedModel
 from modelcache.patience import Cancellation
 from modelcache.permission import Caller
+from modelcache.sources.any_fsspec.hdfs import CERTIFICATES, HDFS_SCHEMES
 
 KSERVES_FALLBACKS = {"awsAccessKeyID": "AWS_ACCESS_KEY_ID", "awsSecretAccessKey": "AWS_SECRET_ACCESS_KEY"}
 """Where KServe's configuration names no keys of its own (`s3_secret.go`)."""
@@ -36,14 +37,10 @@ OF_STORAGE = {
     "anonymous": "awsAnonymousCredential",
 }
 """Of an entry of `type: s3` (`kserve_storage.py`)."""
-_OF_NODE = "a model there can be a cluster cache's without a credential, which the node's own settings read"
-NOT_TAKEN = {
-    **dict.fromkeys(("AZ_CLIENT_ID", "AZURE_CLIENT_ID", "AZURE_ACCESS_TOKEN", "AZURE_STORAGE_ACCESS_KEY"), _OF_NODE),
-    "HDFS_NAMENODE": _OF_NODE,
-    "MODELSCOPE_API_TOKEN": "no source here reads ModelScope",
-}
-"""By these KServe knows credentials that a caller's source doesn't take here, for its SDK would look for the node's identity, too
-(`permission.CALLERS_SCHEMES`); and what can be done instead."""
+OF_HDFS_FILES = (*CERTIFICATES, "KERBEROS_KEYTAB")
+"""Of an entry of `type: hdfs` or `webhdfs`, whose names are those of a secret's, these are in base64 (`kserve_storage.py`)."""
+NOT_TAKEN = {"MODELSCOPE_API_TOKEN": "no source here reads ModelScope"}
+"""By these KServe knows credentials that nothing here reads with; and why."""
 
 
 class Credentials:
@@ -85,7 +82,7 @@ class Credentials:
         refused: list[AccessDenied | BadConfig] = []
         for each in names:
             try:
-                found |= values_of(self._get(namespace, "secrets", each, cancel))
+                found |= values_of(self._get(namespace, "secrets", each, cancel), self._config)
             except (AccessDenied, BadConfig) as error:  # another of them may be the one that it takes
                 refused.append(error)
         if not found and refused:
@@ -116,14 +113,15 @@ class Credentials:
             ) from None
 
 
-def values_of(secret: Object) -> dict[str, str]:
+def values_of(secret: Object, config: Config) -> dict[str, str]:
     """What a secret of a service account holds that a source uses, under the names of `tenants.NAMES`; the rest is somebody else's.
 
     Raises:
-        BadConfig: it is a credential of a kind that is not taken here. Names it, and never a value.
+        BadConfig: it is a credential of a kind that is not taken here, or lacks a part. Names it, and never a value.
     """
     data = {KSERVES_FALLBACKS.get(name, name): text for name, text in _data(secret).items()}
-    found = {name: text for name, text in data.items() if name in NAMES or name in (HTTPS_HOST, HTTPS_HEADERS)}
+    others = () if "HDFS_NAMENODE" in data else HDFS_NAMES  # of somebody else's there
+    found = {name: text for name, text in data.items() if name not in others and (name in NAMES or name in (HTTPS_HOST, HTTPS_HEADERS))}
     found |= {name: text for name, text in data.items() if name.endswith(KSERVES_SUFFIX)}
     if not found and (refused := [name for name in NOT_TAKEN if name in data]):
         said = f"the secret `{secret['metadata']['name']}` holds `{refused[0]}`, which is not taken here"
@@ -132,6 +130,8 @@ def values_of(secret: Object) -> dict[str, str]:
         annotations = secret["metadata"].get("annotations") or {}
         told = {variable: annotations.get(f"{S3_ANNOTATIONS}{name}") for name, variable in OF_ANNOTATIONS.items()}
         found |= {variable: str(text) for variable, text in told.items() if text}
+    if any(name.startswith(("AZ_", "AZURE_", "HDFS_")) for name in found):
+        config_of_secret(found, config)  # the name of an identity alone is no credential, and hides none of another secret
     return found
 
 
@@ -147,9 +147,20 @@ def values_of_storage(text: str, parameters: Mapping[str, str], told: str) -> di
     kind = entry.get("type")
     if kind == "hf":
         return {"HF_TOKEN": entry["token"]} if entry.get("token") else {}
+    if kind in HDFS_SCHEMES:
+        return {name: _decoded(name, entry[name], told) for name in HDFS_NAMES if entry.get(name)}
     if kind != "s3":
-        raise BadConfig(f"{told} is of a type that is not taken here", expected="s3, hf", got=ascii(str(kind)[:40]))
+        raise BadConfig(f"{told} is of a type that is not taken here", expected="s3, hf, hdfs, webhdfs", got=ascii(str(kind)[:40]))
     return {variable: entry[name] for name, variable in OF_STORAGE.items() if entry.get(name)}
+
+
+def _decoded(name: str, text: str, told: str) -> str:
+    if name not in OF_HDFS_FILES:
+        return text
+    try:
+        return base64.b64decode(text, validate=True).decode("utf-8", "replace")
+    except ValueError:
+        raise BadConfig(f"`{name}` in {told} is no base64") from None
 
 
 def _data(secret: Object) -> dict[str, str]:

@@ -19,7 +19,8 @@ from modelcache.k8s.node import WantedModel
 from modelcache.patience import Cancellation
 from modelcache.permission import Caller
 from modelcache.refresh import Refresh
-from modelcache.uri import parse_uri
+from modelcache.sources.any_fsspec.callers import leads_elsewhere
+from modelcache.uri import StorageUri, parse_uri
 
 logger = logging.getLogger(__name__)
 
@@ -82,7 +83,7 @@ class Shares:
             parsed, secrets = parse_uri(uri)
         except BadInput:
             return None  # it is told where it is parsed next
-        if secrets or _another_place(parsed.scheme, caller.config, self._cache.config):
+        if secrets or _another_place(parsed, caller.config, self._cache.config):
             return None
         own = giver.share(str(parsed), caller.namespace)
         if own is not None or self._cache.config.trust.isolation is Isolation.NAMESPACE:
@@ -113,8 +114,10 @@ class Shares:
         return giver.caller_of(share.wanted, cancel)
 
 
-def _another_place(scheme: str, own: Config, node: Config) -> bool:
+def _another_place(uri: StorageUri, own: Config, node: Config) -> bool:
     """Whether a secret names another endpoint than the node's."""
+    if own.fsspec.callers is not None and leads_elsewhere(uri, own.fsspec.callers, node.fsspec):
+        return True
     places = {"s3": (own.s3.endpoint, node.s3.endpoint), "hf": (own.hf.endpoint, node.hf.endpoint)}
-    ours, nodes = places.get(scheme, (None, None))
+    ours, nodes = places.get(uri.scheme, (None, None))
     return ours != nodes

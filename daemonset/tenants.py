@@ -14,8 +14,12 @@ from modelcache.config.kinds import Scalar
 from modelcache.config.scalars import ENDPOINT, FLAG, HUB_ENDPOINT, HUB_TOKEN
 from modelcache.errors import BadConfig
 from modelcache.permission import Caller
+from modelcache.sources.any_fsspec import AzureKey, CallersKeys, FsspecOptions, HdfsKeys
+from modelcache.sources.any_fsspec.azure_key import PUBLIC_AUTHORITY
+from modelcache.sources.any_fsspec.callers import nodes_place
+from modelcache.sources.any_fsspec.hdfs import CERTIFICATES, KERBEROS, TEXTS
 from modelcache.sources.gcs import GcsOptions
-from modelcache.sources.http import HttpOptions
+from modelcache.sources.http import HttpOptions, expect_settable
 from modelcache.sources.huggingface import HubOptions
 from modelcache.sources.s3 import S3Options
 
@@ -25,6 +29,9 @@ HTTPS_HOST, HTTPS_HEADERS = "https-host", "headers"
 
 _KEY = re.compile(r"[!-~]+")
 _REGION = re.compile(r"[A-Za-z0-9-]{1,63}")
+_SECONDS = re.compile(r"[0-9]{1,12}")
+HDFS_NAMES = (*TEXTS, *CERTIFICATES, *KERBEROS, "N_THREADS")
+"""Of KServe's secrets of HDFS, which are known by `HDFS_NAMENODE`."""
 
 
 def _matching(pattern: re.Pattern[str], text: str) -> str:
@@ -35,6 +42,7 @@ def _matching(pattern: re.Pattern[str], text: str) -> str:
 
 
 _SECRET = Scalar("a text without spaces", lambda text: _matching(_KEY, text), secret=True)
+_NAME = Scalar("a name without spaces", lambda text: _matching(_KEY, text))
 _HOST_OR_URL = Scalar("a host, or a URL", lambda text: _matching(_KEY, text))
 
 NAMES: Mapping[str, Scalar] = {
@@ -55,9 +63,26 @@ NAMES: Mapping[str, Scalar] = {
     "HF_ENDPOINT": HUB_ENDPOINT,
     "CLOUDSDK_AUTH_ACCESS_TOKEN": _SECRET,
     GOOGLES_KEY: Scalar("JSON of a credential", lambda text: text, secret=True),
+    "AZURE_STORAGE_ACCOUNT_NAME": _NAME,
+    "AZURE_STORAGE_ACCOUNT": _NAME,
+    "AZURE_ACCOUNT_NAME": _NAME,
+    "AZURE_SERVICE_URL": ENDPOINT,
+    "AZURE_STORAGE_ACCOUNT_KEY": _SECRET,
+    "AZURE_STORAGE_ACCESS_KEY": _SECRET,
+    "AZURE_STORAGE_KEY": _SECRET,
+    "AZURE_STORAGE_CONNECTION_STRING": _SECRET,
+    "AZURE_STORAGE_SAS_TOKEN": _SECRET,
+    **{f"{prefix}_{name}": _SECRET for prefix in ("AZURE_STORAGE", "AZ", "AZURE") for name in ("TENANT_ID", "CLIENT_ID", "CLIENT_SECRET")},
+    "AZ_SUBSCRIPTION_ID": _NAME,
+    "AZURE_SUBSCRIPTION_ID": _NAME,
+    "AZURE_AUTHORITY_HOST": _HOST_OR_URL,
+    "AZURE_ACCESS_TOKEN": _SECRET,
+    "AZURE_ACCESS_EXPIRES_ON_SECONDS": Scalar("a number of seconds", lambda text: int(_matching(_SECONDS, text))),
+    **{name: Scalar("a text", lambda text: text, secret=True) for name in HDFS_NAMES},
 }
 """Besides `HOST-headers`, and `https-host` with `headers`. By KServe's names and the SDKs' (reference: KServe's `s3_secret.go`,
-`hf_secret.go`, `gcs_secret.go`; botocore; huggingface_hub; gcloud). None of them is a path."""
+`hf_secret.go`, `gcs_secret.go`, `azure_secret.go`, `hdfs_secret.go`; botocore; huggingface_hub; gcloud; azure-identity; adlfs). None of
+them is a path. A subscription says nothing about where blobs are, and `N_THREADS` is about KServe's own client."""
 
 
 def caller_of(namespace: str, service_account: str, secret: Mapping[str, str], node: Config) -> Caller:
@@ -85,6 +110,7 @@ def config_of_secret(secret: Mapping[str, str], node: Config) -> Config:
         gs=_gs(values, node.gs),
         http=HttpOptions(ca_file=node.http.ca_file, headers=values.headers),
         hf=_hf(values, node.hf),
+        fsspec=FsspecOptions(callers=CallersKeys(_azure(values, node.fsspec), _hdfs(values))),
     )
 
 
@@ -184,3 +210,47 @@ def _gs(values: _Values, node: GcsOptions) -> GcsOptions:
 def _hf(values: _Values, node: HubOptions) -> HubOptions:
     token = values.first("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
     return HubOptions(endpoint=values.first("HF_ENDPOINT") or node.endpoint, ca_file=node.ca_file, token=token, anonymous=token is None)
+
+
+def _azure(values: _Values, node: FsspecOptions) -> AzureKey:
+    """Where the secret names no account the node's counts, as far as the URI names none. A principal before a token before a signature
+    before a key, as KServe has it."""
+    connection = values.first("AZURE_STORAGE_CONNECTION_STRING")
+    account = values.first("AZURE_STORAGE_ACCOUNT_NAME", "AZURE_STORAGE_ACCOUNT", "AZURE_ACCOUNT_NAME")
+    parts = {
+        name.lower(): values.first(f"AZURE_STORAGE_{name}", f"AZ_{name}", f"AZURE_{name}")
+        for name in ("TENANT_ID", "CLIENT_ID", "CLIENT_SECRET")
+    }
+    sas, nodes = values.first("AZURE_STORAGE_SAS_TOKEN"), nodes_place(node)
+    try:
+        key = AzureKey(
+            account=account,
+            endpoint=values.first("AZURE_SERVICE_URL"),
+            account_key=values.first("AZURE_STORAGE_ACCOUNT_KEY", "AZURE_STORAGE_ACCESS_KEY", "AZURE_STORAGE_KEY"),
+            sas=None if sas is None else sas.removeprefix("?"),
+            authority=_authority(values.first("AZURE_AUTHORITY_HOST")),
+            token=values.first("AZURE_ACCESS_TOKEN"),
+            token_ends_at_s=values.first("AZURE_ACCESS_EXPIRES_ON_SECONDS") or 0,
+            nodes_account=nodes.account,
+            nodes_endpoint=nodes.endpoint,
+            **parts,
+        )
+        return key if connection is None else key.with_connection(connection)
+    except BadConfig as error:
+        raise BadConfig(f"Azure's keys of a caller's secret can't be used: {error.message}", hint=error.hint) from None
+
+
+def _authority(named: str | None) -> str:
+    if named is None:
+        return PUBLIC_AUTHORITY
+    return named if "://" in named else f"https://{named}"
+
+
+def _hdfs(values: _Values) -> HdfsKeys | None:
+    texts = {name: values.first(name) for name in HDFS_NAMES if values.first(name) is not None}
+    if not texts:
+        return None
+    keys = HdfsKeys(texts)
+    for name in keys.headers:
+        expect_settable(name)
+    return keys

@@ -22,11 +22,12 @@ from modelcache.mirrors import Mirror
 from modelcache.paths import checked_compartment
 from modelcache.patience import Cancellation
 from modelcache.ranges import ByteRange
+from modelcache.sources.any_fsspec import CallersKeys, FsspecOptions
 from modelcache.sources.witnessed import WitnessedSource
 from modelcache.transport import Proxies
 from modelcache.uri import StorageUri, UriSecrets
 
-CALLERS_SCHEMES = ("s3", "gs", "hf", "https", "http")
+CALLERS_SCHEMES = ("s3", "gs", "hf", "https", "http", "az", "abfs", "abfss", "hdfs", "webhdfs")
 """Those whose sources use what `Caller.own_config` holds and nothing else: not the files, nor the cloud identity, of this
 machine. (Of Google's credentials a caller's may be those that name nothing to read: `modelcache.sources.gcs.options.TAKEN`.)"""
 
@@ -56,6 +57,7 @@ class Caller:
             s3=replace(s3, profile=None, chain_key=None, anonymous=s3.access_key is None),
             gs=replace(gs, credentials_file=None, anonymous=gs.access_token is None and gs.credentials_json is None),
             hf=replace(hf, token_file=None, anonymous=hf.token is None),
+            fsspec=FsspecOptions(callers=self.config.fsspec.callers or CallersKeys()),
             mirrors=(),
             proxies=Proxies(),
         )
@@ -292,6 +294,7 @@ def expect_own(config: Config) -> None:
         "s3": s3.profile is None and s3.chain_key is None and (s3.anonymous or s3.access_key is not None),
         "gs": gs.credentials_file is None and (gs.anonymous or gs.access_token is not None or gs.credentials_json is not None),
         "hf": hf.token_file is None and (hf.anonymous or hf.token is not None),
+        "az": config.fsspec.callers is not None,
     }
     if not all(kept.values()):
         found = ", ".join(f"`{scheme}://`" for scheme, own in kept.items() if not own)

@@ -14,6 +14,7 @@ from modelcache.config import Config
 from modelcache.errors import AccessDenied, BadConfig, InvalidUri, ModelCacheError, UnknownScheme
 from modelcache.mirrors import Mirror, Mirrors
 from modelcache.sources.any_fsspec import FsspecSource
+from modelcache.sources.any_fsspec.callers import as_blobs
 from modelcache.sources.claims import ClaimSource
 from modelcache.sources.gcs import GcsOptions, GcsSource
 from modelcache.sources.http import HttpSource
@@ -163,12 +164,14 @@ def _bare(config: Config, uri: StorageUri, secrets: UriSecrets) -> Source:
         return S3Source(_s3_options(config.s3, uri, secrets), config.timeouts, proxies=config.proxies)
     if uri.scheme == "gs":
         return GcsSource(_gcs_options(config.gs, uri, secrets), config.timeouts, proxies=config.proxies)
+    if not secrets and (blobs := as_blobs(uri, config.fsspec.callers)) is not None:
+        return MirroredSource(_bare(config, blobs, secrets), lambda asked: as_blobs(asked, config.fsspec.callers) or asked)
     if uri.scheme in ("http", "https"):
         return HttpSource(uri, secrets, config.http, config.timeouts, proxies=config.proxies)
     if uri.scheme == "hf":
         return HubSource(_hub_options(config.hf, uri, secrets), config.timeouts, proxies=config.proxies)
     if uri.scheme not in NOT_FSSPECS:
-        return FsspecSource(uri, secrets, config.fsspec, config.timeouts)
+        return FsspecSource(uri, secrets, config.fsspec, config.timeouts, proxies=config.proxies)
     hint = f"known here: {', '.join(SCHEMES)}, and what fsspec has a filesystem for"
     raise UnknownScheme(f"no source serves `{uri.scheme}://`", address=str(uri), got=uri.scheme, hint=hint)
 

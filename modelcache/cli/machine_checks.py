@@ -24,6 +24,7 @@ EXTRAS = {
     "s3": ("botocore", "awscrt"),
     "gcs": ("google.auth",),
     "fsspec": ("fsspec",),
+    "azure": ("azure.storage.blob",),
     "hf": ("huggingface_hub",),
     "torch": ("torch", "safetensors"),
     "serve": ("transformers",),

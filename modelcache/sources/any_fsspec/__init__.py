@@ -4,7 +4,9 @@ fsspec and the package of the scheme are imported when a source of it is made. S
 bytes as copies, and each block of them is followed by a look at the file's version.
 """
 
-from modelcache.sources.any_fsspec.options import FsspecOptions
+from modelcache.sources.any_fsspec.azure_key import AzureKey
+from modelcache.sources.any_fsspec.hdfs import HdfsKeys
+from modelcache.sources.any_fsspec.options import CallersKeys, FsspecOptions
 from modelcache.sources.any_fsspec.source import FsspecSource
 
-__all__ = ["FsspecOptions", "FsspecSource"]
+__all__ = ["AzureKey", "CallersKeys", "FsspecOptions", "FsspecSource", "HdfsKeys"]

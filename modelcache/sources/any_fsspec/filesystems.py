@@ -12,7 +12,7 @@ from typing import Any
 from urllib.parse import unquote
 
 from modelcache.errors import BadConfig, InvalidUri, ModelCacheError, UnknownScheme
-from modelcache.sources.any_fsspec.hdfs import HDFS_SCHEMES, read_secret
+from modelcache.sources.any_fsspec.hdfs import HDFS_SCHEMES, HdfsSecret, read_secret
 from modelcache.sources.any_fsspec.options import AZURE_SCHEMES, FsspecOptions
 from modelcache.sources.any_fsspec.sftp import verifying
 from modelcache.uri import StorageUri, UriSecrets
@@ -46,7 +46,10 @@ class Home:
         prefix: what it puts before the paths of that place: `bucket/`, `/`, or nothing.
         arguments: of the class; secrets among them.
         endpoint: for `Origin`: scheme, authority, and a digest of the arguments that say where and as whom.
-        hdfs_secret_dir: KServe's secret of HDFS, read for each instance: it may be replaced while a fetch goes on.
+        hdfs: reads what a secret of HDFS says, for each instance; None: `arguments` say all.
+        renewable: whether a new instance may have another credential than the one before: KServe's secret may be replaced while a fetch
+            goes on.
+        ca_sha256, verified: of `Origin`.
     """
 
     scheme: str
@@ -55,12 +58,10 @@ class Home:
     prefix: str
     arguments: Mapping[str, Any] = field(repr=False)
     endpoint: str
-    hdfs_secret_dir: Path | None = None
-
-    @property
-    def renewable(self) -> bool:
-        """Whether a new instance may have another credential than the one before."""
-        return self.hdfs_secret_dir is not None
+    hdfs: Callable[[], HdfsSecret] | None = field(default=None, repr=False)
+    renewable: bool = False
+    ca_sha256: str | None = None
+    verified: bool = True
 
     def make(self, prepare: Callable[[Filesystem], Filesystem]) -> Filesystem:
         """A new instance, prepared; may connect.
@@ -71,20 +72,19 @@ class Home:
         """
         refusal: ModelCacheError
         try:
-            if self.hdfs_secret_dir is not None:
-                return self._active(self.hdfs_secret_dir, prepare)
+            if self.hdfs is not None:
+                return self._active(self.hdfs(), prepare)
             return prepare(self.kind(**self.arguments, skip_instance_cache=True))
         except ImportError:
-            refusal = _missing_package(self.scheme, self.endpoint.partition("?")[0])
+            refusal = missing_package(self.scheme, self.endpoint.partition("?")[0])
         except (ValueError, TypeError) as error:  # its text may hold what it was given
             refusal = _unusable(self.scheme, self.endpoint.partition("?")[0], type(error).__name__)
         raise refusal
 
-    def _active(self, secret_dir: Path, prepare: Callable[[Filesystem], Filesystem]) -> Filesystem:
+    def _active(self, hdfs: HdfsSecret, prepare: Callable[[Filesystem], Filesystem]) -> Filesystem:
         """Of the first name node that serves; of one alone, that one, whatever it says."""
-        hdfs = read_secret(secret_dir)
-        if not self.endpoint.endswith(_fingerprint(hdfs.places)):
-            raise BadConfig("the secret of HDFS leads to another place than when this fetch began", address=str(secret_dir))
+        if not self.endpoint.endswith(fingerprint_of(hdfs.places)):
+            raise BadConfig("the secret of HDFS leads to another place than when this fetch began", address=self.endpoint.partition("?")[0])
         failure: OSError | None = None
         for node in hdfs.nodes:
             made = prepare(self.kind(**node, skip_instance_cache=True))
@@ -127,7 +127,7 @@ def home_of(uri: StorageUri, secrets: UriSecrets, options: FsspecOptions) -> Hom
     """
     if uri.scheme in HDFS_SCHEMES and options.hdfs_secret_dir is not None:
         return _kserves_hdfs(uri, secrets, options.hdfs_secret_dir)
-    kind = _class(uri.scheme, str(uri))
+    kind = class_of(uri.scheme, str(uri))
     if secrets.query:
         hint = f"give the credential to the filesystem: MODELCACHE_FSSPEC_{uri.scheme.upper()}='{{…}}', JSON of its storage options"
         raise InvalidUri(f"`{uri.scheme}://` URIs take no signing parameters", address=str(uri), hint=hint)
@@ -144,16 +144,20 @@ def home_of(uri: StorageUri, secrets: UriSecrets, options: FsspecOptions) -> Hom
 
 
 def _kserves_hdfs(uri: StorageUri, secrets: UriSecrets, directory: Path) -> Home:
+    return kserves_home(uri, secrets, lambda: read_secret(directory), class_of("webhdfs", str(uri)), renewable=True)
+
+
+def kserves_home(uri: StorageUri, secrets: UriSecrets, read: Callable[[], HdfsSecret], kind: Filesystem, *, renewable: bool) -> Home:
     """As KServe reads it: the whole body is a path, and the secret says where."""
     if secrets:
         raise InvalidUri(f"`{uri.scheme}://` URIs take no credential where KServe's secret of HDFS has it", address=str(uri))
-    hdfs = read_secret(directory)
+    hdfs = read()
     root = f"{hdfs.root}/{uri.authority}"
-    endpoint = f"{uri.scheme}://{uri.authority}{_fingerprint(hdfs.places)}"
-    return Home(uri.scheme, _class("webhdfs", str(uri)), root, f"{root}/", {}, endpoint, directory)
+    endpoint = f"{uri.scheme}://{uri.authority}{fingerprint_of(hdfs.places)}"
+    return Home(uri.scheme, kind, root, f"{root}/", {}, endpoint, read, renewable, hdfs.ca_sha256, hdfs.verified)
 
 
-def _class(scheme: str, address: str) -> Filesystem:
+def class_of(scheme: str, address: str) -> Filesystem:
     if scheme in REFUSED:
         raise UnknownScheme(f"`{scheme}://` is not served: {REFUSED[scheme]}", address=address, got=scheme)
     try:
@@ -164,14 +168,14 @@ def _class(scheme: str, address: str) -> Filesystem:
     try:
         return get_filesystem_class(scheme)
     except ImportError:
-        missing = _missing_package(scheme, address)
+        missing = missing_package(scheme, address)
     except ValueError:
         hint = "a package that brings an fsspec filesystem for it would make it known"
         missing = UnknownScheme(f"no source serves `{scheme}://`, and fsspec knows none", address=address, got=scheme, hint=hint)
     raise missing
 
 
-def _missing_package(scheme: str, address: str) -> UnknownScheme:
+def missing_package(scheme: str, address: str) -> UnknownScheme:
     from fsspec.registry import known_implementations
 
     hint = known_implementations.get(scheme, {}).get("err") or "install the package that its fsspec filesystem needs"
@@ -203,10 +207,11 @@ def _told_apart(configured: Mapping[str, Any], secrets: UriSecrets) -> str:
     user = (secrets.userinfo or "").partition(":")[0]
     if not places and not user:
         return ""
-    return _fingerprint([places, user])
+    return fingerprint_of([places, user])
 
 
-def _fingerprint(places: Any) -> str:
+def fingerprint_of(places: Any) -> str:
+    """What tells places with one URI apart, for the end of an endpoint."""
     text = json.dumps(places, sort_keys=True, default=str)
     return f"?{hashlib.sha256(text.encode()).hexdigest()[:16]}"
 

@@ -9,9 +9,24 @@ from pathlib import Path
 from typing import Any
 
 from modelcache.errors import BadConfig
+from modelcache.sources.any_fsspec.azure_key import AzureKey
+from modelcache.sources.any_fsspec.hdfs import HdfsKeys
 
 MAX_FILE_BYTES = 64 << 10
 AZURE_SCHEMES = ("az", "abfs", "abfss")
+
+
+@dataclass(frozen=True, slots=True)
+class CallersKeys:
+    """What a caller of a shared store brings; without any of it, it is nobody.
+
+    Attributes:
+        azure: of `az`, `abfs` and `abfss`.
+        hdfs: of `hdfs` and `webhdfs`; None: `webhdfs` URIs name their name node.
+    """
+
+    azure: AzureKey = field(default_factory=AzureKey)
+    hdfs: HdfsKeys | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,12 +38,14 @@ class FsspecOptions:
         hdfs_secret_dir: where KServe's secret of HDFS lies, with a file for each of its keys; read for each connection. None: `hdfs`
             and `webhdfs` URIs name their name node.
         azure: arguments of the filesystem of `az`, `abfs` and `abfss`, where `storage` doesn't name them. Secrets.
+        callers: the keys of the caller that these are settings of, who has nothing else; None: the owner's settings.
     """
 
     storage: Mapping[str, Mapping[str, Any]] = field(default_factory=dict, repr=False)
     azure: Mapping[str, str] = field(default_factory=dict, repr=False)
 
     hdfs_secret_dir: Path | None = None
+    callers: CallersKeys | None = None
 
     def arguments(self, scheme: str) -> dict[str, Any]:
         """Of the filesystem of a scheme."""

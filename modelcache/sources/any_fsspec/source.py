@@ -14,6 +14,7 @@ from modelcache.errors import AccessDenied, Cancelled, InvalidUri, ModelCacheErr
 from modelcache.paths import check_tree, checked_path
 from modelcache.patience import Cancellation
 from modelcache.ranges import ByteRange
+from modelcache.sources.any_fsspec.callers import callers_home
 from modelcache.sources.any_fsspec.calls import called
 from modelcache.sources.any_fsspec.filesystems import WHOLE, Filesystem, home_of, names_version
 from modelcache.sources.any_fsspec.options import FsspecOptions
@@ -21,7 +22,8 @@ from modelcache.sources.any_fsspec.pool import Pool
 from modelcache.sources.any_fsspec.prepared import prepared
 from modelcache.sources.any_fsspec.reading import Info, Name, Reader, below, check_asked, check_name, described
 from modelcache.sources.any_fsspec.refusals import Asked
-from modelcache.transport import Timeouts
+from modelcache.sources.any_fsspec.sessions import Ways
+from modelcache.transport import Proxies, Timeouts
 from modelcache.uri import StorageUri, UriSecrets
 
 T = TypeVar("T")
@@ -43,23 +45,30 @@ class FsspecSource:
     to serve one version only, so each block is followed by a look, and none of another version is handed out.
     """
 
-    def __init__(self, uri: StorageUri, secrets: UriSecrets, options: FsspecOptions, timeouts: Timeouts) -> None:
+    def __init__(
+        self, uri: StorageUri, secrets: UriSecrets, options: FsspecOptions, timeouts: Timeouts, *, proxies: Proxies | None = None
+    ) -> None:
         """
         Args:
             uri: any URI of the scheme and authority; other files there can be listed, too.
             secrets: what `parse_uri` took out of `uri`.
+            proxies: of callers' filesystems; the owner's find their own.
 
         Raises:
             UnknownScheme: refused, unknown to fsspec, or its package is not installed.
             InvalidUri: a credential that the scheme has no use for.
+            AccessDenied, BadConfig: a caller's keys don't do for this place.
         """
-        self._home = home_of(uri, secrets, options)
+        if options.callers is None:
+            self._home = home_of(uri, secrets, options)
+        else:
+            self._home = callers_home(uri, secrets, options.callers, Ways(proxies or Proxies(), timeouts))
         self._timeouts = timeouts
         self._pool = Pool(lambda: self._home.make(lambda made: prepared(made, timeouts)))
 
     @property
     def origin(self) -> Origin:
-        return Origin(self._home.endpoint)
+        return Origin(self._home.endpoint, self._home.ca_sha256, self._home.verified)
 
     def list(self, uri: StorageUri, cancel: Cancellation) -> Listing:
         """As `Source.list`."""

@@ -13,6 +13,7 @@ from modelcache.errors import AccessDenied, AccessUnproved, BadConfig, DamagedRe
 from modelcache.mirrors import Mirror
 from modelcache.permission import CALLERS_SCHEMES, Caller, Permission, expect_own
 from modelcache.registry import SCHEMES, Registry
+from modelcache.sources.any_fsspec import CallersKeys, FsspecOptions
 from modelcache.sources.gcs import GcsOptions
 from modelcache.sources.http import REQUESTS_OWN, HttpOptions
 from modelcache.sources.huggingface import HubOptions
@@ -35,6 +36,7 @@ def config(tmp_path: Path) -> Config:
         s3=S3Options(profile="node"),
         gs=GcsOptions(credentials_file=tmp_path / "gs.json"),
         hf=HubOptions(token_file=tmp_path / "token"),
+        fsspec=FsspecOptions(azure={"account_key": "NODE"}, hdfs_secret_dir=tmp_path),
         mirrors=(Mirror("hf://", "s3://mirror/", profile="node"), Mirror("https://host/", "file:///srv/")),
     )
 
@@ -44,6 +46,7 @@ def test_a_caller_without_keys_is_anonymous_everywhere(config: Config) -> None:
     assert (own.s3.profile, own.s3.anonymous) == (None, True)
     assert (own.gs.credentials_file, own.gs.anonymous) == (None, True)
     assert (own.hf.token_file, own.hf.anonymous) == (None, True)
+    assert own.fsspec == FsspecOptions(callers=CallersKeys())
     assert (own.mirrors, own.proxies) == ((), Proxies())
 
 
@@ -65,7 +68,7 @@ def test_a_caller_s_headers_do_not_say_what_is_asked_of_whom(name: str) -> None:
         HttpOptions(headers={"host": {"X-Key": "1", name: "hunter2"}})
 
 
-@pytest.mark.parametrize("scheme", [*(scheme for scheme in SCHEMES if scheme not in CALLERS_SCHEMES), "az", "memory", "hdfs"])
+@pytest.mark.parametrize("scheme", [*(scheme for scheme in SCHEMES if scheme not in CALLERS_SCHEMES), "adl", "memory", "hdfs"])
 def test_what_this_machine_would_read_with_its_own_identity_is_refused(config: Config, scheme: str) -> None:
     with ModelCache(config=config) as cache, pytest.raises(AccessDenied) as caught:
         cache.ensure(f"{scheme}:///place/model" if scheme == "file" else f"{scheme}://place/model", caller=Caller("a", "x", b"", config))
@@ -111,6 +114,7 @@ def test_no_mirror_of_the_node_gives_a_caller_the_identity_of_the_process(config
         {"gs": GcsOptions(credentials_file=Path("key.json"))},
         {"hf": HubOptions()},
         {"hf": HubOptions(token="T", token_file=Path("token"))},
+        {"fsspec": FsspecOptions(azure={"account_name": "node"})},
     ],
 )
 def test_settings_that_lead_to_an_identity_of_the_process_make_no_source(config: Config, found: dict[str, object]) -> None:
