@@ -15,10 +15,11 @@ from modelcache.agent.client import AgentClient, Identity
 from modelcache.errors import AccessDenied
 from modelcache.k8s.grants import render_grant
 from modelcache.testing.agents import RunningAgent
+from modelcache.testing.azure_stand_in import CONTAINER, AzureStandIn
 from modelcache.testing.fault_server import Call, FaultServer, Reply
 from modelcache.testing.gcs_stand_in import BUCKET, TOKEN_PATH, GcsStandIn
 from modelcache.testing.polling import until
-from modelcache.testing.servers import SeaweedFS
+from modelcache.testing.servers import SeaweedFS, WebHdfs
 from modelcache.testing.servers.control_plane import ControlPlane
 from modelcache.testing.servers.hub import HubServer
 from modelcache.testing.servers.ports import LOOPBACK, free_ports
@@ -26,6 +27,7 @@ from tests.cluster.nodes import Node, following
 
 pytestmark = pytest.mark.cluster
 
+AZURES_KEY = "A" * 43 + "="
 RBAC = "/apis/rbac.authorization.k8s.io/v1/namespaces"
 
 
@@ -74,7 +76,11 @@ def googles_key(token_uri: str) -> str:
 def test_every_source_is_read_with_the_key_that_kserve_names_for_it(node: Node, tmp_path: Path) -> None:
     """One service account, whose secrets are of all kinds, as KServe attaches them; one of them is of no source here."""
     plane, mine = node.plane, node.plane.namespace()
-    with HubServer() as hub, FaultServer() as web, FaultServer() as google:
+    (tmp_path / "hdfs" / "m").mkdir(parents=True)
+    (tmp_path / "hdfs" / "m" / "weights").write_bytes(b"of hdfs")
+    with HubServer() as hub, FaultServer() as web, FaultServer() as google, FaultServer() as blobs, WebHdfs(tmp_path / "hdfs") as hdfs:
+        azure = AzureStandIn(blobs, rights={AZURES_KEY: {"list", "get"}})
+        azure.put("m/weights", b"of azure")
         repository = hub.repository("o/m", {"weights": b"of the hub"})
         token = hub.token()
         repository.private, repository.readers = True, {token}
@@ -88,7 +94,9 @@ def test_every_source_is_read_with_the_key_that_kserve_names_for_it(node: Node, 
 
         web.fail("/m/weights", by_header)
         held = {
-            "azure": {"AZURE_CLIENT_ID": "somebody"},
+            "identity": {"AZURE_CLIENT_ID": "somebody", "AZURE_TENANT_ID": "workload"},
+            "azure": {"AZURE_STORAGE_ACCESS_KEY": AZURES_KEY, "AZURE_SERVICE_URL": azure.endpoint, "AZURE_ACCOUNT_NAME": azure.account},
+            "hdfs": {"HDFS_NAMENODE": f"http://{hdfs.authority}", "HEADERS": json.dumps({"X-Key": "of-the-web"})},
             "hub": {"HF_TOKEN": token},
             "web": {"https-host": web.endpoint.removeprefix("http://"), "headers": json.dumps({"X-Key": "of-the-web"})},
             "google": {"gcloud-application-credentials.json": googles_key(google.endpoint + TOKEN_PATH)},
@@ -100,6 +108,7 @@ def test_every_source_is_read_with_the_key_that_kserve_names_for_it(node: Node, 
         body: dict[str, Any] = {"metadata": {"name": "reader"}, "secrets": [{"name": name} for name in held]}
         plane.ask("POST", f"/api/v1/namespaces/{mine}/serviceaccounts", body)
         uris = {"hub": "hf://o/m", "web": f"{web.endpoint}/m/weights", "google": f"gs://{BUCKET}/m"}
+        uris |= {"azure": f"az://{CONTAINER}/m", "hdfs": "hdfs://m"}
         who = {"namespace": mine, "serviceAccountName": "reader"}
         node.want(
             *({"modelName": name, "sourceModelUri": uri, **who} for name, uri in uris.items()),
@@ -108,13 +117,15 @@ def test_every_source_is_read_with_the_key_that_kserve_names_for_it(node: Node, 
         environ = {"HF_ENDPOINT": hub.endpoint, "MODELCACHE_GS_ENDPOINT": google.endpoint}
         with following(node, tmp_path, environ=environ) as running:
             settled = {"ModelDownloaded", "ModelDownloadError"}
-            until(lambda: all(node.state(f"{mine}/{name}{of}") in settled for name in uris for of in ("", "-of-nobody")), "all six")
+            until(lambda: all(node.state(f"{mine}/{name}{of}") in settled for name in uris for of in ("", "-of-nobody")), "all ten")
             assert {name: node.told(f"{mine}/{name}").get("errorText") for name in uris} == dict.fromkeys(uris)
             refused = {name: node.told(f"{mine}/{name}-of-nobody")["errorCode"] for name in uris}
-            assert refused == dict.fromkeys(uris, "access-denied")
-            assert [weights_of(running, mine, uri) for uri in uris.values()] == [b"of the hub", b"of the web", b"of google"]
+            assert refused == dict.fromkeys(uris, "access-denied") | {"azure": "bad-config"}  # no account is named
+            found = {name: weights_of(running, mine, uri) for name, uri in uris.items()}
+            whose = {"hub": b"of the hub", "web": b"of the web", "google": b"of google", "azure": b"of azure", "hdfs": b"of hdfs"}
+            assert found == whose
     told = (tmp_path / "agent.log").read_text() + json.dumps(node.status())
-    assert [secret for secret in (token, "of-the-web", "PRIVATE KEY", "ya29.") if secret in told] == []
+    assert [secret for secret in (token, "of-the-web", "PRIVATE KEY", "ya29.", AZURES_KEY) if secret in told] == []
 
 
 def weights_of(running: RunningAgent, namespace: str, uri: str) -> bytes:
