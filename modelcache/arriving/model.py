@@ -13,10 +13,13 @@ from typing import Self
 
 from modelcache.arriving.arrival import Arrival
 from modelcache.arriving.checkpoint import ArrivingFolder
+from modelcache.arriving.company import Company, gathered
 from modelcache.arriving.opening import How, Opened, open_source
 from modelcache.cache import ModelCache
+from modelcache.digest import Digest
 from modelcache.errors import BadCheckpoint
 from modelcache.fetch.begun import Begun
+from modelcache.loader.group import Member
 from modelcache.loader.report import LoadReport
 from modelcache.patience import Cancellation
 from modelcache.uri import parse_uri
@@ -35,6 +38,7 @@ class AskedModel:
         cache: ModelCache | None,
         cancel: Cancellation | None = None,
         seen: LoadReport | None = None,
+        member: Member | None = None,
     ) -> None:
         """
         Args:
@@ -42,25 +46,30 @@ class AskedModel:
             how: the tensors are read.
             cache: for URIs; None: the one that the environment describes.
             seen: told how long it took until it is here, or its fetch has begun, and until headers were read.
+            member: this rank of a group whose ranks ask for the same, in the same order.
         """
         self.source = os.fspath(source)
         self._how = how
         self._cache = cache
         self._cancel = cancel or Cancellation()
         self._seen = seen or LoadReport()
+        self._member = member
         self._held = ExitStack()
         self._arrival: Arrival | None = None
+        self._company: Company | None = None
         self._folder: ArrivingFolder | None = None
         self._path = Path(self.source)
 
     def __enter__(self) -> Self:
-        """Raises what `ModelCache.ensure` raises until it knows what there is."""
+        """Raises what `ModelCache.ensure` raises until it knows what there is, and `gathered`."""
         started_s = time.monotonic()
         try:
             if "://" in self.source:
                 used = self._cache or self._held.enter_context(ModelCache())
                 self._arrival = self._held.enter_context(Arrival(used, self.source, self._cancel, reads_next=self._how.reads_next))
-                found = self._arrival.later()
+                found, self._company = gathered(
+                    self._arrival, self._member, verified_only=self._how.verified_only, held=self._held, cancel=self._cancel
+                )
                 if isinstance(found, Begun):
                     self._folder = self._arriving(self._arrival, found)
                 else:
@@ -103,12 +112,13 @@ class AskedModel:
         folder.want(present)
         folder.want_first(then)
         directory = Path(self._held.enter_context(TemporaryDirectory(prefix="modelcache-")))
-        for name in present:
-            (directory / name).write_bytes(folder.verified(name))
+        found = {name: folder.verified(name) for name in present} if self._company is None else self._company.verified(folder, present)
+        for name, data in found.items():
+            (directory / name).write_bytes(data)
         return directory
 
-    def open(self, named: str) -> Opened:
-        """One checkpoint of it, by its file or index.
+    def open(self, named: str | None) -> Opened:
+        """One checkpoint of it, by its file or index; None: the one index there, else every safetensors file.
 
         Raises:
             BadCheckpoint: its headers make no sense. NotFound: there is no such file. What `ModelCache.ensure` raises.
@@ -116,13 +126,14 @@ class AskedModel:
         if self._folder is not None and self._arrival is not None:
             started_s = time.monotonic()
             try:
-                checkpoint = self._folder.open_checkpoint(named)
-                return Opened(checkpoint, self._folder.open_file, self._arrival, all_at_once=self._how.all_at_once)
+                company = self._company
+                found = self._folder.open_checkpoint(named) if company is None else company.open_checkpoint(self._folder, named)
+                return Opened(found, self._folder.open_file, self._arrival, company, self._how.all_at_once)
             except BadCheckpoint:
                 self._arrival.dropped()  # whether headers make sense is said of verified ones alone
             finally:
                 self._seen.opened_s += time.monotonic() - started_s
-        return open_source(self.whole() / named, self._how, cache=None, held=self._held, cancel=self._cancel, seen=self._seen)
+        return open_source(self.whole() / (named or ""), self._how, cache=None, held=self._held, cancel=self._cancel, seen=self._seen)
 
     def whole(self) -> Path:
         """Its directory, once all of it is here, verified and published.
@@ -131,6 +142,12 @@ class AskedModel:
             DigestMismatch: it isn't what was read of it while it arrived. What `ModelCache.ensure` raises.
         """
         if self._folder is not None and self._arrival is not None:
-            self._path = self._arrival.finish()
+            self._path = (self._company or self._arrival).finish()
             self._folder = None
         return self._path
+
+    @property
+    def digest(self) -> Digest:
+        """Of a URI's snapshot, once all of it is here."""
+        assert self._arrival is not None
+        return self._arrival.digest

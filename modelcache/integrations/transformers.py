@@ -25,7 +25,7 @@ from modelcache.cache import ModelCache
 from modelcache.errors import BadCheckpoint, BadConfig, BadShard, ModuleMismatch, NotFound
 from modelcache.integrations.awaited import AwaitedTensor, AwaitedTensors, Tensors
 from modelcache.loader.checkpoint import Checkpoint
-from modelcache.loader.group import NodeGroup
+from modelcache.loader.group import Member, NodeGroup
 from modelcache.loader.loading import Wishes
 from modelcache.loader.report import LoadReport
 from modelcache.loader.shard_plan import ShardPlan, Share
@@ -97,8 +97,8 @@ def from_pretrained(
         auto_class: `transformers.AutoModel…` or a class of models; None: the one that `config.json` names (`architectures`).
         strict: parameters that the checkpoint has no values for are an error. False: transformers makes some up and warns.
         ranks: (rank, world) of processes that load the whole model, each its own, at the same time; with `group`.
-        group: those of them that are on this node, as `modelcache.load` takes it: the files are read once for all. A model that isn't here
-            is awaited whole.
+        group: those of them that are on this node, as `modelcache.load` takes it: the files are read once for all, and a model that isn't
+            here comes to all from one of them, as it arrives.
         verified_only: of a model that arrives, no parameter is filled before its file is verified.
         report: filled with what the load took; nothing if transformers reads by itself.
         kwargs: what else transformers' `from_pretrained` takes, apart from where the model comes from.
@@ -114,11 +114,14 @@ def from_pretrained(
     _check(kwargs)
     reading = _Reading.of(ranks, group, report, cancel)
     how = How(verified_only=verified_only, in_host=group is None, keeps_all=True)
-    with AskedModel(source, how, cache=cache, cancel=cancel, seen=reading.report) as files:
-        asked = _Asked.of(files, dtype, kwargs, whole=group is not None)
+    files = AskedModel(source, how, cache=cache, cancel=cancel, seen=reading.report, member=reading.member)
+    if group is not None and not ITS_OWN.isdisjoint(kwargs):
+        raise _no_group(files.address)
+    with files:
+        asked = _Asked.of(files, dtype, kwargs)
         weights = asked.weights(device)
         if weights is None and group is not None:
-            raise BadConfig("transformers reads this model by itself, and no group can do that together", address=asked.address)
+            raise _no_group(files.address)
         if weights is None:
             model, info = asked.by_itself(asked.kind(auto_class), device)
         else:
@@ -165,6 +168,11 @@ class _Reading:
         together = NodeGroup(group) if isinstance(group, str) else group
         return cls(share, together, report or LoadReport(), cancel or Cancellation())
 
+    @property
+    def member(self) -> Member | None:
+        """This process in the group. Raises BadShard."""
+        return None if self.share is None or self.group is None else self.group.member(self.share.rank, self.share.world)
+
 
 @dataclass(frozen=True, slots=True)
 class _Asked:
@@ -183,15 +191,9 @@ class _Asked:
     rest: Mapping[str, Any] = field(repr=False)
 
     @classmethod
-    def of(cls, files: AskedModel, dtype: torch.dtype | str | None, kwargs: Mapping[str, Any], *, whole: bool) -> _Asked:
-        """
-        Args:
-            whole: all of the model is awaited before anything is read.
-
-        Raises:
-            NotFound: there is no configuration. What `ModelCache.ensure` raises.
-        """
-        if whole or not ITS_OWN.isdisjoint(kwargs) or kwargs.get("trust_remote_code"):
+    def of(cls, files: AskedModel, dtype: torch.dtype | str | None, kwargs: Mapping[str, Any]) -> _Asked:
+        """Raises NotFound: there is no configuration. What `ModelCache.ensure` raises."""
+        if not ITS_OWN.isdisjoint(kwargs) or kwargs.get("trust_remote_code"):
             files.whole()
         path = files.first(FIRST, then=next(filter(files.has, WEIGHTS), None))
         return cls(files, path, dtype, kwargs, *_config(files, path, kwargs))
@@ -334,6 +336,10 @@ def _check(kwargs: Mapping[str, Any]) -> None:
             raise BadConfig(f"where the model comes from is said by the URI, and not by `{name}`", got=name, hint="see docs/uris.md")
         if name in OURS:
             raise BadConfig(f"`{name}` is no argument of modelcache's from_pretrained", got=name)
+
+
+def _no_group(address: str) -> BadConfig:
+    return BadConfig("transformers reads this model by itself, and no group can do that together", address=address)
 
 
 def _missing(names: list[str], address: str) -> ModuleMismatch:

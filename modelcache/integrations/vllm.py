@@ -25,8 +25,10 @@ from modelcache.arriving.tensors import stream_opened
 from modelcache.cache import ModelCache, Refresh
 from modelcache.errors import BadConfig, ModuleMismatch, NotFound
 from modelcache.integrations.vllm_workers import Workers
+from modelcache.loader.group import NodeGroup
 from modelcache.loader.loading import Wishes
 from modelcache.loader.report import LoadReport
+from modelcache.loader.shard_plan import ShardPlan, Share
 from modelcache.loading import stream
 from modelcache.units import GIB
 from modelcache.uri import parse_uri
@@ -124,7 +126,7 @@ class ModelCacheLoader(BaseModelLoader):  # type: ignore[misc]  # vLLM is not lo
         started_s, size_bytes = time.monotonic(), 0
         with ExitStack() as held:
             cache = None if uri is None else held.enter_context(ModelCache())
-            with closing(self._tensors(uri, Path(model_config.model), cache, workers, held)) as tensors:
+            with closing(self._tensors(uri, Path(model_config.model), cache, workers)) as tensors:
                 for name, tensor in tensors:
                     size_bytes += tensor.nbytes
                     yield name, tensor
@@ -133,33 +135,29 @@ class ModelCacheLoader(BaseModelLoader):  # type: ignore[misc]  # vLLM is not lo
                 _warn_of_another_config(uri, cache.ensure(uri, refresh=Refresh.NEVER).path, Path(model_config.model))
         log.info("Loaded %.2f GiB of `%s` in %.2f s", size_bytes / GIB, uri or model_config.model, time.monotonic() - started_s)
 
-    def _tensors(self, uri: str | None, directory: Path, cache: ModelCache | None, workers: Workers, held: ExitStack) -> Tensors:
-        named = self._extra.weights
-        if uri is not None and named is not None and workers.alone and "/" not in named:
-            yield from _as_it_arrives(uri, named, cache)
-        else:
-            source = self._source(uri, directory, cache, workers, held)
-            yield from stream(source, cache=cache, **workers.together(self._extra.together))
-
-    def _source(self, uri: str | None, directory: Path, cache: ModelCache | None, workers: Workers, held: ExitStack) -> str | Path:
-        """What `stream` reads: a worker alone takes a URI's tensors as they arrive; several wait until all is here, and is the same."""
-        if uri is None or cache is None:
-            return _weights(directory, self._extra.weights if self._extra.uri is None else None)
-        if workers.alone and self._extra.weights is None:
-            return uri
-        snapshot = held.enter_context(cache.open(uri))
-        workers.expect_the_same(uri, snapshot.digest.hex)
-        return _weights(snapshot.path, self._extra.weights)
+    def _tensors(self, uri: str | None, directory: Path, cache: ModelCache | None, workers: Workers) -> Tensors:
+        """Of a model that isn't here as they arrive; workers of one node have them from one that brings them."""
+        group = workers.together(self._extra.together)
+        if uri is not None:
+            yield from _of_uri(uri, self._extra.weights, cache, workers, group)
+            return
+        place = _weights(directory, self._extra.weights if self._extra.uri is None else None)
+        yield from stream(place, group=group, shard=None if group is None else (workers.rank, workers.world, {}))
 
 
-def _as_it_arrives(uri: str, named: str, cache: ModelCache | None) -> Tensors:
-    """One checkpoint of several that a URI has. Raises NotFound, and what `stream` raises."""
-    with AskedModel(uri, How(in_host=True), cache=cache) as files:
-        if not files.has(named):
+def _of_uri(uri: str, named: str | None, cache: ModelCache | None, workers: Workers, group: NodeGroup | None) -> Tensors:
+    """Raises NotFound: it has no such weights. SourceChanged. What `stream` raises."""
+    share = None if group is None else Share(workers.rank, workers.world, ShardPlan({}))
+    member = None if group is None else group.member(workers.rank, workers.world)
+    with AskedModel(uri, How(in_host=group is None), cache=cache, member=member) as files:
+        if named is not None and "/" in named:
+            files.whole()
+        if named is not None and not files.has(named):
             raise _has_no(named, files.address)
         opened = files.open(named)
-        yield from stream_opened(opened, opened.checkpoint.select(None), Wishes())
+        yield from stream_opened(opened, opened.checkpoint.select(None), Wishes(), share=share, group=group)
         opened.finish(LoadReport())
+        workers.expect_the_same(uri, files.digest.hex)
 
 
 def _has_no(named: str, address: str) -> NotFound:

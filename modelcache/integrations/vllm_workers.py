@@ -44,14 +44,13 @@ class Workers:
     def alone(self) -> bool:
         return self.world == 1
 
-    def together(self, wanted: bool) -> dict[str, Any]:
-        """Arguments of `stream` by which those on this node read whole tensors once for all of them. Every worker must ask."""
+    def together(self, wanted: bool) -> NodeGroup | None:
+        """Those on this node, which read whole tensors once for all of them; None: each by itself. Every worker must ask."""
         if self.alone or not wanted:
-            return {}
+            return None
         told: list[tuple[str, str]] = self._told((_node(), uuid.uuid4().hex))
         mine = [rank for rank, (node, _) in enumerate(told) if node == told[self.rank][0]]
-        nothing_is_split: dict[str, int] = {}
-        return {"shard": (self.rank, self.world, nothing_is_split), "group": NodeGroup(told[mine[0]][1], ranks=mine)}
+        return NodeGroup(told[mine[0]][1], ranks=mine)
 
     def expect_the_same(self, uri: str, digest: str) -> None:
         """All look at what a name means at their own time, and maybe on machines of their own. Every worker must ask.

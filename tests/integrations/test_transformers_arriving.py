@@ -19,10 +19,15 @@ from transformers import core_model_loading
 import modelcache
 import modelcache.integrations.transformers as ours
 from modelcache.arriving import opening
+from modelcache.arriving.model import AskedModel
+from modelcache.arriving.opening import How
+from modelcache.arriving.tensors import stream_opened
 from modelcache.errors import BadConfig, BadShard, Cancelled, DigestMismatch, ModuleMismatch, NotFound
 from modelcache.loader.checkpoint import open_checkpoint
 from modelcache.loader.files import Way
+from modelcache.loader.loading import Wishes
 from modelcache.loader.report import LoadReport
+from modelcache.loader.shard_plan import ShardPlan, Share
 from modelcache.patience import Cancellation
 from modelcache.testing.fetching import small_chunks
 from modelcache.testing.memory_source import DEADLINE_S, MemorySource, state_sha256
@@ -202,19 +207,44 @@ def test_what_transformers_reads_by_itself_is_awaited_whole(tmp_path: Path, save
     assert caught.value.address == URI
 
 
-def test_ranks_of_a_group_read_the_files_once(tmp_path: Path, saved: Path) -> None:
+def second_rank(group: str, cache: modelcache.ModelCache, report: LoadReport) -> dict[str, torch.Tensor]:
+    """What another process does that calls `from_pretrained`, but for transformers' part."""
+    index, share = ours.WEIGHTS[1], Share(1, 2, ShardPlan({}))
+    together = modelcache.NodeGroup(group)
+    with AskedModel(URI, How(may_map=False, keeps_all=True), cache=cache, seen=report, member=together.member(1, 2)) as files:
+        files.first(ours.FIRST, then=index)
+        opened = files.open(index)
+        names = opened.checkpoint.select(None)
+        found = dict(stream_opened(opened, names, Wishes(), share=share, group=together, report=report))
+        opened.finish(report)
+    return found
+
+
+@pytest.mark.parametrize("here", [False, True])
+def test_ranks_of_a_group_read_the_files_once(tmp_path: Path, saved: Path, taken: Taken, here: bool) -> None:
     source = MemorySource(files_of(saved))
     reports = [LoadReport(), LoadReport()]
     group = f"llamas-{tmp_path}"
-    with cache_of(tmp_path / "root", source) as cache, ThreadPoolExecutor(1) as thread:
-        index = cache.ensure(URI).path / "model.safetensors.index.json"
-        other = thread.submit(modelcache.load, index, shard=(1, 2, {}), group=group, may_map=False, report=reports[1])
-        model = ours.from_pretrained(URI, cache=cache, ranks=(0, 2), group=group, report=reports[0])
+    shard, size_bytes, first = place_of_last_bytes(saved)
+    root = tmp_path / "root"
+    with cache_of(root, source) as cache, cache_of(root, source) as another, ThreadPoolExecutor(2) as threads:
+        if here:
+            cache.ensure(URI)
+        gate = source.gate(shard, size_bytes - 1)
+        other = threads.submit(second_rank, group, another, reports[1])
+        mine = threads.submit(ours.from_pretrained, URI, cache=cache, ranks=(0, 2), group=group, report=reports[0])
+        taken.wait_for(first)
+        assert len(cache.list()) == here
+        gate.open()
+        model = mine.result(DEADLINE_S)
         assert same(model, theirs(saved))
         assert all(torch.equal(tensor, model.state_dict()[name]) for name, tensor in other.result(DEADLINE_S).items())
-        if not reports[0].read_bytes[Way.MAPPED]:  # it is mapped where it stayed in the page cache
+        assert source.books.bytes == {name: len(data) for name, data in files_of(saved).items()}
+        if here and not reports[0].read_bytes[Way.MAPPED]:  # it is mapped where it stayed in the page cache
             own_bytes = [report.read_bytes.total() - report.read_bytes[Way.SHARED] for report in reports]
             assert sum(own_bytes) <= reports[0].tensor_bytes * 1.05 + PAGES_BYTES
+        if not here:
+            assert sorted(report.read_bytes[Way.SHARED] > 0 for report in reports) == [False, True]
         with pytest.raises(BadConfig, match="by itself"):
             ours.from_pretrained(URI, cache=cache, ranks=(0, 2), group="llamas", use_safetensors=True)
     with pytest.raises(BadShard, match="which of how many"):

@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 import modelcache
 from modelcache import ModelCache
 from modelcache.arriving.model import AskedModel
+from modelcache.arriving.tensors import stream_opened
 from modelcache.errors import BadCheckpoint, BadConfig, InvalidUri, ModelCacheError, ModuleMismatch, NotFound, SourceChanged
 from tests.integrations.vllm_stand_in import VLLM, Model, ModelConfig, stand_in
 
@@ -208,31 +209,30 @@ def test_workers_load_the_same_at_the_same_time(
 ) -> None:
     uri = saved(tmp_path / "origin", 1).as_uri()
     config = without_weights(tmp_path / "model")
-    asked: list[dict[str, Any]] = []
+    asked: list[modelcache.NodeGroup | None] = []
 
-    def seen(source: Any, **arguments: Any) -> Any:
-        asked.append(arguments)
-        return modelcache.stream(source, **arguments)
+    def seen(*given: Any, **arguments: Any) -> Any:
+        asked.append(arguments["group"])
+        return stream_opened(*given, **arguments)
 
-    monkeypatch.setattr(vllm.ours, "stream", seen)
+    monkeypatch.setattr(vllm.ours, "stream_opened", seen)
     vllm.world.says = lambda rank, said: ("elsewhere", said[1]) if rank in far and isinstance(said, tuple) else said
     models = [Model(LAYERS) for _ in range(3)]
     assert vllm.world.run(3, lambda rank: vllm.loader({"uri": uri, **extra}).load_weights(models[rank], config)) == [None] * 3
     assert all(holds(model, 1) for model in models)
-    groups = {tuple(arguments["group"].ranks) for arguments in asked if "group" in arguments}
+    groups = {tuple(group.ranks or ()) for group in asked if group is not None}
     assert groups == (set() if extra else {(0, 1), (2,)} if far else {(0, 1, 2)})
-    assert len({arguments["group"].name for arguments in asked if "group" in arguments}) == len(groups)
+    assert len({group.name for group in asked if group is not None}) == len(groups)
 
 
 def test_workers_with_different_versions_do_not_start(vllm: VLLM, tmp_path: Path) -> None:
     uri = saved(tmp_path / "origin", 1).as_uri()
     config = without_weights(tmp_path / "model")
-    vllm.world.says = lambda rank, said: "0" * 64 if rank == 1 else said
+    vllm.world.says = lambda rank, said: "0" * 64 if rank == 1 and isinstance(said, str) else said
     models = [Model(LAYERS) for _ in range(2)]
     errors = vllm.world.run(2, lambda rank: vllm.loader({"uri": uri}).load_weights(models[rank], config))
     assert [type(error) for error in errors] == [SourceChanged, SourceChanged]
     assert {errors[0].got, errors[1].expected} == {f"sha256:{'0' * 64}", errors[0].expected}
-    assert models[0].order == []
 
 
 def test_a_draft_model_asks_nobody(vllm: VLLM, tmp_path: Path) -> None:
