@@ -30,7 +30,6 @@ EXTRAS = {
     "serve": ("transformers",),
     "agent": ("grpc", "grpc_health", "grpc_reflection", "prometheus_client"),
     "otel": ("opentelemetry.sdk", "opentelemetry.exporter.otlp.proto.http"),
-    "k8s": ("kubernetes",),
 }
 """Extra of the distribution → modules that it brings."""
 

@@ -71,7 +71,7 @@ def test_a_sound_machine_passes_and_nothing_is_made(cli: Executable) -> None:
 
     assert (done.code, done.document["ok"]) == (0, True)
     assert {"python", "root", "file system", "O_DIRECT", "reflink", "room", "store", "hashing", "certificates", "proxy", "clock"} <= checked
-    assert {"extra s3", "extra gcs", "extra hf", "extra torch", "extra serve", "extra k8s"} <= checked
+    assert {"extra s3", "extra gcs", "extra hf", "extra torch", "extra serve", "extra agent"} <= checked
     assert not cli.root.exists()
 
 
