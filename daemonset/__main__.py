@@ -26,7 +26,7 @@ from modelcache.config import AGENT_SOCKET, Config
 from modelcache.config.cluster import ACCOUNT, api_server_url
 from modelcache.errors import BadConfig, ModelCacheError
 from modelcache.k8s.api import WATCH_SILENCE_S, ApiPlace, ApiServer
-from modelcache.transport import Timeouts
+from modelcache.transport import Target, Timeouts
 from modelcache.units import format_bytes, parse_bytes
 
 GRACE_S = 25.0
@@ -53,7 +53,8 @@ def _run(options: argparse.Namespace, recent: logs.Recent) -> int:
         config = Config.load(file=options.config, **flags)
         if options.max_bytes is not None:
             config = replace(config, limits=replace(config.limits, max_bytes=options.max_bytes))
-        sockets, volumes = Sockets(options.socket, options.driver_socket), Volumes(options.pods_dir, options.volume_grace)
+        admin = options.socket or config.agent_socket or AGENT_SOCKET
+        sockets, volumes = Sockets(admin, options.driver_socket), Volumes(options.pods_dir, options.volume_grace)
         scrub = ScrubBudget(options.scrub_per_day, options.scrub_rate, options.scrub_every)
         with ExitStack() as stack:
             watching = _watching(options, recent, stack)
@@ -70,7 +71,7 @@ def _run(options: argparse.Namespace, recent: logs.Recent) -> int:
             )
             stack.enter_context(agent)
             _settle()
-            logging.getLogger("daemonset").info("serving %s at %s", config.root, options.socket, extra={"event": "started"})
+            logging.getLogger("daemonset").info("serving %s at %s", config.root, admin, extra={"event": "started"})
             ending.wait()
     except ModelCacheError as error:
         sys.stderr.write(f"error: {error}\n" + (f"hint: {error.hint}\n" if error.hint else ""))
@@ -87,14 +88,14 @@ def _settle() -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m daemonset", description="The node's agent. Settings: docs/operations.md.")
-    parser.add_argument("--root", type=Path, help="the store's directory; default: that of the settings")
-    parser.add_argument("--config", type=Path, help="configuration file (TOML)")
+    parser.add_argument("--root", type=_path, help="the store's directory; default: that of the settings")
+    parser.add_argument("--config", type=_path, help="configuration file (TOML)")
     parser.add_argument("--max-bytes", type=_size, metavar="SIZE", help="cap over all that the store holds; default: that of the settings")
-    parser.add_argument("--socket", type=Path, default=AGENT_SOCKET, help="the administrator's; default: %(default)s")
-    parser.add_argument("--driver-socket", type=Path, help="the CSI driver's; default: none")
+    parser.add_argument("--socket", type=_path, help="the administrator's; default: that of the settings (agent.socket)")
+    parser.add_argument("--driver-socket", type=_path, help="the CSI driver's; default: none")
     parser.add_argument("--http", type=_address, metavar="ADDRESS:PORT", help="for health, metrics and the page; default: none")
     parser.add_argument("--grace", type=_grace, default=GRACE_S, metavar="SECONDS", help="to end what is under way; default: %(default)s")
-    parser.add_argument("--pods-dir", type=Path, help="kubelet's directory of pods, such as /var/lib/kubelet/pods; default: no kubelet")
+    parser.add_argument("--pods-dir", type=_path, help="kubelet's directory of pods, such as /var/lib/kubelet/pods; default: no kubelet")
     parser.add_argument(
         "--volume-grace",
         type=_grace,
@@ -102,11 +103,11 @@ def _parser() -> argparse.ArgumentParser:
         metavar="SECONDS",
         help="from a volume's lease to its mount; default: %(default)s",
     )
-    for name, default, what in (
-        ("--scrub-per-day", ScrubBudget.bytes_per_day, "read back from the disk and compared in a day; 0: nothing"),
-        ("--scrub-rate", ScrubBudget.bytes_per_s, "in a second, while it does"),
+    for name, kind, default, what in (
+        ("--scrub-per-day", _size, ScrubBudget.bytes_per_day, "read back from the disk and compared in a day; 0: nothing"),
+        ("--scrub-rate", _rate, ScrubBudget.bytes_per_s, "in a second, while it does"),
     ):
-        parser.add_argument(name, type=_size, default=default, metavar="SIZE", help=f"{what}; default: {format_bytes(default)}")
+        parser.add_argument(name, type=kind, default=default, metavar="SIZE", help=f"{what}; default: {format_bytes(default)}")
     parser.add_argument(
         "--scrub-every",
         type=_seconds,
@@ -134,13 +135,15 @@ def _add_kubelet(parser: argparse.ArgumentParser) -> None:
         type=Path,
         help="the container runtime's directory, such as /var/lib/containerd, where imagefs is; default: by its size",
     )
-    parser.add_argument("--kubelet-ca", type=Path, metavar="FILE", help="what vouches for kubelet at a URL; default: as for the API server")
+    parser.add_argument(
+        "--kubelet-ca", type=_path, metavar="FILE", help="what vouches for kubelet at a URL; default: as for the API server"
+    )
 
 
 def _add_watching(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--log", choices=logs.FORMATS, default=logs.JSON, help="a JSON object a line, or text; default: %(default)s")
     parser.add_argument("--log-level", choices=logs.LEVELS, default="info", help="default: %(default)s")
-    parser.add_argument("--http-socket", type=Path, help="the same as --http for who may open this socket, without a token; default: none")
+    parser.add_argument("--http-socket", type=_path, help="the same as --http for who may open this socket, without a token; default: none")
     parser.add_argument(
         "--otlp", metavar="URL", help="OpenTelemetry collector for spans, as http://localhost:4318/v1/traces; default: none"
     )
@@ -149,9 +152,9 @@ def _add_watching(parser: argparse.ArgumentParser) -> None:
 def _add_membership(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--node-name", metavar="NAME", help="follow the LocalModelNode of this name; default: no cluster is followed")
     parser.add_argument("--secrets-namespace", metavar="NAMESPACE", help="of the secrets that cluster caches name; default: they have none")
-    parser.add_argument("--api-server", metavar="URL", help="default: that of the pod this runs in")
-    parser.add_argument("--api-ca", type=Path, metavar="FILE", help="what vouches for it; default: the pod's")
-    parser.add_argument("--api-token", type=Path, metavar="FILE", help="of the bearer token, read anew each time; default: the pod's")
+    parser.add_argument("--api-server", type=_url, metavar="URL", help="default: that of the pod this runs in")
+    parser.add_argument("--api-ca", type=_path, metavar="FILE", help="what vouches for it; default: the pod's")
+    parser.add_argument("--api-token", type=_path, metavar="FILE", help="of the bearer token, read anew each time; default: the pod's")
     parser.add_argument(
         "--watch-silence",
         type=_seconds,
@@ -217,6 +220,28 @@ def _size(text: str) -> int:
         return parse_bytes(text)
     except BadConfig as error:
         raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def _rate(text: str) -> int:
+    size = _size(text)
+    if size == 0:
+        raise argparse.ArgumentTypeError("it is over 0")
+    return size
+
+
+def _path(text: str) -> Path:
+    """Absolute: clients are told of it, wherever they are."""
+    if not text:
+        raise argparse.ArgumentTypeError("it names nothing")
+    return Path(text).absolute()
+
+
+def _url(text: str) -> str:
+    try:
+        Target.parse(text)
+    except ModelCacheError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    return text
 
 
 def _seconds(text: str) -> float:

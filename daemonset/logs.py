@@ -99,11 +99,12 @@ def logging_to(stream: TextIO | None = None, *, form: str = JSON, level: str = "
     """Have everything that is logged in this process written to a stream (stderr) and kept, for the block."""
     environ = dict(os.environ)
     written = logging.StreamHandler(stream or sys.stderr)
+    written.setLevel(level.upper())
     written.setFormatter((Lines if form == TEXT else JsonLines)(environ))
     recent = Recent(environ)
     root = logging.getLogger()
     before = root.level
-    root.setLevel(level.upper())
+    root.setLevel(min(written.level, recent.level))
     handlers: tuple[logging.Handler, ...] = (written, recent)
     for handler in handlers:
         root.addHandler(handler)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections import Counter
@@ -13,8 +14,10 @@ from prometheus_client.registry import Collector
 
 from modelcache.abc.store import LeaseKind
 from modelcache.cache import ModelCache
+from modelcache.errors import ModelCacheError
 from modelcache.fetch.plan import Priority
 
+logger = logging.getLogger(__name__)
 T = TypeVar("T")
 USAGE_AGE_S = 15.0
 """Where the room went is counted anew at most so often: it takes 1.3 s for 100,000 blobs."""
@@ -45,6 +48,19 @@ class RoomCollector(Collector):
             self._requested.update(snapshots=1, freed_bytes=freed_bytes)
 
     def collect(self) -> Iterable[Metric]:
+        try:
+            yield from list(self._of_store())
+        except ModelCacheError as error:  # the counters are wanted all the more; `/readyz` says what is wrong
+            logger.debug("the store can't be looked at: %s", error)
+        denied = CounterMetricFamily("modelcache_denials", "Callers turned away, by error code.", labels=("code",))
+        for code, count in sorted(self._cache.denials.by_code.items()):
+            denied.add_metric((code,), count)
+        yield denied
+        yield self._queue()
+        yield from self._evictions()
+
+    def _of_store(self) -> Iterable[Metric]:
+        """Raises StoreError."""
         usage = self._usage.value()
         for name, meaning in ROOM.items():
             yield GaugeMetricFamily(f"modelcache_store_{name}", meaning, value=getattr(usage, name))
@@ -53,12 +69,6 @@ class RoomCollector(Collector):
         for kind in LeaseKind:
             leases.add_metric((kind.value,), held.count(kind))
         yield leases
-        denied = CounterMetricFamily("modelcache_denials", "Callers turned away, by error code.", labels=("code",))
-        for code, count in sorted(self._cache.denials.by_code.items()):
-            denied.add_metric((code,), count)
-        yield denied
-        yield self._queue()
-        yield from self._evictions()
 
     def _queue(self) -> Metric:
         queue = GaugeMetricFamily("modelcache_fetches", "Fetches, by whether they have requests in flight.", labels=("state", "priority"))

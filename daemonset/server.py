@@ -23,7 +23,7 @@ from daemonset.calls import Calls, Waiters
 from daemonset.cluster import Member, Membership
 from daemonset.metrics import Metrics
 from daemonset.mounts import Mounts
-from daemonset.ownership import owned
+from daemonset.ownership import owned, why_unusable
 from daemonset.reviews import Admit, everybody, nobody
 from daemonset.scrubbing import Scrubber, ScrubBudget
 from daemonset.service import Access, AgentService, Seen
@@ -168,7 +168,7 @@ class Agent:
     def _why_not_ready(self) -> str | None:
         if not self._serving:
             return "starting"
-        return "draining" if self._calls.draining else None
+        return "draining" if self._calls.draining else why_unusable(self._config.root)
 
     def _announcer(self, stack: ExitStack) -> Announce:
         membership = self._membership

@@ -6,7 +6,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing
+from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from functools import partial
 
@@ -18,7 +18,6 @@ from daemonset.calls import Calls, Waiters
 from daemonset.events import tell_damaged, tell_evicted
 from daemonset.metrics import Metrics
 from daemonset.own_right import brought_by_node
-from daemonset.refusals import with_holders
 from daemonset.shares import Share, Shares
 from daemonset.telling import at_once, both, told
 from daemonset.tenants import caller_of
@@ -93,13 +92,9 @@ class AgentService(AgentServicer):
             here = self._here(request, caller, share)
 
             def run(tell: Callable[[Progress], None], cancel: Cancellation) -> pb.Ensured:
-                with self._metrics.ensuring(request.uri, wire.priority_of(request.priority), caller) as counted:
-                    try:
-                        found = self._ensured(request, caller, share, both(counted.look, tell), cancel)
-                    except NoSpace as error:
-                        if caller is not None:
-                            raise  # tenants don't learn of each other
-                        raise with_holders(error, self._cache.leases()) from None
+                naming = self._cache.naming_holders() if caller is None else nullcontext()  # tenants don't learn of each other
+                with self._metrics.ensuring(request.uri, wire.priority_of(request.priority), caller) as counted, naming:
+                    found = self._ensured(request, caller, share, both(counted.look, tell), cancel)
                 if found.HasField("lease"):
                     held.append(found.lease.id)
                 return found
@@ -225,14 +220,15 @@ class AgentService(AgentServicer):
 
             def run(tell: Callable[[tuple[int, Progress] | None], None], cancel: Cancellation) -> pb.PrewarmReport:
                 tell(None)  # while all of them are looked up nothing else says that this lives
-                report = self._cache.prewarm(
-                    request.uris,
-                    jobs=request.jobs or DEFAULT_JOBS,
-                    refresh=wire.refresh_of(request.refresh),
-                    pin_for=request.pin_for if request.HasField("pin_for") else None,
-                    progress=lambda number, look: tell((number, look)),
-                    cancel=cancel,
-                )
+                with self._cache.naming_holders():
+                    report = self._cache.prewarm(
+                        request.uris,
+                        jobs=request.jobs or DEFAULT_JOBS,
+                        refresh=wire.refresh_of(request.refresh),
+                        pin_for=request.pin_for if request.HasField("pin_for") else None,
+                        progress=lambda number, look: tell((number, look)),
+                        cancel=cancel,
+                    )
                 self._metrics.prewarmed(report)
                 return wire.prewarm_message(report)
 

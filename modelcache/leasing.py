@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 from modelcache.abc.snapshot import Ref, RefHead, Snapshot
 from modelcache.abc.store import CLUSTERS, CollectReport, Evicted, Lease, SnapshotInfo, expect_own
 from modelcache.abc.upkeep import Upkeep
 from modelcache.digest import HEX_LENGTHS, Algorithm, Digest, digits_of, sha256
-from modelcache.errors import NotCached
+from modelcache.errors import NoSpace, NotCached
 from modelcache.uri import parse_uri
+
+NAMED = 5
+"""Holders in a refusal. A node of a hundred pods has a hundred; `modelcache ls` names all of them."""
 
 
 class Leasing(ABC):
@@ -48,6 +52,14 @@ class Leasing(ABC):
     def leases(self) -> Sequence[Lease]:
         """Every living hold, pins among them."""
         return self._store.leases()
+
+    @contextmanager
+    def naming_holders(self) -> Iterator[None]:
+        """For who may know of everybody: what is refused in this block for want of room says who holds the rest."""
+        try:
+            yield
+        except NoSpace as error:
+            raise _with_holders(error, self.leases()) from None
 
     def pin(self, name: str, *, holder: str = "user") -> Lease:
         """Keep a snapshot until it is unpinned. Raises: as `lease`; BadConfig: the holder's name is one of those of the agent."""
@@ -105,3 +117,20 @@ class Leasing(ABC):
     def collect(self, *, need_bytes: int = 0, dry_run: bool = False) -> CollectReport:
         """Remove what nobody needs, and make room for `need_bytes` by evicting the least recently used."""
         return self._store.collect(need_bytes=need_bytes, dry_run=dry_run)
+
+
+def _with_holders(error: NoSpace, leases: Sequence[Lease]) -> NoSpace:
+    """The same, with who holds what can't be freed."""
+    holders = sorted({lease.holder for lease in leases})
+    if not holders:
+        return error
+    more = f" and {len(holders) - NAMED} more" if len(holders) > NAMED else ""
+    return NoSpace(
+        f"{error.message}, by {', '.join(f'`{holder}`' for holder in holders[:NAMED])}{more}",
+        needed_bytes=error.needed_bytes,
+        available_bytes=error.available_bytes,
+        evictable_bytes=error.evictable_bytes,
+        held_bytes=error.held_bytes,
+        address=error.address,
+        hint=error.hint,
+    )

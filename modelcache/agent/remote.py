@@ -8,7 +8,7 @@ from types import TracebackType
 from typing import Self
 
 from modelcache.abc.snapshot import Ref, Snapshot
-from modelcache.abc.store import Evicted, Lease, SnapshotInfo, Usage, VerifyReport
+from modelcache.abc.store import Evicted, Lease, SnapshotInfo, Usage, VerifyReport, expect_own
 from modelcache.agent.client import AgentClient
 from modelcache.digest import digits_of
 from modelcache.errors import AgentUnreachable, InvalidUri
@@ -101,6 +101,7 @@ class RemoteCache:
         return self.client.verify(None if name is None else _named(name), progress=progress, cancel=cancel)
 
     def pin(self, name: str, *, holder: str = "user") -> Lease:
+        expect_own(holder)  # no name at all would be the usual one to the agent
         return self.client.pin(_named(name), holder=holder)
 
     def unpin(self, name: str, *, holder: str | None = None) -> int:

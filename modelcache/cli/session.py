@@ -106,7 +106,7 @@ class Session:
             return
         if looks:
             self.expect_store()
-        with lazy.cache_of(config) as cache:
+        with lazy.cache_of(config) as cache, cache.naming_holders():
             yield cache
 
     @contextmanager

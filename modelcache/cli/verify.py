@@ -42,6 +42,8 @@ def verify(
     if in_parts and name is not None:
         raise BadConfig("--budget and --rate choose by themselves what is read: give no NAME")
     limits = [_size("--budget", budget), _size("--rate", rate)]
+    if limits[1] == 0:
+        raise BadConfig("--rate: nothing is read at 0 bytes a second", got=rate, hint="leave it out: no bound")
     cancel = Cancellation()
     repaired: RepairReport | None = None
     with cancelled_by_signals(cancel, session.output), progress_view(session.output) as view:

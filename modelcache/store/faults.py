@@ -66,12 +66,12 @@ def disk_faults(address: str, *, needed_bytes: int = 0) -> Iterator[None]:
 
 
 @contextmanager
-def unless_read_only() -> Iterator[None]:
-    """For what is noted of a hit: where it can't be written it is left out, and the hit is one all the same."""
+def unless_unwritable() -> Iterator[None]:
+    """For what is noted of a hit: where it can't be written, or has no room, it is left out, and the hit is one all the same."""
     try:
         yield
     except OSError as error:
-        if error.errno not in REFUSED:
+        if error.errno not in (*REFUSED, *FULL):
             raise
 
 

@@ -14,7 +14,7 @@ from modelcache.abc.snapshot import RefKey
 from modelcache.digest import sha256
 from modelcache.errors import DamagedRecord, ModelCacheError
 from modelcache.store import durable, records
-from modelcache.store.faults import guarded, unless_read_only
+from modelcache.store.faults import guarded, unless_unwritable
 from modelcache.store.keys import decode_key, encode_key
 from modelcache.store.layout import half_digest, is_hex
 from modelcache.store.parsed import Parsed, damaged_of
@@ -61,7 +61,7 @@ class LocalGrants:
         found = [grant for _, grant in self._readable(half_digest(namespace)) if grant.holder.namespace == namespace]
         ahead = [grant for grant in found if grant.created_at_s > now_s]
         if ahead:  # else it would be in force again, for longer than it was given for, when the clock gets there
-            with unless_read_only(), self._root.lock.shared():
+            with unless_unwritable(), self._root.lock.shared():
                 for grant in ahead:
                     records.remove(self._path(grant))
         return [grant for grant in found if grant.in_force(now_s)]

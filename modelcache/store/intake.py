@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 from collections.abc import Sequence
 
@@ -14,12 +13,16 @@ from modelcache.patience import Cancellation
 from modelcache.store.blobs import BLOCK_BYTES
 from modelcache.store.budget import Budget
 from modelcache.store.claims import Claims
-from modelcache.store.faults import translated
+from modelcache.store.faults import FULL, translated
 from modelcache.store.incoming import LocalIncoming
 from modelcache.store.ingest import HOLD_BATCH, LocalIngest, Surroundings
 from modelcache.store.making_room import MakingRoom
 from modelcache.store.parts import Parts
 from modelcache.store.workspace import Workspace
+from modelcache.units import MIB
+
+RECORDS_BYTES = MIB
+"""More than the directories and records of an ingest take."""
 
 
 class Intake:
@@ -36,6 +39,16 @@ class Intake:
         check_tree(file.path for file in files)
         if any(file.compartment != key.compartment for file in files):
             raise ValueError("a file is of another compartment than its ref")
+        try:
+            return self._begin(key, files, cancel)
+        except OSError as error:
+            if error.errno not in FULL:
+                raise
+        with self._parts.root.lock.room(cancel):  # others have filled the disk to its last block, which an ingest needs to begin
+            self._making_room.make(RECORDS_BYTES)
+        return self._begin(key, files, cancel)
+
+    def _begin(self, key: RefKey, files: Sequence[IngestFile], cancel: Cancellation | None) -> LocalIngest:
         compartment = self._parts.make_compartment(key.compartment)
         taken = Workspace.take_over(self._parts.root, key, files)
         workspace = taken or Workspace.create(self._parts.root)
@@ -75,7 +88,7 @@ class Intake:
             booked = ingest.make_files(files)
             ingest.workspace.journal.book(sum(chunk_count(file.size_bytes) for file in files) + len(files))
         except OSError as error:
-            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            if error.errno in FULL:
                 raise translated(error, self._parts.root.address, needed_bytes=needed) from error
             raise
         if not booked:

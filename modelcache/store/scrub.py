@@ -19,7 +19,7 @@ from modelcache.manifest import Manifest
 from modelcache.patience import Cancellation
 from modelcache.store.background import RateLimit, give_way
 from modelcache.store.blobs import EMPTY
-from modelcache.store.faults import unless_read_only
+from modelcache.store.faults import unless_unwritable
 from modelcache.store.mending import Mending
 from modelcache.store.parts import Compartment, Parts
 from modelcache.store.reading import Counting, Reading, bad_chunks, read_all, read_file, reason
@@ -120,7 +120,7 @@ class Scrub:
         for name, of_one in times.items():
             if of_one and not self._parts.root.read_only:
                 compartment = self._parts.compartment(name)
-                with unless_read_only():
+                with unless_unwritable():
                     compartment.verified.add(of_one, {digest.hex for _, digest, _ in compartment.blobs.every()})
 
     # -- records and trees ----------------------------------------------------------------------------------------

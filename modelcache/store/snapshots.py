@@ -18,7 +18,7 @@ from modelcache.manifest import Manifest
 from modelcache.paths import checked_compartment
 from modelcache.store import durable, records
 from modelcache.store.blobs import EMPTY
-from modelcache.store.faults import unless_read_only
+from modelcache.store.faults import unless_unwritable
 from modelcache.store.layout import is_hex
 from modelcache.store.root import Root
 from modelcache.store.trash import Trash
@@ -75,7 +75,7 @@ class Snapshots:
         found = self.find(digest)
         if found is not None and not self._root.read_only:
             try:
-                with unless_read_only():
+                with unless_unwritable():
                     durable.utime(self._layout.manifest(digest), self._root.clock())
             except FileNotFoundError:
                 return None

@@ -19,7 +19,7 @@ from modelcache.manifest import Manifest
 from modelcache.patience import Cancellation
 from modelcache.store.blobs import EMPTY
 from modelcache.store.budget import Budget, unshared_bytes
-from modelcache.store.faults import disk_faults, guarded, unless_read_only
+from modelcache.store.faults import disk_faults, guarded, unless_unwritable
 from modelcache.store.grants import LocalGrants
 from modelcache.store.ingest import LocalIngest
 from modelcache.store.intake import Intake
@@ -119,7 +119,7 @@ class LocalStore:
 
     @guarded
     def touch(self, ref: Ref, *, checked_at_s: float) -> Ref:
-        with unless_read_only(), self._root.lock.shared():
+        with unless_unwritable(), self._root.lock.shared():
             self._parts.refs.touch(ref, checked_at_s)
         return replace(ref, checked_at_s=checked_at_s)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import re
@@ -12,7 +13,7 @@ from typing import Any
 import grpc
 import pytest
 
-from daemonset.logs import KEPT, TEXT_CHARACTERS, Recent, entry_of
+from daemonset.logs import KEPT, TEXT_CHARACTERS, Recent, entry_of, logging_to
 from modelcache.agent.client import AgentClient
 from modelcache.agent.log import LogEntry
 from modelcache.agent.v1 import agent_pb2 as pb
@@ -126,6 +127,16 @@ def test_no_line_of_the_log_holds_a_secret_of_any_shape(secret: str) -> None:
     entry = entry_of(record, {"SOME_TOKEN": secret} if secret == "s3cr3tv4lue" else {})
 
     assert secret not in json.dumps(entry.as_dict())
+
+
+def test_what_is_kept_of_the_log_does_not_depend_on_what_is_written() -> None:
+    for level, written in (("warning", 0), ("debug", 2)):
+        stream = io.StringIO()
+        with logging_to(stream, level=level) as recent:
+            logging.getLogger("x").info("info")
+            logging.getLogger("x").debug("debug")
+        assert [entry.message for entry in recent.entries()] == ["info"]
+        assert len(stream.getvalue().splitlines()) == written
 
 
 def test_the_log_in_memory_is_bounded() -> None:

@@ -93,7 +93,8 @@ def test_a_model_s_life_reads_the_same(ways: Ways, server: FaultServer, tmp_path
     monkeypatch.chdir(tmp_path)  # the agent is elsewhere
     server.put("/m/weights", WEIGHTS, headers={"Repr-Digest": f"sha-256=:{base64.b64encode(hashlib.sha256(WEIGHTS).digest()).decode()}:"})
     server.put("/m/second", b"2" * 1000)
-    url, second, missing = (f"{server.endpoint}/m/{name}" for name in ("weights", "second", "missing"))
+    server.put("/m/huge", bytes(65 * 1024 * 1024))
+    url, second, missing, huge = (f"{server.endpoint}/m/{name}" for name in ("weights", "second", "missing", "huge"))
     local = tmp_path / "local"
     local.mkdir()
     (local / "config.json").write_bytes(b"{}")
@@ -112,6 +113,9 @@ def test_a_model_s_life_reads_the_same(ways: Ways, server: FaultServer, tmp_path
         ("verify", url),
         ("verify",),
         ("pin", url, "--holder", "me"),
+        ("pin", url, "--holder", ""),
+        ("pull", huge),
+        ("prewarm", huge),
         ("rm", url),
         ("rm", second, url),
         ("unpin", url, "--holder", "you"),
@@ -124,8 +128,9 @@ def test_a_model_s_life_reads_the_same(ways: Ways, server: FaultServer, tmp_path
         ("ls",),
     ]
     through = seen(ways.agent, commands)
-    assert [code for code, _ in through] == [0] * 13 + [9, 9, 0, 0, 0, 11, 0, 0, 0, 0]
+    assert [code for code, _ in through] == [0] * 13 + [2, 7, 7, 9, 9, 0, 0, 0, 11, 0, 0, 0, 0]
     assert through[6][1]["files"][0]["digest"] == "stated"
+    assert "are held, by `me`" in through[14][1]["error"]["message"]
     assert through == seen(ways.store, commands)
 
 

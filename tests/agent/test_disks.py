@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
+import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from http import HTTPStatus
 from pathlib import Path
+from urllib.error import HTTPError
 
 import pytest
 
 from modelcache.agent.client import AgentClient
 from modelcache.errors import InUse, ModelCacheError, NoSpace, StoreError, StoreReadOnly
-from modelcache.testing.agents import agent
+from modelcache.refresh import Refresh
+from modelcache.testing.agents import RunningAgent, agent
 from modelcache.testing.audit import Moment, audit
 from modelcache.testing.fault_server import FaultServer
 from modelcache.testing.servers.process import program
@@ -51,11 +56,26 @@ def free_bytes(disk: Path) -> int:
     return found.f_bavail * found.f_frsize
 
 
+def get(node: RunningAgent, path: str) -> str:
+    try:
+        with urllib.request.urlopen(node.http + path, timeout=DEADLINE_S) as answer:
+            return str(answer.read().decode())
+    except HTTPError as error:
+        with error:
+            return error.read().decode() if error.code == HTTPStatus.SERVICE_UNAVAILABLE else str(error)
+
+
+def ready(node: RunningAgent) -> str:
+    return get(node, "/readyz").strip()
+
+
 def filled(path: Path) -> None:
     """Written to until there is no room left."""
-    with path.open("wb", buffering=0) as file, suppress(OSError):
-        while True:
-            file.write(bytes(MIB))
+    with path.open("wb", buffering=0) as file:
+        for size_bytes in (MIB, 1):
+            with suppress(OSError):
+                while True:
+                    file.write(bytes(size_bytes))
 
 
 def test_a_full_disk_is_told_with_numbers_and_holders(tmp_path: Path, disk: Path, server: FaultServer) -> None:
@@ -74,12 +94,19 @@ def test_a_full_disk_is_told_with_numbers_and_holders(tmp_path: Path, disk: Path
         with pytest.raises(NoSpace):
             client.ensure(small)
         assert client.ensure(here).snapshot == had.snapshot
+        assert client.ensure(here, refresh=Refresh.ALWAYS).snapshot == had.snapshot
         assert client.verify(here).damages == ()
         with pytest.raises(InUse):
             client.evict(here)
         assert client.release(had.lease.id)
         assert (client.ensure(small).snapshot.path / "small").stat().st_size == 5 * (MIB // 5)  # in the place of what nobody holds
-        (disk / "of-somebody-else").unlink()
+        node.end(signal.SIGKILL)
+    (root / "agent").write_bytes(b"")
+    filled(disk / "the-rest")
+    with agent(tmp_path, root=root) as node, AgentClient(node.admin) as client:
+        assert client.ensure(small).snapshot.path.is_dir()  # who begins anew on a full disk serves what is here
+        for other in ("of-somebody-else", "the-rest"):
+            (disk / other).unlink()
         assert client.ensure(large).snapshot.path.is_dir()
     assert audit(root, Moment.CRASHED) == []
 
@@ -102,6 +129,9 @@ def test_a_disk_that_becomes_read_only_serves_what_is_here(tmp_path: Path, disk:
             with pytest.raises(StoreReadOnly):
                 write()
         assert client.ensure(here).snapshot == had.snapshot
+        assert ready(node) == "store-read-only"
+    with agent(tmp_path, root=disk / "store") as node, AgentClient(node.admin) as client:
+        assert client.ensure(here).snapshot == had.snapshot
 
 
 def test_a_disk_that_is_gone_is_told_and_nothing_is_made_in_its_place(tmp_path: Path, disk: Path, server: FaultServer) -> None:
@@ -122,7 +152,10 @@ def test_a_disk_that_is_gone_is_told_and_nothing_is_made_in_its_place(tmp_path: 
                     ask()
                 assert isinstance(told.value, StoreError), told.value
             assert client.status(brief=True).draining is False
+            assert ready(node) == "store-fault"
+            assert "modelcache_refusals_total" in get(node, "/metrics")
             assert list(disk.iterdir()) == []
+        assert ready(node) == "ok"
         again = client.ensure(here)
         assert again.snapshot == had.snapshot
         assert [lease.id for info in client.list() for lease in info.leases] == [had.lease and had.lease.id]

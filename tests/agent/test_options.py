@@ -26,6 +26,10 @@ from modelcache.cli.main import main as command_line
         ("--volume-grace", "soon", "no number of seconds"),
         ("--scrub-every", "0", "over 0"),
         ("--scrub-rate", "fast", "not a size"),
+        ("--scrub-rate", "0", "over 0"),
+        ("--root", "", "names nothing"),
+        ("--socket", "", "names nothing"),
+        ("--api-server", "ftp://cluster", "http"),
     ],
 )
 def test_what_makes_no_sense_is_refused(option: str, value: str, said: str, capsys: pytest.CaptureFixture[str]) -> None:
