@@ -118,7 +118,7 @@ def map_file(fd: int, offset: int, size_bytes: int) -> Memory:
         OSError.
     """
     ctypes.set_errno(0)
-    address = _LIBC.mmap(None, size_bytes, mmap.PROT_READ | mmap.PROT_WRITE, mmap.MAP_PRIVATE, fd, offset)
+    address = _LIBC.mmap(None, size_bytes, mmap.PROT_READ | mmap.PROT_WRITE, mmap.MAP_PRIVATE | _NORESERVE, fd, offset)
     if address in (None, _MAP_FAILED):
         code = ctypes.get_errno()
         raise OSError(code, os.strerror(code))
@@ -141,6 +141,8 @@ def populate(memory: Memory) -> None:
             raise OSError(code, os.strerror(code))
 
 
+_NORESERVE = 0x4000
+"""MAP_NORESERVE (mmap(2)): what may be written to is not booked, or a file larger than the machine's memory could not be mapped."""
 _POPULATE_READ = 22
 """MADV_POPULATE_READ (madvise(2)); Python has no name for it."""
 _LIBC = ctypes.CDLL(None, use_errno=True)

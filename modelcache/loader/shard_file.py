@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
 import mmap
 import os
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 
 from modelcache.errors import BadCheckpoint
@@ -40,12 +42,12 @@ class ShardFile:
             FileFault: this process can't open it. StoreFault: the disk failed.
         """
         self.path = path
-        self._stays_whole = stays_whole
         with told_of(path):
             try:
                 self.fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
             except FileNotFoundError:
                 raise BadCheckpoint("the file vanished after its header was read", address=str(path)) from None
+        self._pages: Memory | None = None
         self._warm: bool | None = None
         self._lock = threading.Lock()
         self._direct_fd: int | None = None
@@ -54,6 +56,9 @@ class ShardFile:
         except BaseException:
             self.close()
             raise
+        if stays_whole and expected_bytes:
+            with suppress(OSError):  # of a file system without mappings, or an address space without room: it is read
+                self._pages = map_file(self.fd, 0, expected_bytes)
 
     def _check(self, expected_bytes: int, expected: FileStamp | None) -> None:
         found = FileStamp.of(self.fd)
@@ -70,15 +75,18 @@ class ShardFile:
             if fd is not None and fd >= 0:
                 os.close(fd)
         self.fd = self._direct_fd = -1
+        self._pages = None  # its tensors keep them
 
     def may_map(self, span: ByteRange) -> bool:
-        if not self._stays_whole:
+        if self._pages is None:
             return False
         share = self._share(span)
         return share is not None and share >= MAPPED_SHARE
 
     def mapped(self, span: ByteRange) -> Memory:
-        return map_file(self.fd, span.start, span.size_bytes)
+        # mapped once, and before any of it is populated: mmap(2) waits while another thread populates (its lock is the process's)
+        assert self._pages is not None  # by `may_map`
+        return (ctypes.c_ubyte * span.size_bytes).from_buffer(self._pages, span.start)
 
     def read(self, block: ByteRange, into: memoryview) -> Way:
         direct_fd = self._direct()

@@ -80,7 +80,7 @@ def test_the_disk_is_read_behind_what_is_mapped(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(ShardFile, "read", told)
     monkeypatch.setattr(ShardFile, "may_map", lambda self, span: self.path.name == "1.safetensors")
     monkeypatch.setattr(loading, "AHEAD_BYTES", 1)
-    with closing(modelcache.stream(tmp_path)) as tensors:
+    with closing(modelcache.stream(tmp_path, may_map=True)) as tensors:
         assert next(tensors)[0] == "t1"
         assert read.wait(60), "the second file is read while the first, mapped, is in the consumer's hands"
         name, tensor = next(tensors)
