@@ -21,6 +21,7 @@ from daemonset import sockets
 from daemonset.announcing import Announce, Announcer, silently
 from daemonset.calls import Calls, Waiters
 from daemonset.cluster import Member, Membership
+from daemonset.door import DriversDoor
 from daemonset.metrics import Metrics
 from daemonset.mounts import Mounts
 from daemonset.ownership import owned, why_unusable
@@ -142,7 +143,8 @@ class Agent:
             self._health.set(SERVICE, health_pb2.HealthCheckResponse.SERVING)  # before a socket answers
             self._serving = True
             for path, access in self._accesses():
-                self._servers.append(self._serve(path, AgentService(cache, self._calls, Waiters(WAITERS), access, seen, shares)))
+                door: list[grpc.ServerInterceptor] = [DriversDoor(self._calls)] if access.speaks_for_callers else []
+                self._servers.append(self._serve(path, AgentService(cache, self._calls, Waiters(WAITERS), access, seen, shares), door))
                 stack.callback(sockets.remove, path)
             stack.enter_context(Scrubber(cache, metrics, self._scrub, self._calls.ending, announce))
             if self._membership is not None:
@@ -192,9 +194,10 @@ class Agent:
             found.append((self._sockets.driver, Access(speaks_for_callers=True)))
         return found
 
-    def _serve(self, path: Path, service: AgentService) -> grpc.Server:
+    def _serve(self, path: Path, service: AgentService, door: list[grpc.ServerInterceptor]) -> grpc.Server:
         sockets.prepare(path)
-        server = grpc.server(ThreadPoolExecutor(WAITERS + SHORT_CALLS, thread_name_prefix="agent"), options=(("grpc.so_reuseport", 0),))
+        threads = ThreadPoolExecutor(WAITERS + SHORT_CALLS, thread_name_prefix="agent")
+        server = grpc.server(threads, interceptors=door, options=(("grpc.so_reuseport", 0),))
         add_AgentServicer_to_server(service, server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         reflection.enable_server_reflection((SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), server)

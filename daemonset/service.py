@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, nullcontext
@@ -41,6 +42,7 @@ from modelcache.refresh import Refresh
 from modelcache.uri import redact_url
 
 logger = logging.getLogger(__name__)
+_DIGEST = re.compile(r"(?:sha256:)?[0-9a-f]{64}")
 LEASE_TRIES = 5
 """A snapshot may be evicted between its ensure and its lease; then it is ensured again."""
 
@@ -50,7 +52,7 @@ class Access:
     """What the peers of one socket may do.
 
     Attributes:
-        speaks_for_callers: it is the CSI driver's: calls are made for callers, whose namespace is believed.
+        speaks_for_callers: it is the CSI driver's: calls are made for callers, whose namespace is believed (`daemonset.door`).
     """
 
     speaks_for_callers: bool
@@ -197,6 +199,12 @@ class AgentService(AgentServicer):
         found.lease.CopyFrom(wire.lease_message(lease))
         return found
 
+    def _named(self, name: str) -> str:
+        """Raises AccessDenied: a URI by itself is the owner's, and not for who speaks for others."""
+        if self._access.speaks_for_callers and not _DIGEST.fullmatch(name):
+            raise AccessDenied("on the driver's socket a snapshot is named by its digest", hint="as `Ensure` said it")
+        return name
+
     def _caller(self, request: pb.EnsureRequest) -> Caller | None:
         """Raises AccessDenied: this socket doesn't speak for callers, or has to; BadConfig: a credential that can't be used."""
         if not request.HasField("caller"):
@@ -215,8 +223,6 @@ class AgentService(AgentServicer):
 
     def Prewarm(self, request: pb.PrewarmRequest, context: grpc.ServicerContext) -> Iterator[pb.PrewarmReply]:
         with self._calls.under_way(context, begins_work=True), self._waiters.one():
-            if self._access.speaks_for_callers:
-                raise AccessDenied("prewarming is the administrator's", hint="ask for each model with `Ensure`")
 
             def run(tell: Callable[[tuple[int, Progress] | None], None], cancel: Cancellation) -> pb.PrewarmReport:
                 tell(None)  # while all of them are looked up nothing else says that this lives
@@ -246,7 +252,7 @@ class AgentService(AgentServicer):
 
     def Show(self, request: pb.ShowRequest, context: grpc.ServicerContext) -> pb.ShowReply:
         with self._calls.under_way(context, begins_work=False):
-            info = self._cache.find(request.name)
+            info = self._cache.find(self._named(request.name))
             digest = str(info.digest)
             files = (
                 pb.FileInfo(path=each.path, size_bytes=each.size_bytes, digest=str(each.sha256))
@@ -291,7 +297,7 @@ class AgentService(AgentServicer):
 
     def Residency(self, request: pb.ResidencyRequest, context: grpc.ServicerContext) -> pb.ResidencyReply:
         with self._calls.under_way(context, begins_work=False):
-            info = self._cache.find(request.name)
+            info = self._cache.find(self._named(request.name))
             files = [each for each in self._cache.manifest(str(info.digest)).files if request.path in ("", each.path)]
             if not files:
                 raise NotFound(f"the snapshot has no file `{request.path}`", address=request.name)
@@ -307,7 +313,7 @@ class AgentService(AgentServicer):
         with self._calls.under_way(context, begins_work=False):
             bounds.expect_lease(request.holder, request.ttl_s)
             named = request.lease_id or None
-            return _reply(self._cache.lease(request.name, holder=request.holder, ttl_s=request.ttl_s, lease_id=named))
+            return _reply(self._cache.lease(self._named(request.name), holder=request.holder, ttl_s=request.ttl_s, lease_id=named))
         raise AssertionError("unreachable")
 
     def Renew(self, request: pb.RenewRequest, context: grpc.ServicerContext) -> pb.LeaseReply:
@@ -336,13 +342,14 @@ class AgentService(AgentServicer):
 
     def Status(self, request: pb.StatusRequest, context: grpc.ServicerContext) -> pb.StatusReply:
         with self._calls.under_way(context, begins_work=False):
+            others = not self._access.speaks_for_callers  # what the store has of whom is the administrator's to know
             return pb.StatusReply(
                 version=__version__,
                 root=str(self._cache.config.root),
                 started_at_s=self._started_at_s,
                 draining=self._calls.draining,
-                usage=None if request.brief else wire.usage_message(self._cache.usage()),
-                moving=(pb.Moving(progress=wire.progress_message(each)) for each in self._cache.moving()),
+                usage=wire.usage_message(self._cache.usage()) if others and not request.brief else None,
+                moving=(pb.Moving(progress=wire.progress_message(each)) for each in (self._cache.moving() if others else ())),
                 denials=self._cache.denials.by_code,
                 rates=wire.rates_message(self._cache.rates.limits),
                 watermarks=wire.watermarks_message(self._watermarks()),
@@ -351,8 +358,6 @@ class AgentService(AgentServicer):
 
     def SetRates(self, request: pb.Rates, context: grpc.ServicerContext) -> pb.SetRatesReply:
         with self._calls.under_way(context, begins_work=False):
-            if self._access.speaks_for_callers:
-                raise AccessDenied("rates are changed on the administrator's socket alone")
             rates, before = wire.rates_of(request), self._cache.rates.limits
             bounds.expect_rates(rates)
             self._cache.rates.change(rates)
@@ -361,8 +366,6 @@ class AgentService(AgentServicer):
 
     def Recent(self, request: pb.RecentRequest, context: grpc.ServicerContext) -> Iterator[pb.LogEntry]:
         with self._calls.under_way(context, begins_work=False):
-            if self._access.speaks_for_callers:
-                raise AccessDenied("the log is shown on the administrator's socket alone")
             yield from map(wire.entry_message, self._recent())
 
     def Drain(self, request: pb.DrainRequest, context: grpc.ServicerContext) -> pb.DrainReply:

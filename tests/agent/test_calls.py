@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -29,6 +29,7 @@ from modelcache.errors import (
     UnknownScheme,
 )
 from modelcache.fetch.progress import Progress
+from modelcache.sources.throttled import RateLimits
 from modelcache.testing.agents import RunningAgent, agent
 from modelcache.testing.fault_server import FaultServer
 from modelcache.testing.store_fixtures import NO_LIMITS
@@ -116,6 +117,35 @@ def test_a_namespace_is_believed_on_the_driver_s_socket_alone(client: AgentClien
         assert driver.ensure(uri, identity=pod).snapshot.digest == client.ensure(uri).snapshot.digest
 
 
+def test_what_is_the_administrator_s_is_not_the_driver_s(client: AgentClient, server: FaultServer, node: RunningAgent) -> None:
+    uri = f"{server.endpoint}/m/weights"
+    with AgentClient(node.driver) as driver:
+        digest = str(driver.ensure(uri, identity=Identity("team-a", "default", {})).snapshot.digest)
+        refused: list[Callable[[], object]] = [
+            lambda: driver.list(),
+            lambda: driver.evict(digest),
+            lambda: driver.pin(digest),
+            lambda: driver.unpin(digest),
+            lambda: driver.verify(),
+            lambda: driver.prewarm([uri]),
+            lambda: driver.set_rates(RateLimits()),
+            lambda: driver.recent(),
+            lambda: driver.drain(0.0),
+            lambda: driver.show(uri),
+            lambda: driver.lease(uri, holder="x", ttl_s=60.0),
+        ]
+        for ask in refused:
+            with pytest.raises(AccessDenied, match="socket"):
+                ask()
+        lease = driver.lease(digest, holder="pod", ttl_s=60.0)
+        assert driver.renew(lease.id, ttl_s=90.0).id == lease.id
+        assert {each.holder for each in driver.show(digest).info.leases} == {"pod"}
+        assert driver.release(lease.id)
+        told = driver.status()
+        assert (told.usage, list(told.moving), told.draining) == (None, [], False)
+    assert client.status().usage is not None
+
+
 def test_forty_clients_share_one_fetch(server: FaultServer, node: RunningAgent) -> None:
     server.put("/m/shared", b"s" * 300_000)
 
@@ -147,10 +177,9 @@ def test_nobody_pins_in_the_cluster_s_name(
     """Else the agent would end the pin, or give pods what it holds."""
     uri = f"{server.endpoint}/m/weights"
     had = client.ensure(uri)
-    with ModelCache(node.root) as direct, AgentClient(node.driver) as driver:
+    with ModelCache(node.root) as direct:
         for ask in (
             lambda: client.pin(uri, holder=holder),
-            lambda: driver.pin(uri, holder=holder),
             lambda: client.prewarm([uri], pin_for=holder),
             lambda: direct.pin(uri, holder=holder),
             lambda: direct.prewarm([uri], pin_for=holder),
