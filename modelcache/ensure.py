@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -38,6 +39,8 @@ from modelcache.uri import StorageUri
 
 CHANGE_TRIES = 3
 """An origin that changes under a fetch, or a blob of it found damaged meanwhile: it is listed again this often in all, then told."""
+LATELY_S = 10.0
+"""A caller who has not looked for so long has gone, and with it the hurry that it lent to a fetch of others. Callers look every 0.2 s."""
 
 REDEFINED_HINT = (
     "an earlier fetch of this very version had the expected digest, so either the bytes are damaged on their way, "
@@ -103,6 +106,8 @@ class Ensure:
         self._admission = admission or OwnersAdmission(store, source, uri)
         self._uri = uri
         self._priority = priority
+        self._hurrying = threading.Lock()
+        self._asked = dict.fromkeys(Priority, float("-inf")) | {priority: time.monotonic()}
         self._route = route
         self._key = RefKey(str(uri), str(source.origin), self._admission.key.compartment)
         self._started_s = time.monotonic()
@@ -114,14 +119,16 @@ class Ensure:
         self._cancel = Cancellation()
 
     def hurry(self, priority: Priority) -> None:
-        """A caller of this priority waits, too: from now on it counts, if it is the higher one."""
-        self._priority = min(self._priority, priority)
-        fetch = self._fetch
-        if fetch is not None:
-            self._engine.hurry(fetch, priority)
+        """A caller of this priority waits, too, and says so again and again: the highest of those counts that said so lately."""
+        with self._hurrying:
+            now_s = time.monotonic()
+            self._asked[priority] = now_s
+            self._priority = min(level for level in Priority if now_s - self._asked[level] <= LATELY_S)
+            if self._fetch is not None:
+                self._engine.hurry(self._fetch, self._priority)
         ahead = self._ahead
         if ahead is not None:
-            ahead.hurry(priority)
+            ahead.hurry(self._priority)
 
     def look(self) -> Progress:
         """The state now; of who is ahead, while this waits for its turn."""
@@ -301,9 +308,10 @@ class Ensure:
             known=lambda: self._known_by_now(resolved),
         )
         fetch = self._engine.start(request)
-        self._fetch = fetch
+        with self._hurrying:
+            self._fetch = fetch
+            self._engine.hurry(fetch, self._priority)  # somebody may have come while it was not to be seen
         self._enter(Phase.FETCHING)
-        self._engine.hurry(fetch, self._priority)  # somebody may have come while it was not to be seen
         self.begun = Begun(listing, ingest, fetch)
         if self._tell is not None:
             self._tell(self.begun)

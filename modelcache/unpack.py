@@ -187,7 +187,7 @@ class _Shelf:
         return tuple(RemoteFile(file.path, file.size_bytes, file.path, file.validator, file.stated) for file in ref.files)
 
     def hurry(self, priority: Priority) -> None:
-        self._priority = min(self._priority, priority)
+        self._priority = min(self._priority, priority)  # of a fetch that is to begin; its own callers' looks put it right
         gathering = self._gathering
         if gathering is not None:
             gathering.hurry(priority)

@@ -93,10 +93,10 @@ class FetchEngine:
         return fetch
 
     def hurry(self, fetch: Fetch, priority: Priority) -> None:
-        """Somebody of this priority waits for this fetch, too. Never makes it slower."""
+        """Of those who wait for this fetch now, this is the highest priority."""
         with self._changed:
             before = fetch.own_priority
-            if priority < before:
+            if priority != before:
                 fetch.own_priority = priority
                 self._shared.hurried(fetch, before)
                 self._changed.notify_all()

@@ -199,7 +199,6 @@ def test_a_hurried_fetch_goes_before_those_it_was_equal_to() -> None:
         gate.await_readers()
         second = engine.start(request_for(store, hurried, "1", priority=Priority.PREWARM))
         engine.hurry(second, Priority.WAITING)
-        engine.hurry(second, Priority.REPAIR)  # never slower
         gate.open()
         finish(second)
         finish(first)

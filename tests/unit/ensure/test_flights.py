@@ -8,6 +8,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 import pytest
 
+from modelcache import ensure
 from modelcache.abc.ingest import IngestFile
 from modelcache.abc.snapshot import RefKey, Snapshot
 from modelcache.abc.source import Listing
@@ -20,6 +21,7 @@ from modelcache.testing.fetching import SMALL_CHUNK_BYTES as CHUNK
 from modelcache.testing.memory_ingest import MemoryIngest
 from modelcache.testing.memory_source import MemorySource, state_sha256
 from modelcache.testing.memory_store import MemoryStore
+from modelcache.testing.polling import until
 from modelcache.uri import StorageUri
 from tests.unit.ensure.bench import FILLED, SIZE, check_kept
 from tests.unit.ensure.origins import URI, Origins
@@ -169,25 +171,28 @@ def test_a_credential_that_is_refused_refuses_nobody_else(cache: ModelCache, sto
         check_kept(store, good.result(DEADLINE_S), FILLED)
 
 
-def test_a_caller_who_waits_hurries_a_prewarming_it_joins(cache: ModelCache, origins: Origins) -> None:
+def test_a_caller_who_waits_hurries_a_prewarming_it_joins_for_as_long_as_it_waits(
+    cache: ModelCache, origins: Origins, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ensure, "LATELY_S", 0.5)
     gate = origins.source.gate("model.safetensors")
-    hurried = threading.Event()
-    hurry = cache._engine.hurry
 
-    def noting(fetch: object, priority: Priority) -> None:
-        hurry(fetch, priority)  # type: ignore[arg-type]
-        if priority is Priority.WAITING:
-            hurried.set()
+    def priorities() -> list[Priority]:
+        return [fetch.priority for fetch in cache._engine._fetches]
 
-    cache._engine.hurry = noting  # type: ignore[method-assign]
     with ThreadPoolExecutor(2) as threads:
         prewarming = threads.submit(cache.ensure, URI, priority=Priority.PREWARM)
         gate.await_readers()
-        assert not hurried.is_set()
-        assert [fetch.priority for fetch in cache._engine._fetches] == [Priority.PREWARM]
+        assert priorities() == [Priority.PREWARM]
+        cancel = Cancellation()
+        gone = threads.submit(cache.ensure, URI, cancel=cancel)
+        until(lambda: priorities() == [Priority.WAITING], "the hurry of who waits")
+        cancel.cancel()
+        with pytest.raises(Cancelled):
+            gone.result(DEADLINE_S)
+        until(lambda: priorities() == [Priority.PREWARM], "the hurry to go with who lent it")
         waiting = threads.submit(cache.ensure, URI)
-        assert hurried.wait(DEADLINE_S)
-        assert [fetch.priority for fetch in cache._engine._fetches] == [Priority.WAITING]
+        until(lambda: priorities() == [Priority.WAITING], "the hurry of the next one")
         gate.open()
         assert prewarming.result(DEADLINE_S) == waiting.result(DEADLINE_S)
 
