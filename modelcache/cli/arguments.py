@@ -19,7 +19,7 @@ Name = Annotated[
     str, typer.Argument(metavar="NAME", help="A URI, a digest, or its first 8 or more hex digits.", autocompletion=complete_name)
 ]
 Names = Annotated[
-    list[str], typer.Argument(metavar="NAME", help="URIs, digests, or their first 8 or more hex digits.", autocompletion=complete_name)
+    list[str], typer.Argument(metavar="NAME...", help="URIs, digests, or their first 8 or more hex digits.", autocompletion=complete_name)
 ]
 AnyName = Annotated[
     str | None,

@@ -48,7 +48,8 @@ def export(session: Session, names: Names, file: File, everything: Everything = 
     models can be used meanwhile. A file of that name is replaced when the new one is whole.
     """
     if bool(names) == everything:
-        raise BadConfig("name the models to export, or all of them with --all")
+        hint = "`modelcache export NAME… FILE`: the last argument is the file that is written"
+        raise BadConfig("name the models to export, or all of them with --all", hint=hint)
     if file == STDOUT and session.options.as_json:
         raise BadConfig("--json and the export can't both go to stdout")
     session.expect_store()

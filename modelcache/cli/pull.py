@@ -32,7 +32,7 @@ MAX_STDIN_URIS = 100_000
 
 Uris = Annotated[
     list[str],
-    typer.Argument(metavar="URI", help="Storage URIs or paths; - reads them from stdin, one a line.", autocompletion=complete_name),
+    typer.Argument(metavar="URI...", help="Storage URIs or paths; - reads them from stdin, one a line.", autocompletion=complete_name),
 ]
 
 

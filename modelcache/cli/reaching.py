@@ -127,7 +127,9 @@ def _expect_listener(path: Path) -> None:
             probe.settimeout(CONNECT_S)
             probe.connect(str(path))
     except OSError as error:
-        raise AgentUnreachable(f"nobody answers at the agent's socket ({error.strerror or error})", address=str(path)) from None
+        said = f"nobody answers at the agent's socket ({error.strerror or error})"
+        hint = f"{AgentUnreachable.default_hint}; most commands do without it, by `--agent none`"
+        raise AgentUnreachable(said, address=str(path), hint=hint) from None
 
 
 def of_this_root(found: RemoteCache, settings: Settings) -> RemoteCache:
