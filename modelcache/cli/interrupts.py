@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import TYPE_CHECKING
@@ -53,10 +54,38 @@ def cancelled_by_signals(cancel: Cancellation, output: Output, *, keeps: bool = 
     heard = [number for number in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(number) is not signal.SIG_IGN]
     before = [(number, signal.signal(number, stop)) for number in heard]
     try:
-        yield
+        with _heard_at_once(heard, cancel.cancel):
+            yield
     finally:
         for number, previous in before:
             signal.signal(number, previous)
+
+
+@contextmanager
+def _heard_at_once(numbers: Collection[int], hear: Callable[[], None]) -> Iterator[None]:
+    """Inside the block `hear` is called in a thread of its own when one of these signals comes, whatever the main thread does.
+
+    Python runs handlers in the main thread, between two of its instructions. One that comes just before it begins to wait for a lock
+    doesn't interrupt that wait: its handler would run when the work is done.
+    """
+    listened, bell = os.pipe2(os.O_CLOEXEC)
+    os.set_blocking(bell, False)
+
+    def listen() -> None:
+        while number := os.read(listened, 1):
+            if number[0] in numbers:
+                hear()
+
+    thread = threading.Thread(target=listen, name="signals", daemon=True)
+    thread.start()
+    before = signal.set_wakeup_fd(bell, warn_on_full_buffer=False)
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(before)
+        os.close(bell)
+        thread.join()
+        os.close(listened)
 
 
 def _say(text: bytes) -> None:

@@ -66,6 +66,31 @@ with cancelled_by_signals(Cancellation(), Output(Style(), out=sys.stdout, err=sy
 """
 
 
+ASLEEP = """
+import signal, sys, threading
+from modelcache.cli.interrupts import cancelled_by_signals
+from modelcache.cli.output import Output, Style
+from modelcache.patience import Cancellation
+cancel, done = Cancellation(), threading.Event()
+with cancelled_by_signals(cancel, Output(Style(), out=sys.stdout, err=sys.stderr)), cancel.on_cancel(done.set):
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT, signal.SIGTERM])  # as one that came just before it slept: it isn't woken
+    print("ready", flush=True)
+    done.wait()
+    print("cancelled", flush=True)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_cancels_though_the_main_thread_sleeps(number: signal.Signals) -> None:
+    with started([sys.executable, "-c", ASLEEP], stdout=PIPE, stderr=PIPE) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        process.send_signal(number)
+        out, err = process.communicate(timeout=DEADLINE_S)
+    assert (process.returncode, out) == (0, "cancelled\n")
+    assert "once more ends at once" in err
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_the_second_signal_ends_a_process_that_does_not_stop(number: signal.Signals) -> None:
     with started([sys.executable, "-c", DEAF], stdin=PIPE, stdout=PIPE, stderr=PIPE) as process:
