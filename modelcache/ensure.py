@@ -310,8 +310,8 @@ class Ensure:
         fetch = self._engine.start(request)
         with self._hurrying:
             self._fetch = fetch
+            self._enter(Phase.FETCHING)
             self._engine.hurry(fetch, self._priority)  # somebody may have come while it was not to be seen
-        self._enter(Phase.FETCHING)
         self.begun = Begun(listing, ingest, fetch)
         if self._tell is not None:
             self._tell(self.begun)
