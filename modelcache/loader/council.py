@@ -164,14 +164,15 @@ class Council:
         return message
 
     def last_word(self, rank: int) -> ModelCacheError | None:
-        """What ended the load of this rank, whose end is near or was seen; None: it doesn't say."""
+        """What ended the load of this rank, which leads, and whose end is near or was seen; None: it doesn't say, or stands still."""
         deadline = Deadline.after(LAST_WORD_S)
         with self._changed:
             while True:
                 while self._said[rank]:
                     if (failed := self._said[rank].popleft().fields.get("failed")) is not None:
                         return error_of(failed)
-                if rank in self._gone or deadline.passed:
+                is_silent = time.monotonic() - self._heard_at_s[rank] > 2 * self._beat_s
+                if rank in self._gone or is_silent or deadline.passed:
                     return None
                 self._changed.wait(min(deadline.remaining_s(), LOOK_S))
 

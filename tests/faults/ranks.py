@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 DEADLINE_S = 100.0
 _PR_SET_PDEATHSIG = 1
@@ -28,9 +29,12 @@ class Order:
     """A load by several ranks.
 
     Attributes:
+        path: a directory, or a URI.
         dims: the plan: tensor name or pattern → dimension, or None.
         hold: the rank that stops after its first tensor, says so, and waits to be killed; -1: none.
         absent: the rank that is not started; -1: none.
+        root: of the store, for a URI.
+        brings: the rank whose process fetches it: the others are started when it has begun to; -1: whichever.
     """
 
     path: str
@@ -42,6 +46,8 @@ class Order:
     may_map: bool = False
     hold: int = -1
     absent: int = -1
+    root: str = ""
+    brings: int = -1
 
 
 class Crew:
@@ -112,9 +118,11 @@ def segments() -> list[int]:
 def load(order: Order, rank: int) -> dict[str, Any]:
     """One rank's load."""
     import modelcache
+    from modelcache.config import Config
     from modelcache.errors import ModelCacheError
     from modelcache.loader import loading
     from modelcache.loader.report import LoadReport
+    from modelcache.testing.store_fixtures import NO_LIMITS
 
     if order.hold == rank:
         loading.AHEAD_BYTES = 1  # it takes no block of the second file before it is asked for one
@@ -129,6 +137,7 @@ def load(order: Order, rank: int) -> dict[str, Any]:
             group=group if order.group else None,
             may_map=order.may_map,
             report=report,
+            cache=modelcache.ModelCache(config=Config.load({}, root=order.root, limits=NO_LIMITS)) if order.root else None,
         )
         for name, tensor in tensors:
             if order.hold == rank:
@@ -157,23 +166,54 @@ def main() -> None:
     torch.set_num_threads(1)
     for line in sys.stdin:
         order = Order(**json.loads(line))
-        pids = [_fork(order, rank) for rank in range(order.world) if rank != order.absent]
+        others = [rank for rank in range(order.world) if rank not in (order.absent, order.brings)]
+        pids = [_begun(order)] if order.brings >= 0 else []
+        pids += [_fork(order, rank) for rank in others]
         for pid in pids:
             os.waitpid(pid, 0)
         say({"end": True})
 
 
-def _fork(order: Order, rank: int) -> int:
+def _begun(order: Order) -> int:
+    """The rank that brings the model, when it does."""
+    read, write = os.pipe()
+    pid = _fork(order, order.brings, write)
+    os.close(write)
+    os.read(read, 1)
+    os.close(read)
+    return pid
+
+
+def _fork(order: Order, rank: int, begun: int = -1) -> int:
     pid = os.fork()
     if pid:
         return pid
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     status = 1
     try:
-        say(load(order, rank))
+        with _telling(rank, begun):
+            said = load(order, rank)
+        say(said)
         status = 0
     finally:
         os._exit(status)
+
+
+@contextmanager
+def _telling(rank: int, begun: int) -> Iterator[None]:
+    """A line, and a byte to who waits, when this rank comes to the others: then it has begun to fetch, or seen that another does."""
+    from modelcache.loader.council import Council
+
+    convened = Council.convened
+
+    def telling(*given: Any) -> Council:
+        say({"rank": rank, "begun": True})
+        if begun >= 0:
+            os.write(begun, b".")
+        return convened(*given)
+
+    with patch.object(Council, "convened", telling):
+        yield
 
 
 def disk_bytes(answers: Mapping[int, Mapping[str, Any]]) -> int:

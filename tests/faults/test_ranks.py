@@ -7,13 +7,14 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save, save_file
 
 from modelcache.errors import GroupBroken
 from modelcache.loader.meeting import Arrival, Terms, meet
@@ -21,6 +22,7 @@ from modelcache.loader.plan import BLOCK_BYTES
 from modelcache.loader.residency import resident_share
 from modelcache.patience import Cancellation
 from modelcache.ranges import ByteRange
+from modelcache.testing.fault_server import Call, FaultServer
 from modelcache.units import MIB
 from tests.faults.ranks import Crew, Order, crew, digest_of, disk_bytes
 
@@ -131,6 +133,86 @@ def test_one_stands_still(ranks: Crew, model: Path) -> None:
     assert "no block came within 3 s" in said["error"]
 
 
+class Origin:
+    """A model that arrives: of its last byte nothing is served until the gate is open."""
+
+    def __init__(self, server: FaultServer, tensors: dict[str, torch.Tensor]) -> None:
+        self.gate = threading.Event()
+        self.data = save({name: tensors[name] for name in sorted(tensors)})
+        self.uri = f"{server.endpoint}/model.safetensors"
+        self.sent_bytes = 0
+        server.put("/model.safetensors", self.data)
+        server.fail("/model.safetensors", self._serve)
+
+    def brought_to(self, ranks: Crew, order: Order) -> dict[int, dict[str, Any]]:
+        """What the ranks say in the end; the last byte is served when all have seen that it isn't here."""
+        answers, begun = {}, 0
+        for said in ranks.begin(order):
+            begun += "begun" in said
+            if begun == order.world:
+                self.gate.set()
+            answers[said["rank"]] = said
+        return answers
+
+    def _serve(self, call: Call) -> None:
+        body = b"" if call.received.method == "HEAD" else call.proper.body
+        held = 1 if body and body[-1:] == self.data[-1:] and str(len(self.data) - 1) in call.proper.headers.get("Content-Range", "") else 0
+        call.send(call.proper.head() + body[: len(body) - held])
+        while held and not self.gate.wait(0.05):
+            if call.ended.is_set():
+                return
+        call.send(body[len(body) - held :])
+        self.sent_bytes += len(body) if len(body) > 1 else 0  # a byte is what each rank sees that there is such a file by
+
+
+@pytest.fixture
+def origin(tensors: dict[str, torch.Tensor]) -> Iterator[Origin]:
+    with FaultServer() as server:
+        yield Origin(server, tensors)
+
+
+@pytest.mark.parametrize(("world", "brings"), [(2, 1), (4, 0)])
+def test_of_a_model_that_arrives_slices_bit_by_bit_of_bytes_that_one_rank_fetches(
+    ranks: Crew, origin: Origin, tensors: dict[str, torch.Tensor], tmp_path: Path, world: int, brings: int
+) -> None:
+    order = Order(origin.uri, world, DIMS, memory_bytes=BLOCK_BYTES, root=str(tmp_path), brings=brings)
+    answers = origin.brought_to(ranks, order)
+    assert {rank: said.get("digests", said) for rank, said in answers.items()} == {
+        rank: expected(tensors, rank, world) for rank in range(world)
+    }
+    assert origin.sent_bytes == len(origin.data)
+    assert [rank for rank, said in answers.items() if set(said["read_bytes"]) != {"shared"}] == [brings]
+    assert {size for said in answers.values() for size in said["segments"]} == {BLOCK_BYTES}
+    assert all(said["left"] == [] for said in answers.values())
+
+
+@pytest.mark.parametrize(("brings", "victim"), [(1, 1), (1, 0), (0, 2)])
+def test_of_a_model_that_arrives_one_is_killed(ranks: Crew, origin: Origin, tmp_path: Path, brings: int, victim: int) -> None:
+    """In the middle, with tensors in its hands; what is left is gone on with."""
+    order = Order(origin.uri, 3, {"norm.*": None}, root=str(tmp_path), brings=brings, hold=victim)
+    answers = _after(ranks, order, signal.SIGKILL)
+    assert set(answers) == {0, 1, 2} - {victim}
+    for said in answers.values():
+        assert (said["code"], said["left"]) == ("group-broken", [])
+        assert said["error"].startswith(f"rank {victim} of the group ended before its load did")
+    answers = origin.brought_to(ranks, Order(origin.uri, 3, {"norm.*": None}, root=str(tmp_path)))
+    assert all("digests" in said for said in answers.values()), answers
+
+
+@pytest.mark.parametrize("brings", [0, 1])
+def test_of_a_model_that_arrives_one_stands_still(ranks: Crew, origin: Origin, tmp_path: Path, brings: int) -> None:
+    order = Order(origin.uri, 2, {"norm.*": None}, memory_bytes=BLOCK_BYTES, root=str(tmp_path), brings=brings, hold=1, timeout_s=3.0)
+    begun = (said for said in ranks.begin(order) if "begun" not in said)
+    pid = next(begun)["pid"]
+    os.kill(pid, signal.SIGSTOP)
+    origin.gate.set()
+    said = next(begun)
+    os.kill(pid, signal.SIGKILL)
+    assert list(begun) == []
+    assert (said["rank"], said["code"], said["left"]) == (0, "group-broken", [])
+    assert "no block came within 3 s" in said["error"]
+
+
 @pytest.mark.parametrize("absent", [0, 1])
 def test_one_never_comes(ranks: Crew, model: Path, absent: int) -> None:
     answers = ranks.load(Order(str(model), 2, DIMS, absent=absent, timeout_s=0.3))
@@ -145,7 +227,7 @@ def _after(ranks: Crew, order: Order, what: signal.Signals) -> dict[int, Any]:
     for said in ranks.begin(order):
         if "pid" in said:
             os.kill(said["pid"], what)
-        else:
+        elif "begun" not in said:
             answers[said["rank"]] = said
     return answers
 
