@@ -71,6 +71,7 @@ class ArrivingFile:
             found = self._now()
             passing = self._passing
             if isinstance(found, ShardFile) and not passing.holds(block, into):
+                passing.leave(block, into)
                 return found.read(block, into)
             try:
                 if not self._waits(passing):

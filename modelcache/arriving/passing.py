@@ -226,6 +226,16 @@ class Passing:
                 self.incoming.read(gap.start, into[gap.start - block.start : gap.stop - block.start])
             if self.pass_number == pass_number:
                 return not gaps, pass_number
+            with self._changed:
+                place.here = RangeSet()  # it may have been taken of the pass that was wrong: it is read back
+
+    def leave(self, block: ByteRange, into: memoryview) -> None:
+        """A block is read elsewhere into `into`: nothing is put there any more once this returns, and a place that was taken is let go."""
+        at = address(into)
+        with self._changed:
+            places = [place for place in self._places if place.is_at(block, at)]
+        for place in places:
+            self._close(place, block, settle=True)
 
     def marks(self, block: ByteRange, pass_number: int) -> Mapping[ByteRange, bytes] | None:
         """xxh3-128 of the chunks that a block lies in, as they passed then; None: not all of them were seen."""

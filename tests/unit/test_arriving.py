@@ -9,6 +9,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 from unittest.mock import patch
 
 import hypothesis.strategies as st
@@ -21,10 +22,12 @@ import modelcache
 from modelcache.abc.ingest import Route
 from modelcache.abc.source import Source
 from modelcache.arriving import opening
+from modelcache.arriving.file import ArrivingFile
 from modelcache.arriving.passing import Passing
 from modelcache.config import Config
 from modelcache.errors import BadCheckpoint, Cancelled, DigestMismatch, NoSpace, NotFound, OriginUnreachable, SourceChanged
 from modelcache.loader import loading
+from modelcache.loader.files import Way
 from modelcache.loader.memory import Memory
 from modelcache.loader.report import LoadReport
 from modelcache.patience import Cancellation
@@ -348,6 +351,67 @@ def test_a_tensor_of_the_pass_that_was_wrong_is_told_of_when_the_second_pass_was
         assert caught.value.address == "https://models.example/llama"
         assert len(cache.list()) == 1  # which is right
         check(modelcache.load(WITH_SECRET, cache=cache), A, B)
+
+
+def test_memory_that_was_meant_for_bytes_of_a_file_comes_back_when_they_are_read_of_the_verified_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = MemorySource(shards_of(A, B))
+    gate, verified = source.gate(TWO, 13 * CHUNK), threading.Event()
+    completed, read = Passing.completed, ArrivingFile.read
+
+    def tell(passing: Passing) -> None:
+        completed(passing)
+        if passing.incoming.path == TWO:
+            verified.set()
+
+    def late(file: ArrivingFile, block: ByteRange, into: memoryview) -> Way:
+        if file.path.name == TWO and threading.current_thread().name.startswith("load"):  # and not to know its header
+            gate.open()
+            assert verified.wait(DEADLINE_S)
+        return read(file, block, into)
+
+    monkeypatch.setattr(Passing, "completed", tell)
+    monkeypatch.setattr(ArrivingFile, "read", late)
+    monkeypatch.setattr(opening, "ARRIVING_EXTENT_BYTES", CHUNK)
+    with cache_of(tmp_path / "root", source) as cache:
+        before_bytes = loading.memory.lent_bytes
+        for name, tensor in modelcache.stream(URI, cache=cache, may_map=False):
+            assert raw(tensor) == raw({**A, **B}[name])
+            del tensor
+            if name == "layers.2.2":  # of the last page: what was meant for all others is back
+                assert loading.memory.lent_bytes - before_bytes <= CHUNK
+
+
+def test_what_was_taken_just_before_the_second_pass_begins_is_not_taken_for_its_bytes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between a reader's last look at the memory and its look at the pass."""
+    source = MemorySource(shards_of(A, B), state=state_sha256)
+    source.spoil(ONE, 12 * CHUNK)
+    close, restart, restarted = Passing._close, LocalIncoming.restart, Passing.restarted
+    taken, again = threading.Event(), threading.Event()
+
+    def restart_late(file: LocalIncoming) -> None:
+        assert taken.wait(DEADLINE_S)
+        restart(file)
+
+    def tell(passing: Passing) -> None:
+        restarted(passing)
+        again.set()
+
+    def close_early(passing: Passing, place: Any, block: ByteRange, *, settle: bool) -> Sequence[ByteRange]:
+        gaps = close(passing, place, block, settle=settle)
+        if passing.incoming.path == ONE and block.stop > 12 * CHUNK:
+            taken.set()
+            assert again.wait(DEADLINE_S)
+        return gaps
+
+    monkeypatch.setattr(LocalIncoming, "restart", restart_late)
+    monkeypatch.setattr(Passing, "restarted", tell)
+    monkeypatch.setattr(Passing, "_close", close_early)
+    with cache_of(tmp_path / "root", source) as cache:
+        check(modelcache.load(URI, cache=cache), A, B)
 
 
 def test_a_second_pass_is_no_error_where_nothing_wrong_was_handed_out(tmp_path: Path) -> None:
