@@ -15,7 +15,8 @@ def checked_endpoint(endpoint: str, what: str) -> Target:
     try:
         target = Target.parse(endpoint)
     except InvalidUri as error:
-        raise BadConfig(f"{what} can't be used: {error.message}", got=safe_address(endpoint)) from None
+        shown, hint = safe_address(endpoint), error.hint or "write its whole URL, such as `https://host:9000`"
+        raise BadConfig(f"{what} `{shown}` can't be used: {error.message}", got=shown, hint=hint) from None
     if target.userinfo is not None or "?" in endpoint or "#" in endpoint:
         raise BadConfig(f"{what} holds more than scheme, host, port and path", got=safe_address(endpoint))
     return target

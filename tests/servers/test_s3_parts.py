@@ -188,6 +188,7 @@ def test_failures_inside_the_sdk(theirs: sdk.BotoCoreError, error: type[ModelCac
     assert type(ours) is error
     assert type(theirs).__name__ in str(ours)
     assert "secret words" not in str(ours.as_dict())
+    assert ("'x'" in str(ours)) is isinstance(theirs, sdk.ProfileNotFound)
 
 
 def test_a_store_s_words_are_bounded_and_redacted() -> None:

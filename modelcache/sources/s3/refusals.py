@@ -116,9 +116,14 @@ def error_of_sdk(error: BotoCoreError, *, address: str) -> ModelCacheError:
 
 
 def unusable_settings(error: Exception, *, address: str) -> BadConfig:
-    """What the SDK can't work with. Its own text can quote the files it read, so only its kind is told."""
+    """What the SDK can't work with. Its own text can quote the files it read, so only its kind is told, and a profile's name."""
+    kind = type(error).__name__
+    if kind == "ProfileNotFound":
+        name = ascii(getattr(error, "kwargs", {}).get("profile"))[:80]
+        hint = "`aws configure list-profiles` names those that there are; AWS_CONFIG_FILE says where they are, if not in `~/.aws`"
+        return BadConfig(f"there is no AWS profile {name} ({kind})", address=address, got=name, hint=hint)
     hint = "check `~/.aws/config`, the AWS_* variables, region, profile and endpoint"
-    return BadConfig(f"the AWS SDK can't work with its settings ({type(error).__name__})", address=address, hint=hint)
+    return BadConfig(f"the AWS SDK can't work with its settings ({kind})", address=address, hint=hint)
 
 
 def redacted(text: str, secrets: Iterable[str]) -> str:
