@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import secrets
 import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +15,7 @@ import pytest
 
 from modelcache.testing.small_filesystem import small_filesystem
 from modelcache.units import MIB
-from tools.image import BASE, PROJECT, buildah
+from tools.image import PROJECT, build, buildah
 
 PARTS = PROJECT / ".cache/image"
 """Where tools/image.py puts the base and the packages."""
@@ -39,18 +39,24 @@ class Image:
 
 @pytest.fixture(scope="session")
 def image() -> Iterator[Image]:
+    with built() as made:
+        yield made
+
+
+@contextmanager
+def built(arch: str | None = None) -> Iterator[Image]:
+    """The image for another processor; None: for this machine."""
     name = f"localhost/modelcache-test-{secrets.token_hex(4)}"
-    arguments = ["--build-arg", f"BASE={BASE}", "--build-arg", "PIP_NO_INDEX=1", "--build-context", f"wheels={PARTS / 'wheels'}"]
-    _do("build", "--isolation", "chroot", "--pull-never", "--layers=false", *arguments, "--tag", name, str(PROJECT))
+    _do(build(PARTS, name, arch))
     container = ""
     try:
-        container = _do("from", "--pull-never", name)
-        config = json.loads(_do("inspect", "--type", "image", name))["OCIv1"]
-        yield Image(Path(_do("mount", container)), config)
+        container = _do(buildah(PARTS, "from", "--pull-never", *([] if arch is None else ["--arch", arch]), name))
+        config = json.loads(_do(buildah(PARTS, "inspect", "--type", "image", name)))["OCIv1"]
+        yield Image(Path(_do(buildah(PARTS, "mount", container))), config)
     finally:
         if container:
-            _do("rm", container)
-        _do("rmi", name)
+            _do(buildah(PARTS, "rm", container))
+        _do(buildah(PARTS, "rmi", name))
 
 
 @contextmanager
@@ -74,7 +80,7 @@ def host(tmp_path: Path) -> Iterator[Path]:
             yield directory
 
 
-def _do(*arguments: str) -> str:
-    done = subprocess.run(buildah(PARTS, *arguments), capture_output=True, text=True, stdin=subprocess.DEVNULL, check=False)
-    assert done.returncode == 0, f"buildah {arguments[0]}: {done.stdout[-2000:]}{done.stderr[-4000:]}"
+def _do(command: Sequence[str]) -> str:
+    done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, stdin=subprocess.DEVNULL, check=False)
+    assert done.returncode == 0, f"{command}: {done.stdout[-2000:]}{done.stderr[-4000:]}"
     return done.stdout.strip()

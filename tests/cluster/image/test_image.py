@@ -33,15 +33,20 @@ def files(directory: Path) -> Iterator[os.stat_result]:
                 yield found
 
 
+def size_bytes(directory: Path) -> int:
+    """As Docker tells it: what files hold, without directories."""
+    total = sum(found.st_size for found in files(directory) if not stat.S_ISDIR(found.st_mode))
+    print(f"{total / 1e6:.0f} MB")
+    return total
+
+
 def packages(image: Image) -> set[str]:
     (found,) = (image.rootfs / "opt/modelcache/lib").glob("python3.*/site-packages")
     return {path.name for path in found.iterdir()}
 
 
 def test_it_has_the_library_the_agent_and_no_framework_within_its_size(image: Image) -> None:
-    size_bytes = sum(found.st_size for found in files(image.rootfs))
-    print(f"{size_bytes / 1e6:.0f} MB")
-    assert size_bytes < LIMIT_BYTES
+    assert size_bytes(image.rootfs) < LIMIT_BYTES
     assert {"modelcache", "daemonset", "grpc", "awscrt", "botocore"} <= packages(image)
     assert packages(image).isdisjoint(NOT_IN_IT)
     assert not list(image.rootfs.glob("src")) + list(image.rootfs.glob("opt/build"))
