@@ -103,6 +103,9 @@ class ModelCache(Upkeeping, Prewarming, Carrying, SingleFiles, Leasing):
         self._begin(self.config.rates)
         is_of_this_process(self)
 
+    def __repr__(self) -> str:
+        return f"ModelCache({str(self.root)!r})"
+
     def _begin(self, rates: RateLimits) -> None:
         """What has threads, locks and connections."""
         self._engine = FetchEngine(self.config.engine)

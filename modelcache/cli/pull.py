@@ -84,9 +84,9 @@ def _cancelled(error: Cancelled, looks: Sequence[Progress]) -> Cancelled:
         return Cancelled("cancelled", address=error.address, hint="the same command starts over")
     last = looks[0]
     return Cancelled(
-        f"cancelled; {format_bytes(last.bytes_done)} of {format_bytes(last.bytes_total)} are here",
+        f"cancelled when {format_bytes(last.bytes_done)} of {format_bytes(last.bytes_total)} had come",
         address=last.uri,
-        hint="whole chunks are kept: the same command goes on from there",
+        hint="whole chunks of that are kept: the same command goes on from there",
     )
 
 

@@ -92,7 +92,7 @@ def test_ctrl_c_ends_the_call_and_the_next_one_goes_on_from_there(node: RunningA
         assert (moving.uri, moving.phase, moving.bytes_done, moving.bytes_total) == (url, "fetching", CHUNK_BYTES, len(WEIGHTS))
         assert process.returncode == 130
         assert '{"event": "stopping"}' in err.splitlines()
-        assert json.loads(out)["error"]["message"] == f"cancelled; 4.0 MiB of 9.0 MiB are here: {url}"
+        assert json.loads(out)["error"]["message"] == f"cancelled when 4.0 MiB of 9.0 MiB had come: {url}"
         with pytest.raises(NotCached):
             client.show(url)
         until(lambda: not client.status(brief=True).moving, "the fetch to end")  # who comes before joins it, and its stalled requests

@@ -199,7 +199,7 @@ def test_ctrl_c_leaves_a_terminal_as_it_was(cli: Executable, server: FaultServer
     assert got.count("\x1b[?25l") == got.count("\x1b[?25h") == 1
     if times == 1:
         end = plain(got[got.rindex("\x1b[2K") :]).splitlines()
-        assert end[0].startswith("error: cancelled; 4.0 MiB of 9.0 MiB are here")
+        assert end[0].startswith("error: cancelled when 4.0 MiB of 9.0 MiB had come")
         assert len(end) == 2
 
 

@@ -35,7 +35,7 @@ def test_a_signal_stops_a_pull_and_the_next_one_goes_on_from_there(cli: Executab
     assert '{"event": "stopping"}' in err.splitlines()
     error = json.loads(out)["error"]
     assert error["code"] == "cancelled"
-    assert error["message"] == f"cancelled; 4.0 MiB of 9.0 MiB are here: {url}"
+    assert error["message"] == f"cancelled when 4.0 MiB of 9.0 MiB had come: {url}"
     assert (again["reused_bytes"], again["fetched_bytes"]) == (CHUNK_BYTES, len(WEIGHTS) - CHUNK_BYTES)
 
 

@@ -7,6 +7,7 @@ import logging
 import re
 import socket
 import stat
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -14,6 +15,7 @@ from pathlib import Path
 
 import botocore.auth
 import botocore.crt.auth
+import psutil
 import pytest
 from botocore import compat
 
@@ -23,7 +25,7 @@ from modelcache.errors import (
     ModelCacheError,
     OriginUnreachable,
 )
-from modelcache.sources.s3 import S3Options, sigv4
+from modelcache.sources.s3 import S3Options, programs, sigv4
 from modelcache.testing.listings import listing_of
 from modelcache.testing.s3_sources import REGIONS, options_of, proxied, source_of
 from modelcache.testing.servers import PUBLIC_BUCKET, Identity, SeaweedFS
@@ -134,6 +136,20 @@ def test_a_credential_that_expires_is_renewed_by_the_chain(
         before = runs()
         assert read(source, file) == BODY
         assert runs() > before
+
+
+@pytest.mark.parametrize(
+    "profile", ["[default]", "[default]\nrole_arn = arn:aws:iam::123456789012:role/m\nsource_profile = of\n[profile of]"]
+)
+def test_a_program_that_gives_no_credential_is_ended(
+    seaweedfs: SeaweedFS, filled: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, profile: str
+) -> None:
+    monkeypatch.setattr(programs, "PROGRAM_S", 0.2)
+    (tmp_path / "config").write_text(f"{profile}\ncredential_process = {sys.executable} -c 'import time; time.sleep(1000)'\n")
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
+    with source_of(S3Options(endpoint=seaweedfs.endpoint)) as source, pytest.raises(AccessDenied, match="CredentialRetrievalError"):
+        listing_of(source, filled)
+    assert [each for each in psutil.Process().children(recursive=True) if "time.sleep(1000)" in each.cmdline()] == []
 
 
 def test_a_missing_identity_token_is_named(seaweedfs: SeaweedFS, filled: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

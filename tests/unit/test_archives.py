@@ -329,12 +329,16 @@ def test_a_zip_with_64_bit_sizes_and_one_behind_a_program_are_read() -> None:
 
 
 def test_a_member_that_goes_on_or_ends_early_is_refused() -> None:
-    for size, said in ((5_999, "goes on"), (6_001, "before its size")):
+    for size, said in ((5_999, "goes on"), (6_001, "before its size"), (0, "no size, and bytes")):
         data = bytearray(GOOD["zip"])
         at = data.index(b"PK\x01\x02", data.index(b"PK\x01\x02") + 1)
         struct.pack_into("<L", data, at + 24, size)
         with pytest.raises(BadArchive, match=said):
             unpacked(bytes(data))
+        if size == 0:  # whatever its checksum says of the bytes
+            struct.pack_into("<L", data, at + 16, 0)
+            with pytest.raises(BadArchive, match=said):
+                unpacked(bytes(data))
 
 
 # -- limits ---------------------------------------------------------------------------------------------------------------

@@ -186,6 +186,8 @@ class ZipEntries:
             return Entry(name, Kind.DEVICE)
         if record.method not in (STORED, DEFLATED) or (record.method == STORED and record.packed_bytes != record.size_bytes):
             raise self._bad(f"{name[:80]!a} is packed with method {record.method}; stored (0) and deflated (8) can be read")
+        if record.size_bytes == 0 and (record.crc32 != 0 or self._has_bytes(record, start)):
+            raise self._bad(f"{name[:80]!a} has no size, and bytes")
         entry = self._file(name, record, start)
         if kind != stat.S_IFLNK:
             return entry
@@ -210,6 +212,13 @@ class ZipEntries:
             start=lambda offset: Inflated(archive, start, stop, gzip=False, address=address),
             crc32=record.crc32,
         )
+
+    def _has_bytes(self, record: _Record, start: int) -> bool:
+        """Of what says that it is empty, and is never read."""
+        if record.packed_bytes == 0:
+            return False
+        stream = Inflated(self._archive, start, start + record.packed_bytes, gzip=False, address=self._address)
+        return bool(stream.read(1)) or stream.input_left_bytes > 0
 
     def _target(self, link: Entry) -> str:
         if link.size_bytes > MAX_NAME_BYTES or link.start is None:

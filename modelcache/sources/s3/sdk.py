@@ -21,6 +21,7 @@ from modelcache.patience import Cancellation
 from modelcache.sources.s3.control import Place, known_place
 from modelcache.sources.s3.locator import KEY_SAFE, ObjectName
 from modelcache.sources.s3.options import S3Options
+from modelcache.sources.s3.programs import bound_programs
 from modelcache.sources.s3.refusals import error_of_client, error_of_sdk, unusable_settings
 from modelcache.sources.s3.sigv4 import Key
 from modelcache.transport import RangeClient, Timeouts, safe_address
@@ -165,6 +166,7 @@ class Sdk:
         session.set_default_client_config(self._chain_config())
         if options.access_key is not None and options.secret_key is not None:
             session.set_credentials(options.access_key, options.secret_key, options.session_token)
+        bound_programs(session)
         client = session.create_client("s3", region_name=options.region, endpoint_url=options.endpoint, config=config)
         events: Any = client.meta.events  # its stubs know no handler that returns something
         events.register_first("before-send.s3", self._send)
