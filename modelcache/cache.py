@@ -111,6 +111,7 @@ class ModelCache(Upkeeping, Prewarming, Carrying, SingleFiles, Leasing):
         self._engine = FetchEngine(self.config.engine)
         self.incoming = self._engine.incoming  # tells of bytes that come from origins
         self.rates = Allowances(rates)  # may be changed while fetches run
+        self._engine.one_line = lambda: self.rates.limits.total is not None
         self._registry = Registry(self.config, on_throttle=self._engine.throttled, allowances=self.rates)
         self._flights: SingleFlight[_FlightKey, Ensured] = SingleFlight("ensure")
         self._lock = threading.Lock()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -48,9 +48,9 @@ class Queued:
 class FetchEngine:
     """Runs fetches. Thread-safe; one per process is meant.
 
-    Between two chunks a worker looks whether a fetch of higher priority waits, or moves bytes from the same origin, and if so
-    leaves its request: someone who waits has the bandwidth within a chunk, and alone. Fetches of one priority share: next is the
-    one with the fewest requests in flight, of those the one that has waited longest for its turn.
+    Between two chunks a worker looks whether a fetch of higher priority waits, or moves bytes from the same origin (or on the same
+    line), and if so leaves its request: someone who waits has the bandwidth within a chunk, and alone. Fetches of one priority
+    share: next is the one with the fewest requests in flight, of those the one that has waited longest for its turn.
     """
 
     def __init__(self, limits: EngineLimits) -> None:
@@ -62,6 +62,7 @@ class FetchEngine:
         self._shared = SharedFiles()
         self.turns = Turns()
         self.incoming = Received()
+        self.one_line: Callable[[], bool] = lambda: False  # whether what all origins give together is bounded
         self._underway = Underway()
         self._workers: set[threading.Thread] = set()
         self._served = 0
@@ -219,7 +220,7 @@ class FetchEngine:
             return None
         now_s = time.monotonic()
         for fetch in sorted(self._fetches, key=lambda item: (item.priority, item.active, item.served)):
-            if not self._concurrency.open(fetch.origin) or self._underway.outranks(fetch, now_s):
+            if not self._concurrency.open(fetch.origin) or self._underway.outranks(fetch, now_s, wherever=self.one_line()):
                 continue
             span = fetch.take(self._concurrency.limit(fetch.origin))
             if span is not None:
@@ -274,7 +275,7 @@ class FetchEngine:
     def outranked(self, fetch: Fetch) -> bool:
         """Whether a fetch that goes before this one could use its request, or moves bytes from its origin."""
         with self._changed:
-            return self._underway.outranks(fetch, time.monotonic()) or any(
+            return self._underway.outranks(fetch, time.monotonic(), wherever=self.one_line()) or any(
                 other.priority < fetch.priority and other.left and (other.origin == fetch.origin or self._concurrency.open(other.origin))
                 for other in self._fetches
             )

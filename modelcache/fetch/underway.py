@@ -33,11 +33,15 @@ class Underway:
         """Whether any asks this origin."""
         return any(run.fetch.origin == origin and not run.is_check for run in self._runs)
 
-    def outranks(self, fetch: Fetch, now_s: float) -> bool:
-        """Whether any brings bytes, from the origin of this fetch, for one that goes before it: that one has the bandwidth."""
+    def outranks(self, fetch: Fetch, now_s: float, *, wherever: bool) -> bool:
+        """Whether any brings bytes for one that goes before this fetch: that one has the bandwidth.
+
+        Args:
+            wherever: from any origin, for all of them share one line; else from the origin of this fetch.
+        """
         return any(
             run.fetch.priority < fetch.priority
-            and run.fetch.origin == fetch.origin
+            and (wherever or run.fetch.origin == fetch.origin)
             and not run.is_check
             and now_s - run.fetch.meter.moved_at_s < MOVING_S
             for run in self._runs

@@ -83,13 +83,16 @@ def test_who_waits_at_an_origin_that_hangs_disturbs_nobody(monkeypatch: pytest.M
         finish(late)
 
 
-def test_who_waits_and_has_asked_for_all_of_it_has_the_bandwidth_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("one_line", [False, True])
+def test_who_waits_and_has_asked_for_all_of_it_has_the_bandwidth_alone(monkeypatch: pytest.MonkeyPatch, one_line: bool) -> None:
     """Its one request moves: all others would take most of a line's bytes from it."""
     monkeypatch.setattr(underway, "MOVING_S", 60.0)
-    store, prewarmed, awaited = MemoryStore(), MemorySource({"a": content(64 * CHUNK, 1)}), MemorySource({"b": content(2 * CHUNK, 2)})
+    store, prewarmed = MemoryStore(), MemorySource({"a": content(64 * CHUNK, 1)})
+    awaited = MemorySource({"b": content(2 * CHUNK, 2)}, endpoint="memory://another:1" if one_line else "memory://origin:1")
     ahead = [prewarmed.gate("a", chunk * CHUNK) for chunk in (3, 18, 26)]
     gate = awaited.gate("b", CHUNK)
     with running_engine(3) as engine:
+        engine.one_line = lambda: one_line
         early = engine.start(request_for(store, prewarmed, "early", priority=Priority.PREWARM))
         for each in ahead:
             each.await_readers()
