@@ -19,6 +19,8 @@ def report(session: Session, error: BaseException) -> ExitCode:
     """Tell the user why the command failed, in the style of the session."""
     if isinstance(error, ReaderGone):
         return ExitCode.READER_GONE
+    if isinstance(error.__cause__, KeyboardInterrupt):  # as typer passes it on, and Python 3.11 where a class is just being made
+        error = error.__cause__
     code = exit_code_of(error)
     output, environ = session.output, session.environ
     details = ""

@@ -51,13 +51,13 @@ def _run(given: list[str]) -> int:
         if isinstance(leaving.__context__, BrokenPipeError):  # rich, while it draws the help
             return ExitCode.READER_GONE
         raise
-    except Exception as error:
+    except (Exception, KeyboardInterrupt) as error:
         if COMPLETE_VARIABLE in os.environ:
             return ExitCode.UNEXPECTED  # the shell asks in the middle of a line; the command itself will tell
         return _outside_of_commands(error, given)
 
 
-def _outside_of_commands(error: Exception, given: Sequence[str]) -> int:
+def _outside_of_commands(error: BaseException, given: Sequence[str]) -> int:
     """What typer raises about the arguments (its class differs between versions of typer, its methods don't), and defects."""
     session = Session.of(CommonOptions(as_json="--json" in given, verbose="-v" in given or "--verbose" in given), os.environ)
     say = getattr(error, "format_message", None)

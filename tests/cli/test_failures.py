@@ -207,6 +207,21 @@ def test_the_unexpected_is_one_line_and_a_hint(broken_cache: Path, capsys: pytes
     assert TOKEN not in shown.err
 
 
+@pytest.mark.parametrize("place", ["read_settings", "cache_of"])
+def test_ctrl_c_is_that_wherever_it_comes(
+    broken_cache: Path, place: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Python 3.11 makes a RuntimeError of what interrupts the making of a class, and so of an import."""
+
+    def interrupted(*_: object) -> None:
+        raise RuntimeError("Error calling __set_name__") from KeyboardInterrupt()
+
+    monkeypatch.setattr(lazy, place, interrupted)
+
+    assert main(["pull", str(broken_cache)]) == 130
+    assert capsys.readouterr().err.splitlines()[-1] == "error: cancelled"
+
+
 def test_the_traceback_of_the_unexpected_has_no_secret(broken_cache: Path, capsys: pytest.CaptureFixture[str]) -> None:
     main(["-v", "pull", "/tmp"])
     shown = capsys.readouterr().err
