@@ -48,6 +48,8 @@ MAX_ENCODED_BYTES = 3072
 MAX_DETAILS = 512
 """Together below 6 KiB on the wire, base64 and percent signs included: of a status with over 8 KiB of metadata gRPC may lose all but
 the code (`grpc.max_metadata_size`)."""
+INSTALL = "pip install"
+"""In hints for who can install where the error was met."""
 _LEFT_OUT = "..."
 _TEXTS = ("message", "address", "expected", "got", "hint")
 _FIELDS = ("address", "expected", "got", "hint", "retry_after_s")
@@ -82,6 +84,8 @@ def shortened(text: str, length: int) -> str:
 
 def error_message(error: ModelCacheError) -> pb.Error:
     fields = {name: value for name in _FIELDS if (value := getattr(error, name)) is not None}
+    if INSTALL in str(error.hint):
+        fields["hint"] = f"it is the node's agent that lacks it, or its image (`EXTRAS`): {error.hint}"
     counts = {name: getattr(error, name) for name in COUNTS.get(type(error), ())}
     return pb.Error(code=str(error.code), message=error.message, retryable=error.retryable, counts=counts, **fields)
 

@@ -20,10 +20,10 @@ from google.protobuf.descriptor_pool import DescriptorPool
 from google.protobuf.message_factory import GetMessageClass
 
 from modelcache.agent.client import AgentClient
-from modelcache.agent.failures import raised
+from modelcache.agent.failures import decoded, encoded, raised
 from modelcache.agent.v1 import agent_pb2 as pb
 from modelcache.agent.v1.agent_pb2_grpc import AgentServicer, add_AgentServicer_to_server
-from modelcache.errors import AgentUnreachable, InUse
+from modelcache.errors import AgentUnreachable, InUse, UnknownScheme
 from modelcache.fetch.progress import Phase, Progress
 from modelcache.refresh import Refresh
 from modelcache.sources.throttled import RateLimits
@@ -146,6 +146,11 @@ def test_what_a_newer_client_adds_is_left_out_and_what_it_calls_is_refused_in_wo
         "the agent is of a version without this call",
         "upgrade the agent of this node",
     )
+
+
+def test_what_the_agent_s_environment_lacks_is_said_to_be_the_agent_s() -> None:
+    told = decoded(encoded(UnknownScheme("`s3://` needs botocore", hint="pip install 'modelcache[s3]'")))
+    assert told.hint == "it is the node's agent that lacks it, or its image (`EXTRAS`): pip install 'modelcache[s3]'"
 
 
 # -- agents of other versions -------------------------------------------------------------------------------------------
