@@ -12,16 +12,18 @@ from modelcache.abc.store import CollectReport, Evicted
 from modelcache.digest import Digest, sha256
 from modelcache.errors import DamagedRecord, NoSpace
 from modelcache.store.blobs import BLOCK_BYTES, total_names
-from modelcache.store.budget import Budget, Room, regular_files
+from modelcache.store.budget import Budget, Room, regular_files, unshared_bytes
 from modelcache.store.evict import Victim
 from modelcache.store.inventory import Inventory
 from modelcache.store.parts import Parts
 from modelcache.store.removal import GRACE_S, Removal
 from modelcache.store.trash import inode_names
-from modelcache.units import format_bytes
+from modelcache.units import MIB, format_bytes
 
 _log = logging.getLogger(__name__)
 DIGEST_BYTES = 32
+LEAST_TOLD_BYTES = MIB
+"""More than the records of the ingest that is refused."""
 ROUNDS = 5
 """A round is spoilt by a lease taken between choice and removal, or by blocks that reflinks keep; then it is all looked at again."""
 
@@ -162,10 +164,12 @@ class MakingRoom:
     def _no_space(self, need_bytes: int, room: Room, evictable_bytes: int, held_bytes: int) -> NoSpace:
         available = max(0, room.available_bytes)
         _, unclear = self._parts.leases.holding()
+        coming = self._budget.ingest_bytes() - sum(map(unshared_bytes, self._removal.ended(grace_s=0)))
+        on_way = f", {format_bytes(coming)} are on their way" if coming >= LEAST_TOLD_BYTES else ""
         why = f"; who holds what can't be told, so nothing may be removed: `{unclear.address}`" if unclear else ""
         return NoSpace(
             f"{format_bytes(need_bytes)} are needed, {format_bytes(available)} are available, {format_bytes(evictable_bytes)} could be"
-            f" freed and {format_bytes(held_bytes)} are held{why}",
+            f" freed{on_way} and {format_bytes(held_bytes)} are held{why}",
             needed_bytes=need_bytes,
             available_bytes=available,
             evictable_bytes=evictable_bytes,

@@ -35,6 +35,15 @@ def test_victims_go_together_or_not_at_all(tmp_path: Path) -> None:
     assert (store.list(), store.refs(), store.usage().blobs_bytes) == ([], [], 0)
 
 
+def test_a_refusal_tells_what_others_have_booked(tmp_path: Path) -> None:
+    store = LocalStore(tmp_path / "root", Limits(max_bytes=9 * MIB, high_watermark=1.0, low_watermark=1.0))
+    with store.hold(fill(store, model(1, 2 * MIB), uri="s3://b/held").digest, holder="pod"):
+        under_way = store.ingest(ref_of(model(2, 3 * MIB)).key, wanted(model(2, 3 * MIB)))
+        with pytest.raises(NoSpace, match=r"0 B could be freed, 3\.0 MiB are on their way and 2\.0 MiB are held"):
+            store.ingest(ref_of(model(4, 7 * MIB)).key, wanted(model(4, 7 * MIB)))
+        under_way.discard()
+
+
 def test_however_many_go_the_refs_are_looked_through_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A thousand times a thousand of them took ten seconds."""
     store = LocalStore(tmp_path / "root", NO_LIMITS)
