@@ -39,6 +39,8 @@ OF_STORAGE = {
 """Of an entry of `type: s3` (`kserve_storage.py`)."""
 OF_HDFS_FILES = (*CERTIFICATES, "KERBEROS_KEYTAB")
 """Of an entry of `type: hdfs` or `webhdfs`, whose names are those of a secret's, these are in base64 (`kserve_storage.py`)."""
+OF_IDENTITIES = ("_TENANT_ID", "_CLIENT_ID", "_SUBSCRIPTION_ID")
+"""Ends of names in which Azure says who somebody is, without anything that proves it."""
 NOT_TAKEN = {"MODELSCOPE_API_TOKEN": "no source here reads ModelScope"}
 """By these KServe knows credentials that nothing here reads with; and why."""
 
@@ -130,8 +132,11 @@ def values_of(secret: Object, config: Config) -> dict[str, str]:
         annotations = secret["metadata"].get("annotations") or {}
         told = {variable: annotations.get(f"{S3_ANNOTATIONS}{name}") for name, variable in OF_ANNOTATIONS.items()}
         found |= {variable: str(text) for variable, text in told.items() if text}
-    if any(name.startswith(("AZ_", "AZURE_", "HDFS_")) for name in found):
-        config_of_secret(found, config)  # the name of an identity alone is no credential, and hides none of another secret
+    azures = [name for name in found if name.startswith(("AZ_", "AZURE_"))]
+    if azures and len(azures) < len(found) and all(name.endswith(OF_IDENTITIES) for name in azures):
+        found = {name: text for name, text in found.items() if name not in azures}  # of a workload's identity, beside a credential
+    elif azures or "HDFS_NAMENODE" in found:
+        config_of_secret(found, config)  # what lacks a part hides nothing of another secret
     return found
 
 

@@ -19,7 +19,7 @@ from modelcache.cache import ModelCache
 from modelcache.config import Config
 from modelcache.errors import AccessDenied, BadConfig, DigestMismatch, InvalidUri, NotFound, OriginUnreachable, ProtocolViolation
 from modelcache.refresh import Refresh
-from modelcache.sources.any_fsspec import FsspecSource
+from modelcache.sources.any_fsspec import AzureKey, CallersKeys, FsspecOptions, FsspecSource
 from modelcache.testing.faulted_contract import FaultedContract
 from modelcache.testing.servers.azurite import Azurite
 from modelcache.testing.source_contract import NAMES, Place, SourceContract
@@ -221,6 +221,25 @@ class TestAzure(SourceContract):
                 yield Blobs(client, name, source)
         finally:
             source.close()
+
+
+class TestAzureOfCallers(TestAzure):
+    """By Azure's own client, with the caller's key."""
+
+    @pytest.fixture
+    def place(self, azurite: Azurite, tmp_path: Path) -> Iterator[Place]:
+        name = f"c{secrets.token_hex(6)}"
+        keys = CallersKeys(AzureKey().with_connection(azurite.connection_string))
+        source = FsspecSource(StorageUri("az", name, ""), UriSecrets(), FsspecOptions(callers=keys), Timeouts())
+        try:
+            with blobs(azurite, name) as client:
+                yield Blobs(client, name, source)
+        finally:
+            source.close()
+
+
+class TestAzureOfCallersFaulted(FaultedContract, TestAzureOfCallers):
+    pass
 
 
 class TestAzureFaulted(FaultedContract, TestAzure):

@@ -23,6 +23,7 @@ from modelcache.testing.fault_server import FaultServer
 from modelcache.testing.servers import WebHdfs
 from modelcache.testing.servers.certificates import Certificate
 from modelcache.testing.store_fixtures import NO_LIMITS
+from modelcache.transport import Proxies
 
 KEY, OTHER, LISTER = ("A" * 43 + "=", "B" * 43 + "=", "C" * 43 + "=")
 MODEL = {"config.json": b"{}", "w/model.safetensors": bytes(range(256)) * 30_000}
@@ -216,6 +217,19 @@ def test_a_place_that_no_caller_s_may_lead_to_is_not_asked(tmp_path: Path) -> No
                 read(cache, who(cache, secret), "hdfs://m" if "HDFS_NAMENODE" in secret else URI)
         with pytest.raises(AddressRefused):
             read(cache, who(cache, {}), "webhdfs://169.254.169.254:80/m")
+
+
+def test_a_caller_goes_the_node_s_way_to_them(tmp_path: Path) -> None:
+    with FaultServer() as proxy:
+        ways = Proxies(http=proxy.endpoint, no_proxy="127.0.0.1")
+        config = Config.load(
+            environ={}, root=tmp_path / "root", proxies=ways, retry=RetryLimits(base_s=0.001, attempts=1), limits=NO_LIMITS
+        )
+        with ModelCache(config=config) as cache:
+            for node in ("http://nn.example:9870", "http://127.0.0.1:1"):
+                with pytest.raises(ModelCacheError):
+                    read(cache, who(cache, {"HDFS_NAMENODE": node}), "hdfs://m")
+    assert {call.target.partition("?")[0] for call in proxy.received} == {"http://nn.example:9870/webhdfs/v1/m"}
 
 
 @pytest.fixture

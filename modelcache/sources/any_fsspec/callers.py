@@ -59,6 +59,7 @@ def nodes_place(node: FsspecOptions) -> AzureKey:
 
 def leads_elsewhere(uri: StorageUri, keys: CallersKeys, node: FsspecOptions) -> bool:
     """Whether a caller's keys name another place for a URI than the owner's settings do."""
+    uri = as_blobs(uri, keys) or uri
     if uri.scheme in AZURE_SCHEMES:
         if keys.azure.account is None and keys.azure.endpoint is None:
             return False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 from modelcache.errors import AccessDenied
@@ -64,7 +65,11 @@ def _prepare_oss(filesystem: Filesystem) -> None:
 
 
 def _prepare_azure(client: Any) -> None:
-    """Of an Azure `BlobServiceClient`, which tries again for one and a half minutes by itself; so do we, with a deadline and a word."""
+    """Of an Azure `BlobServiceClient`, which tries again for one and a half minutes by itself; so do we, with a deadline and a word. And
+    it logs each request, unless somebody chose a level for it."""
+    logger = logging.getLogger("azure")
+    if logger.level == logging.NOTSET:
+        logger.setLevel(logging.WARNING)
     policy: Any = getattr(getattr(client, "_config", None), "retry_policy", None)
     if hasattr(policy, "total_retries"):
         policy.total_retries = 0
