@@ -72,7 +72,10 @@ soak: $(MADE)/dev $(MADE)/demo-model $(if $(X86_64),$(MADE)/fuzz $(MADE)/vllm)  
 	@$(ENVIRONMENT) system
 	$(if $(X86_64),$(RUN) -m tests.fuzz --seconds $(FUZZ_S),echo "not x86_64: fuzzing and the tests in vLLM's engine are left out")
 	echo "random seed: $(SEED) (make soak SEED=$(SEED) repeats it)"
-	$(RUN) -m pytest -m "soak$(if $(X86_64),, and not vllm)" -o faulthandler_timeout=0 --hypothesis-seed=$(SEED) $(PYTEST_ARGS)
+	chosen="soak$(if $(X86_64),, and not vllm and not image)"
+	# the image for arm64, made and run by QEMU
+	$(if $(X86_64),{ $(ENVIRONMENT) image && $(RUN) -m tools.image .cache/image --arch arm64; } || { (( $$? == 3 )); chosen+=" and not image"; })
+	$(RUN) -m pytest -m "$$chosen" -o faulthandler_timeout=0 --hypothesis-seed=$(SEED) $(PYTEST_ARGS)
 
 bench: $(MADE)/dev  ## measure against other clients: half an hour; BENCH_ARGS=--quick measures ours alone, in a minute
 	@$(ENVIRONMENT) system
