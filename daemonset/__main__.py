@@ -41,7 +41,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Exit status: 0 after an orderly end, 1 with a sentence on stderr if the agent can't run."""
     options = _parser().parse_args(arguments)
     with logs.logging_to(form=options.log, level=options.log_level) as recent:
-        return _run(options, recent)
+        try:
+            return _run(options, recent)
+        except Exception:  # a traceback may hold what the log hides
+            logging.getLogger("daemonset").exception("the agent has failed")
+            return 1
 
 
 def _run(options: argparse.Namespace, recent: logs.Recent) -> int:

@@ -17,6 +17,7 @@ from modelcache.errors import ModelCacheError
 from modelcache.redaction import redact
 from modelcache.telemetry import subject
 
+logger = logging.getLogger(__name__)
 KEPT = 512
 """Lines in memory. With the bounds below that is at most 4 MiB, and a tenth of it as things are."""
 TEXT_CHARACTERS, TRACEBACK_CHARACTERS, NAME_CHARACTERS = 2000, 6000, 1000
@@ -96,7 +97,7 @@ class Lines(logging.Formatter):
 
 @contextmanager
 def logging_to(stream: TextIO | None = None, *, form: str = JSON, level: str = "info") -> Iterator[Recent]:
-    """Have everything that is logged in this process written to a stream (stderr) and kept, for the block."""
+    """Have everything that is logged in this process written to a stream (stderr) and kept, for the block; and what ends a thread, too."""
     environ = dict(os.environ)
     written = logging.StreamHandler(stream or sys.stderr)
     written.setLevel(level.upper())
@@ -108,12 +109,20 @@ def logging_to(stream: TextIO | None = None, *, form: str = JSON, level: str = "
     handlers: tuple[logging.Handler, ...] = (written, recent)
     for handler in handlers:
         root.addHandler(handler)
+    ended, threading.excepthook = threading.excepthook, _tell_ended
     try:
         yield recent
     finally:
+        threading.excepthook = ended
         root.setLevel(before)
         for handler in handlers:
             root.removeHandler(handler)
+
+
+def _tell_ended(told: threading.ExceptHookArgs) -> None:
+    name = told.thread.name if told.thread is not None else "unnamed"
+    error = told.exc_value or told.exc_type()
+    logger.critical("the thread `%s` has ended: what it did is done no more", name, exc_info=error)
 
 
 def _plain(value: object, environ: Mapping[str, str]) -> str | int | float | bool:

@@ -7,12 +7,14 @@ import json
 import logging
 import re
 import tarfile
+import threading
 from pathlib import Path
 from typing import Any
 
 import grpc
 import pytest
 
+from daemonset.__main__ import main
 from daemonset.logs import KEPT, TEXT_CHARACTERS, Recent, entry_of, logging_to
 from modelcache.agent.client import AgentClient
 from modelcache.agent.log import LogEntry
@@ -137,6 +139,24 @@ def test_what_is_kept_of_the_log_does_not_depend_on_what_is_written() -> None:
             logging.getLogger("x").debug("debug")
         assert [entry.message for entry in recent.entries()] == ["info"]
         assert len(stream.getvalue().splitlines()) == written
+
+
+def test_what_ends_a_thread_or_the_agent_is_a_line_of_the_log(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def fails(*_: object) -> int:
+        raise ZeroDivisionError("password=hunter2hunter2")
+
+    stream = io.StringIO()
+    with logging_to(stream) as recent:
+        thread = threading.Thread(target=fails, name="agent follower")
+        thread.start()
+        thread.join()
+    [entry] = recent.entries()
+    assert (entry.level, "agent follower" in entry.message) == ("critical", True)
+    monkeypatch.setattr("daemonset.__main__._run", fails)
+    assert main([]) == 1
+    for said in (stream.getvalue(), capsys.readouterr().err):
+        assert "ZeroDivisionError" in json.loads(said)["traceback"]
+        assert "hunter2" not in said
 
 
 def test_the_log_in_memory_is_bounded() -> None:
