@@ -16,6 +16,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 FULL = (errno.ENOSPC, errno.EDQUOT)
 REFUSED = (errno.EROFS, errno.EACCES, errno.EPERM)
+GONE = (errno.ENOENT, errno.ENOTDIR)
 
 
 class _Addressed(Protocol):
@@ -39,11 +40,15 @@ def translated(error: OSError, address: str, *, needed_bytes: int = 0) -> ModelC
             evictable_bytes=0,
             held_bytes=0,
             address=address,
+            hint="`modelcache gc` makes room; or remove something else from that disk",
         )
     if error.errno == errno.EXDEV:
         return elsewhere(place)
     if error.errno in REFUSED:
         return StoreReadOnly(f"the store can't be written ({error.strerror})", address=place)
+    if error.errno in GONE:
+        hint = "was it removed, or its disk unmounted, while this ran? `modelcache doctor` looks; the same command fetches what is missing"
+        return StoreFault(f"a part of the store is gone ({error.strerror})", address=place, hint=hint)
     return StoreFault(f"the store's disk failed ({error.strerror or error})", address=place)
 
 

@@ -266,7 +266,7 @@ def _check_read_only(store: Store, local: LocalStore, path: Path) -> None:
 
 
 def test_errors_of_the_disk_are_ours(tmp_path: Path) -> None:
-    numbers = {28: NoSpace, 122: NoSpace, 30: StoreReadOnly, 13: StoreReadOnly, 5: StoreFault, 116: StoreFault}
+    numbers = {28: NoSpace, 122: NoSpace, 30: StoreReadOnly, 13: StoreReadOnly, 5: StoreFault, 116: StoreFault, 2: StoreFault}
     for number, kind in numbers.items():
         error = translated(OSError(number, os.strerror(number), "/some/file"), str(tmp_path), needed_bytes=7)
         assert isinstance(error, kind)
@@ -275,6 +275,7 @@ def test_errors_of_the_disk_are_ours(tmp_path: Path) -> None:
             assert error.available_bytes > 0
         else:
             assert error.address == "/some/file"
+            assert ("unmounted" in (error.hint or "")) is (number == 2)  # no fault of the disk's
 
 
 @pytest.mark.root
