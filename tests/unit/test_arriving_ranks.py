@@ -5,11 +5,13 @@ from __future__ import annotations
 
 import itertools
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from types import SimpleNamespace
 from typing import Any
 
 import hypothesis.strategies as st
@@ -21,14 +23,16 @@ import modelcache
 from modelcache.abc.ingest import Route
 from modelcache.arriving import opening
 from modelcache.errors import BadCheckpoint, BadShard, Cancelled, DigestMismatch, GroupBroken, ModelCacheError
+from modelcache.loader import exchange as exchanging
 from modelcache.loader import shard_plan
+from modelcache.loader.exchange import Exchange, Word
 from modelcache.loader.files import Way
 from modelcache.loader.plan import BLOCK_BYTES
 from modelcache.loader.report import LoadReport
 from modelcache.patience import Cancellation
 from modelcache.testing.fetching import small_chunks
 from modelcache.testing.memory_source import DEADLINE_S, MemorySource, state_sha256
-from tests.unit.test_arriving import CHUNK, TWO, URI, cache_of, raw, shards_of
+from tests.unit.arriving_model import CHUNK, TWO, URI, cache_of, raw, shards_of
 
 Plan = dict[str, Any]
 groups = itertools.count()
@@ -219,8 +223,7 @@ def test_headers_that_stay_wrong_are_no_checkpoint_for_every_rank(tmp_path: Path
         assert [type(error) for error in errors] == [BadCheckpoint] * 2
 
 
-@pytest.mark.parametrize("reason", ["cancelled", "closed"])
-def test_a_rank_that_leaves_ends_it_for_all(tmp_path: Path, reason: str) -> None:
+def test_a_rank_that_leaves_ends_it_for_all(tmp_path: Path) -> None:
     source = MemorySource(FILES)
     source.gate(TWO, len(FILES[TWO]) - 1)
     cancel = Cancellation()
@@ -273,3 +276,64 @@ def test_a_rank_that_takes_other_names_is_told(tmp_path: Path) -> None:
         errors = [each.exception(DEADLINE_S) for each in ranks.begin(lambda rank: {"names": [f"{rank + 1}.*"]})]
         assert [type(error) for error in errors] == [BadShard] * 2
         assert isinstance(errors[0], ModelCacheError)
+
+
+def test_an_origin_that_stands_still_for_longer_than_the_timeout_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The clock of the exchange goes on by two thirds of the timeout each time the others hear that their bringer waits."""
+    ahead_s, heard, enough = [0.0], Exchange._hear, threading.Event()
+
+    def hear(exchange: Exchange, rank: int, word: int, number: int) -> None:
+        heard(exchange, rank, word, number)
+        if word == Word.WAITS and rank != exchange._rank:
+            ahead_s.append(ahead_s[-1] + DEADLINE_S * 2 / 3)
+            if len(ahead_s) > 4:
+                enough.set()
+
+    monkeypatch.setattr(Exchange, "_hear", hear)
+    monkeypatch.setattr(exchanging, "WAITS_S", 0.05)
+    monkeypatch.setattr(exchanging, "time", SimpleNamespace(monotonic=lambda: time.monotonic() + ahead_s[-1]))
+    source = MemorySource(FILES)
+    gate = source.gate(TWO, len(FILES[TWO]) - 1)
+    with ranks_of(tmp_path / "root", source, 2) as ranks:
+        coming = ranks.begin()
+        assert enough.wait(DEADLINE_S)
+        gate.open()
+        for rank, each in enumerate(coming):
+            check(each.result(DEADLINE_S), in_file_order(ranks.caches[0]), rank, 2, SHARDS)
+
+
+def module_of(parts: Mapping[str, torch.Tensor]) -> torch.nn.Module:
+    """With a place for each of these."""
+    root = torch.nn.Module()
+    for name, tensor in parts.items():
+        *path, last = name.split(".")
+        here = root
+        for step in path:
+            if step not in dict(here.named_children()):
+                here.add_module(step, torch.nn.Module())
+            here = here.get_submodule(step)
+        here.register_buffer(last, torch.empty_like(tensor))
+    return root
+
+
+def test_modules_that_are_ranks_parts_are_filled_as_the_model_arrives(tmp_path: Path) -> None:
+    source = MemorySource(FILES)
+    gate = source.gate(TWO, len(FILES[TWO]) - 1)
+    wanted = [{name: part(name, tensor, rank, 2) for shard in SHARDS for name, tensor in shard.items()} for rank in range(2)]
+    modules = [module_of(each) for each in wanted]
+    group = f"arriving-{next(groups)}"
+
+    def fill(rank: int, cache: modelcache.ModelCache) -> None:
+        modelcache.load_into(modules[rank], URI, shard=(rank, 2, {**PLAN, "*.owned": None}), group=group, cache=cache)
+
+    with ranks_of(tmp_path / "root", source, 2) as ranks, ThreadPoolExecutor(2) as threads:
+        coming = [threads.submit(fill, rank, cache) for rank, cache in enumerate(ranks.caches)]
+        gate.await_readers()
+        assert ranks.caches[0].list() == []
+        gate.open()
+        for each in coming:
+            each.result(DEADLINE_S)
+        assert served(source) == {path: len(data) for path, data in FILES.items()}
+    for module, parts in zip(modules, wanted, strict=True):
+        found = module.state_dict()
+        assert all(torch.equal(found[name], tensor) for name, tensor in parts.items())
