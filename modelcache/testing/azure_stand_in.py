@@ -97,8 +97,11 @@ class AzureStandIn:
         credential = self.credential_of(call.received)
         allowed = right in self.rights.get(credential, set())
         if not allowed:
-            code = "AuthorizationPermissionMismatch" if credential in self.rights else "AuthenticationFailed"
-            call.reply(Reply(403, {"x-ms-error-code": code}, f"<Error><Code>{code}</Code></Error>".encode()))
+            nobody = "PublicAccessNotPermitted" if credential == ANYONE else "AuthenticationFailed"
+            code = "AuthorizationPermissionMismatch" if credential in self.rights else nobody
+            said = f'<?xml version="1.0" encoding="utf-8"?><Error><Code>{code}</Code><Message>no</Message></Error>'
+            headers = {"x-ms-error-code": code, "Content-Type": "application/xml"}
+            call.reply(Reply(409 if code == "PublicAccessNotPermitted" else 403, headers, said.encode()))
         return not allowed
 
     def credential_of(self, received: Received) -> str:

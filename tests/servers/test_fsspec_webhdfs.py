@@ -161,7 +161,7 @@ def test_the_name_node_that_serves_is_asked(hdfs: WebHdfs, tmp_path: Path) -> No
         source.close()
         hdfs.books.standby = True
         source = FsspecSource(uri, secrets, options, Timeouts(connect_s=2, stall_s=2))
-        with pytest.raises(AccessDenied):
+        with pytest.raises(OriginBusy):
             listed(source, uri)
         source.close()
 

@@ -13,13 +13,24 @@ import pytest
 from daemonset.tenants import caller_of
 from modelcache.cache import ModelCache
 from modelcache.config import Config
-from modelcache.errors import AccessDenied, AccessUnproved, AddressRefused, BadConfig, InvalidUri, ModelCacheError, OriginUntrusted
+from modelcache.errors import (
+    AccessDenied,
+    AccessUnproved,
+    AddressRefused,
+    BadConfig,
+    InvalidUri,
+    ModelCacheError,
+    OriginBusy,
+    OriginUntrusted,
+    ProtocolViolation,
+)
 from modelcache.permission import Caller
 from modelcache.refresh import Refresh
+from modelcache.sources.any_fsspec import sessions
 from modelcache.sources.retrying import RetryLimits
 from modelcache.testing.audit import Moment, audit
 from modelcache.testing.azure_stand_in import CONTAINER, AzureStandIn
-from modelcache.testing.fault_server import FaultServer
+from modelcache.testing.fault_server import Call, FaultServer
 from modelcache.testing.servers import WebHdfs
 from modelcache.testing.servers.certificates import Certificate
 from modelcache.testing.store_fixtures import NO_LIMITS
@@ -258,11 +269,33 @@ def test_hdfs_is_read_as_the_secret_says_and_by_nobody_else(cache: ModelCache, h
         asked = len(hdfs.books.asked)
         assert read(cache, theirs, "hdfs://m") == MODEL
         assert len(hdfs.books.asked) == asked
+    hdfs.books.standby = True  # a 403, and nobody's right is in question
+    with pytest.raises(OriginBusy):
+        read(cache, who(cache, secret), "hdfs://m", Refresh.ALWAYS)
+    hdfs.books.standby = False
+    assert read(cache, who(cache, secret), "hdfs://m", Refresh.NEVER) == MODEL
     hdfs.books.denied.append("/m")
     with pytest.raises(AccessDenied):
         read(cache, who(cache, secret), "hdfs://m", Refresh.ALWAYS)
     with pytest.raises(AccessDenied):
         read(cache, who(cache, secret), "hdfs://m")
+
+
+def test_an_answer_without_an_end_is_not_waited_for(cache: ModelCache, monkeypatch: pytest.MonkeyPatch) -> None:
+    def forever(call: Call) -> None:
+        call.send(b"HTTP/1.1 200 OK\r\nX-More: ")
+        call.ended.wait()
+
+    with FaultServer() as server:
+        uri = f"webhdfs://127.0.0.1:{server.port}/m"
+        monkeypatch.setattr(sessions, "MAX_ANSWER_BYTES", 1000)
+        server.put("/webhdfs/v1/m", b"x" * 2000)
+        with pytest.raises(ProtocolViolation, match="1000 bytes"):
+            read(cache, who(cache, {}), uri)
+        monkeypatch.setattr(sessions, "ANSWER_S", 0.2)
+        server.fail("/webhdfs/v1/m", forever)
+        with pytest.raises(AccessUnproved, match="could not be reached"):  # and did not wait in vain
+            read(cache, who(cache, {}), uri)
 
 
 def test_without_a_secret_a_uri_names_its_name_node_and_nobody_signs_in(cache: ModelCache, hdfs: WebHdfs) -> None:

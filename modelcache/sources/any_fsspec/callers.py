@@ -27,7 +27,7 @@ def callers_home(uri: StorageUri, secrets: UriSecrets, keys: CallersKeys, ways: 
         return _azure(uri, secrets, keys, ways)
     if uri.scheme in HDFS_SCHEMES and keys.hdfs is not None:
         secret = keys.hdfs.secret()
-        return kserves_home(uri, secrets, lambda: secret, _own_webhdfs(str(uri), ways), renewable=False)
+        return kserves_home(uri, secrets, lambda: secret, _own_webhdfs(str(uri), ways))
     if uri.scheme == "webhdfs":
         home = home_of(uri, secrets, FsspecOptions())
         return Home(home.scheme, _own_webhdfs(str(uri), ways), home.root, home.prefix, home.arguments, home.endpoint)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
-from modelcache.errors import BadConfig, InvalidUri, ModelCacheError, UnknownScheme
+from modelcache.errors import BadConfig, InvalidUri, ModelCacheError, OriginBusy, UnknownScheme
 from modelcache.sources.any_fsspec.hdfs import HDFS_SCHEMES, HdfsSecret, read_secret
 from modelcache.sources.any_fsspec.options import AZURE_SCHEMES, FsspecOptions
 from modelcache.sources.any_fsspec.sftp import verifying
@@ -47,8 +47,8 @@ class Home:
         arguments: of the class; secrets among them.
         endpoint: for `Origin`: scheme, authority, and a digest of the arguments that say where and as whom.
         hdfs: reads what a secret of HDFS says, for each instance; None: `arguments` say all.
-        renewable: whether a new instance may have another credential than the one before: KServe's secret may be replaced while a fetch
-            goes on.
+        renewable: whether a new instance may have another credential than the one before, or ask another name node: KServe's secret may be
+            replaced while a fetch goes on.
         ca_sha256, verified: of `Origin`.
     """
 
@@ -85,7 +85,7 @@ class Home:
         """Of the first name node that serves; of one alone, that one, whatever it says."""
         if not self.endpoint.endswith(fingerprint_of(hdfs.places)):
             raise BadConfig("the secret of HDFS leads to another place than when this fetch began", address=self.endpoint.partition("?")[0])
-        failure: OSError | None = None
+        failure: OSError | OriginBusy | None = None
         for node in hdfs.nodes:
             made = prepare(self.kind(**node, skip_instance_cache=True))
             made.session.headers.update(hdfs.headers)
@@ -93,7 +93,7 @@ class Home:
                 return made
             try:
                 made.info("/")
-            except OSError as error:  # not there, or in standby
+            except (OSError, OriginBusy) as error:  # not there, or in standby
                 made.session.close()
                 failure = error
             else:
@@ -144,17 +144,17 @@ def home_of(uri: StorageUri, secrets: UriSecrets, options: FsspecOptions) -> Hom
 
 
 def _kserves_hdfs(uri: StorageUri, secrets: UriSecrets, directory: Path) -> Home:
-    return kserves_home(uri, secrets, lambda: read_secret(directory), class_of("webhdfs", str(uri)), renewable=True)
+    return kserves_home(uri, secrets, lambda: read_secret(directory), class_of("webhdfs", str(uri)))
 
 
-def kserves_home(uri: StorageUri, secrets: UriSecrets, read: Callable[[], HdfsSecret], kind: Filesystem, *, renewable: bool) -> Home:
+def kserves_home(uri: StorageUri, secrets: UriSecrets, read: Callable[[], HdfsSecret], kind: Filesystem) -> Home:
     """As KServe reads it: the whole body is a path, and the secret says where."""
     if secrets:
         raise InvalidUri(f"`{uri.scheme}://` URIs take no credential where KServe's secret of HDFS has it", address=str(uri))
     hdfs = read()
     root = f"{hdfs.root}/{uri.authority}"
     endpoint = f"{uri.scheme}://{uri.authority}{fingerprint_of(hdfs.places)}"
-    return Home(uri.scheme, kind, root, f"{root}/", {}, endpoint, read, renewable, hdfs.ca_sha256, hdfs.verified)
+    return Home(uri.scheme, kind, root, f"{root}/", {}, endpoint, read, True, hdfs.ca_sha256, hdfs.verified)
 
 
 def class_of(scheme: str, address: str) -> Filesystem:

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import logging
+import re
+from http import HTTPStatus
 from typing import Any
 
-from modelcache.errors import AccessDenied
+from modelcache.errors import AccessDenied, OriginBusy
 from modelcache.sources.any_fsspec.filesystems import Filesystem
 from modelcache.transport import Timeouts
+
+MAX_REFUSAL_BYTES = 64 << 10
+_IN_STANDBY = re.compile(rb'"exception"\s*:\s*"(?:Standby|Retriable)Exception"')
+"""Hadoop's words, with a 403, for a name node that another one serves in place of; nobody's right is in question."""
 
 
 def prepared(filesystem: Filesystem, timeouts: Timeouts) -> Filesystem:
@@ -87,6 +93,11 @@ def _take_names_as_they_are(filesystem: Filesystem) -> None:
 
 
 def _refuse_errors(response: Any, **_: Any) -> None:
+    if response.status_code == HTTPStatus.FORBIDDEN and _IN_STANDBY.search(
+        response.raw.read(MAX_REFUSAL_BYTES, decode_content=True) or b""
+    ):
+        response.close()
+        raise OriginBusy("the name node is in standby, or not ready to serve")
     if response.status_code >= 400:
         response.close()  # else its connection would live as long as the error
         response.raise_for_status()

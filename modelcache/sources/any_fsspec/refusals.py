@@ -50,6 +50,8 @@ def error_of(error: Exception, asked: Asked) -> ModelCacheError:
     """Ours for what a filesystem raised."""
     kind = type(error).__name__
     status = _status(error)
+    if getattr(error, "error_code", None) == "PublicAccessNotPermitted":  # Azure's, with a 409, to who sends no credential
+        return AccessDenied(f"the `{asked.scheme}` filesystem denies access to who has no credential", address=asked.address)
     if status is not None and status >= 400:
         return error_of_status(status, {}, address=asked.address, listed=asked.listed)
     number = error.errno if isinstance(error, OSError) and isinstance(error.errno, int) else None

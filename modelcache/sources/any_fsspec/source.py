@@ -10,7 +10,7 @@ from typing import TypeVar
 
 from modelcache.abc.source import Body, Listing, Origin, RemoteFile, fingerprint
 from modelcache.digest import Digest
-from modelcache.errors import AccessDenied, Cancelled, InvalidUri, ModelCacheError, NotFound, ProtocolViolation, UnsafePath
+from modelcache.errors import AccessDenied, Cancelled, InvalidUri, ModelCacheError, NotFound, OriginBusy, ProtocolViolation, UnsafePath
 from modelcache.paths import check_tree, checked_path
 from modelcache.patience import Cancellation
 from modelcache.ranges import ByteRange
@@ -111,7 +111,7 @@ class FsspecSource:
 
         try:
             return read()
-        except AccessDenied:
+        except (AccessDenied, OriginBusy):
             if not self._home.renewable:
                 raise
         self._pool.drop(reader.filesystem)
@@ -140,7 +140,7 @@ class FsspecSource:
         """By an instance that is kept; after a refusal once more by a new one, where that may have another credential."""
         try:
             return self._used_once(action, timeout_s, cancel, asked)
-        except AccessDenied:
+        except (AccessDenied, OriginBusy):
             if not self._home.renewable:
                 raise
         return self._used_once(action, timeout_s, cancel, asked)
