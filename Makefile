@@ -77,7 +77,7 @@ soak: $(MADE)/dev $(MADE)/demo-model $(if $(X86_64),$(MADE)/fuzz $(MADE)/vllm)  
 	$(if $(X86_64),{ $(ENVIRONMENT) image && $(RUN) -m tools.image .cache/image --arch arm64; } || { (( $$? == 3 )); chosen+=" and not image"; })
 	$(RUN) -m pytest -m "$$chosen" -o faulthandler_timeout=0 --hypothesis-seed=$(SEED) $(PYTEST_ARGS)
 
-bench: $(MADE)/dev  ## measure against other clients: half an hour; BENCH_ARGS=--quick measures ours alone, in a minute
+bench: $(MADE)/dev  ## measure against other clients: an hour; BENCH_ARGS=--quick spares the half of it in which others download
 	@$(ENVIRONMENT) system
 	$(RUN) -m bench.fetch $(BENCH_ARGS)
 	$(RUN) -m bench.hit

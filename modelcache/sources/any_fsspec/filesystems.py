@@ -170,7 +170,7 @@ def class_of(scheme: str, address: str) -> Filesystem:
     except ImportError:
         missing = missing_package(scheme, address)
     except ValueError:
-        hint = "a package that brings an fsspec filesystem for it would make it known"
+        hint = "check the spelling; a package that brings an fsspec filesystem for it would make it known"
         missing = UnknownScheme(f"no source serves `{scheme}://`, and fsspec knows none", address=address, got=scheme, hint=hint)
     raise missing
 
