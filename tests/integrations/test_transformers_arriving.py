@@ -32,7 +32,7 @@ from modelcache.patience import Cancellation
 from modelcache.testing.fetching import small_chunks
 from modelcache.testing.memory_source import DEADLINE_S, MemorySource, state_sha256
 from tests.integrations.test_transformers import llama, same
-from tests.unit.test_arriving import cache_of
+from tests.unit.arriving_model import cache_of
 
 URI = "s3://models/llama"
 CHUNK = 4096
