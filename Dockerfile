@@ -26,6 +26,9 @@ RUN --mount=type=bind,from=wheels,target=/wheels \
       --constraint=/src/constraints.txt "modelcache[${EXTRAS}] @ file:///src" \
  && find /opt/modelcache/lib -regex '.*/botocore/data/[^/]+' -type d \
       ! -name s3 ! -name sts ! -name 'sso*' ! -name signin -prune -exec rm -r {} + \
+ && find /opt/modelcache/lib -path '*/azure/*/aio' -prune -exec rm -r {} + \
+ && find /opt/modelcache/lib -path '*/pygments/lexers/*.py' \
+      ! -name __init__.py ! -name _mapping.py ! -name python.py ! -name special.py -delete \
  && /opt/modelcache/bin/python -m compileall -q --invalidation-mode=unchecked-hash /opt/modelcache/lib
 
 FROM ${BASE}

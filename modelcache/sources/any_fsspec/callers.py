@@ -9,11 +9,13 @@ from urllib.parse import unquote
 from modelcache.errors import AccessDenied, BadConfig, InvalidUri, ModelCacheError, UnknownScheme
 from modelcache.sources.any_fsspec.azure import opener
 from modelcache.sources.any_fsspec.azure_key import AzureKey, default_endpoint, is_blob_host
-from modelcache.sources.any_fsspec.filesystems import Filesystem, Home, class_of, fingerprint_of, home_of, kserves_home, missing_package
+from modelcache.sources.any_fsspec.filesystems import Filesystem, Home, class_of, fingerprint_of, home_of, kserves_home
 from modelcache.sources.any_fsspec.hdfs import HDFS_SCHEMES, read_secret
 from modelcache.sources.any_fsspec.options import AZURE_SCHEMES, CallersKeys, FsspecOptions
 from modelcache.sources.any_fsspec.sessions import Ways, session_of
 from modelcache.uri import StorageUri, UriSecrets
+
+INSTALL = "pip install 'modelcache[azure]'"
 
 
 def callers_home(uri: StorageUri, secrets: UriSecrets, keys: CallersKeys, ways: Ways) -> Home:
@@ -90,7 +92,7 @@ def _azure(uri: StorageUri, secrets: UriSecrets, keys: CallersKeys, ways: Ways) 
     try:
         kind = opener(key, str(key.endpoint), ways)
     except ImportError:
-        refusal: UnknownScheme = missing_package(uri.scheme, address)
+        refusal = UnknownScheme(f"the package that serves `{uri.scheme}://` is not installed", address=address, hint=INSTALL)
     else:
         return Home(uri.scheme, kind, container, f"{container}/", {}, f"{uri.scheme}://{uri.authority}{told_apart}")
     raise refusal

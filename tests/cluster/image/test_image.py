@@ -47,7 +47,7 @@ def packages(image: Image) -> set[str]:
 
 def test_it_has_the_library_the_agent_and_no_framework_within_its_size(image: Image) -> None:
     assert size_bytes(image.rootfs) < LIMIT_BYTES
-    assert {"modelcache", "daemonset", "grpc", "awscrt", "botocore"} <= packages(image)
+    assert {"modelcache", "daemonset", "grpc", "awscrt", "botocore", "azure"} <= packages(image)
     assert packages(image).isdisjoint(NOT_IN_IT)
     assert not list(image.rootfs.glob("src")) + list(image.rootfs.glob("opt/build"))
 
