@@ -151,7 +151,7 @@ class Prewarm:
             NoSpace: what is missing of all that could be looked up doesn't fit, even if all that may go went; nothing was fetched.
         """
         started_s = time.monotonic()
-        outcomes, texts = _each_once(uris)
+        outcomes, texts = each_once(uris)
         with ThreadPoolExecutor(self._asking.jobs, "prewarm") as pool:
             try:
                 looked = dict(zip(texts, pool.map(self._look, texts.values()), strict=True))
@@ -219,7 +219,7 @@ class Prewarm:
         return PrewarmOutcome(uri, snapshot, last[0] if last else None)
 
 
-def _each_once(uris: Iterable[str]) -> tuple[dict[int, PrewarmOutcome], dict[int, str]]:
+def each_once(uris: Iterable[str]) -> tuple[dict[int, PrewarmOutcome], dict[int, str]]:
     """Outcomes so far and the texts that are URIs, by number; a text that names a place once more is left out."""
     outcomes: dict[int, PrewarmOutcome] = {}
     texts: dict[int, str] = {}

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -11,11 +13,12 @@ from modelcache.abc.snapshot import Ref, Snapshot
 from modelcache.abc.store import Evicted, Lease, SnapshotInfo, Usage, VerifyReport, expect_own
 from modelcache.agent.client import AgentClient
 from modelcache.digest import digits_of
-from modelcache.errors import AgentUnreachable, InvalidUri
-from modelcache.fetch.progress import Progress
+from modelcache.errors import AgentUnreachable, Cancelled, InvalidUri
+from modelcache.fetch.flight import CANCELLED
+from modelcache.fetch.progress import Phase, Progress
 from modelcache.manifest import Manifest
 from modelcache.patience import Cancellation
-from modelcache.prewarm import DEFAULT_JOBS, ManyProgress, PrewarmReport
+from modelcache.prewarm import DEFAULT_JOBS, ManyProgress, PrewarmOutcome, PrewarmReport, each_once
 from modelcache.refresh import Refresh
 from modelcache.uri import parse_uri
 
@@ -72,7 +75,27 @@ class RemoteCache:
         cancel: Cancellation | None = None,
     ) -> PrewarmReport:
         whole = [_whole_if_one(text) for text in uris]
-        return self.client.prewarm(whole, jobs=jobs, refresh=refresh, pin_for=pin_for, progress=progress, cancel=cancel)
+        looks: dict[int, Progress] = {}
+        started_s = time.monotonic()
+
+        def look(number: int, seen: Progress) -> None:
+            looks[number] = seen
+            if progress is not None:
+                progress(number, seen)
+
+        try:
+            return self.client.prewarm(whole, jobs=jobs, refresh=refresh, pin_for=pin_for, progress=look, cancel=cancel)
+        except Cancelled:  # the agent told no more: what came until then
+            outcomes = tuple(self._so_far(outcome, looks.get(number)) for number, outcome in each_once(whole)[0].items())
+            return PrewarmReport(outcomes, time.monotonic() - started_s)
+
+    def _so_far(self, outcome: PrewarmOutcome, seen: Progress | None) -> PrewarmOutcome:
+        if outcome.error is not None:
+            return outcome
+        if seen is not None and seen.phase is Phase.DONE:
+            info = self.find(outcome.uri)
+            return replace(outcome, snapshot=Snapshot(info.digest, info.path), progress=seen)
+        return replace(outcome, progress=seen, error=Cancelled(CANCELLED, address=outcome.uri))
 
     def list(self) -> Sequence[SnapshotInfo]:
         return self.client.list()

@@ -12,6 +12,7 @@ from modelcache.patience import Cancellation
 
 K = TypeVar("K", bound=Hashable)
 V = TypeVar("V")
+CANCELLED = "cancelled; what was fetched is kept for the next try"
 LOOK_S = 0.2
 """How often a waiting caller looks at the progress."""
 
@@ -69,7 +70,7 @@ class SingleFlight(Generic[K, V]):
         finally:
             self._leave(flight)
         if not flight.ended.is_set():
-            raise Cancelled("cancelled; what was fetched is kept for the next try")
+            raise Cancelled(CANCELLED)
         if flight.error is not None:
             raise flight.error
         return cast(V, flight.value)

@@ -19,9 +19,12 @@ from typing import Any
 import pytest
 
 from modelcache.agent.client import AgentClient
+from modelcache.agent.remote import RemoteCache
+from modelcache.cache import ModelCache
 from modelcache.chunks import CHUNK_BYTES
 from modelcache.cli.main import main
 from modelcache.errors import Cancelled
+from modelcache.fetch.progress import Phase, Progress
 from modelcache.patience import Cancellation
 from modelcache.testing.agents import ROOMY, RunningAgent, agent
 from modelcache.testing.fault_server import FaultServer
@@ -132,6 +135,31 @@ def test_a_model_s_life_reads_the_same(ways: Ways, server: FaultServer, tmp_path
     assert through[6][1]["files"][0]["digest"] == "stated"
     assert "are held, by `me`" in through[14][1]["error"]["message"]
     assert through == seen(ways.store, commands)
+
+
+def test_a_prewarm_that_is_broken_off_tells_the_same(node: RunningAgent, server: FaultServer) -> None:
+    server.put("/m/first", b"1" * 1000)
+    server.put("/m/stalls", WEIGHTS)
+    server.fail("/m/stalls", stalled_from(CHUNK_BYTES))
+    first, stalls = (f"{server.endpoint}/m/{name}" for name in ("first", "stalls"))
+
+    def told(cache: RemoteCache | ModelCache) -> list[tuple[object, ...]]:
+        looks: dict[int, Progress] = {}
+        cancel = Cancellation()
+
+        def look(number: int, seen: Progress) -> None:
+            looks[number] = seen
+            if len(looks) == 2 and looks[0].phase is Phase.DONE and looks[1].bytes_done >= CHUNK_BYTES:
+                cancel.cancel()
+
+        report = cache.prewarm([first, stalls, "s3://", first], jobs=2, progress=look, cancel=cancel)
+        assert report.cancelled
+        return [(each.uri, each.snapshot, str(each.error), each.progress is None) for each in report.outcomes]
+
+    with RemoteCache(node.admin) as remote, ModelCache(node.root) as cache:
+        through = told(remote)
+        assert [uri for uri, *_ in through] == [first, stalls, "s3://"]
+        assert through == told(cache)
 
 
 @pytest.mark.parametrize(
