@@ -67,6 +67,8 @@ def redact_url(text: str) -> str:
     Characters that don't print are replaced.
     """
     shown = "::".join(_redact_link(link) for link in _CHAIN.split(text))
+    if shown.isprintable():
+        return shown
     return "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in shown)
 
 

@@ -75,7 +75,7 @@ def digest_of(text: str) -> Digest:
 
 
 def _given(value: Any, names: tuple[str, ...]) -> dict[str, Any]:
-    return {name: getattr(value, name) for name in names if getattr(value, name) is not None}
+    return {name: given for name in names if (given := getattr(value, name)) is not None}
 
 
 def _told(message: Any, names: tuple[str, ...], *absent: str) -> dict[str, Any]:
