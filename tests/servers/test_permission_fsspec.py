@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
+import fsspec.config
 import pytest
 
 from daemonset.tenants import caller_of
@@ -54,6 +55,8 @@ NODES = {
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ModelCache]:
     for name, text in NODES.items():
         monkeypatch.setenv(name, text)
+    for scheme in ("abfs", "webhdfs"):
+        monkeypatch.setitem(fsspec.config.conf, scheme, {"user": "node", "password": "hunter2", "account_key": KEY})
     (tmp_path / "home").mkdir()
     (tmp_path / "home" / ".netrc").write_text("machine 127.0.0.1 login node password hunter2\n")
     monkeypatch.setenv("HOME", str(tmp_path / "home"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from pathlib import Path
 
@@ -9,9 +10,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from daemonset.credentials import values_of, values_of_storage
 from daemonset.tenants import NAMES, config_of_secret
 from modelcache.config import Config
 from modelcache.errors import BadConfig
+from modelcache.k8s.api import Object
 from modelcache.permission import Caller, expect_own
 from modelcache.sources.gcs import GcsOptions
 from modelcache.sources.http import HttpOptions
@@ -84,6 +87,42 @@ def test_other_names_are_refused_by_name(name: str) -> None:
     with pytest.raises(BadConfig, match=name) as caught:
         config_of_secret(KEYS | {name: "/hunter2"}, NODE)
     assert "hunter2" not in json.dumps(caught.value.as_dict())
+
+
+def secret(**data: str) -> Object:
+    return {"metadata": {"name": "s"}, "data": {name: base64.b64encode(text.encode()).decode() for name, text in data.items()}}
+
+
+WORKLOAD = {"AZURE_CLIENT_ID": "me", "AZURE_TENANT_ID": "t"}
+
+
+@pytest.mark.parametrize(
+    ("data", "found"),
+    [
+        (KEYS | WORKLOAD, KEYS),
+        (KEYS | {"TLS_CERT": "of a web server", "HEADERS": "x"}, KEYS),
+        ({"HDFS_NAMENODE": "http://nn:1", "USER_PROXY": "u"}, {"HDFS_NAMENODE": "http://nn:1", "USER_PROXY": "u"}),
+        ({"AZURE_STORAGE_ACCESS_KEY": "QUJD"}, {"AZURE_STORAGE_ACCESS_KEY": "QUJD"}),
+        (WORKLOAD, None),
+        ({"HDFS_NAMENODE": "http://nn:1", "KERBEROS_PRINCIPAL": "u"}, None),
+        ({"MODELSCOPE_API_TOKEN": "x"}, None),
+    ],
+)
+def test_of_a_service_account_s_secret_that_is_taken_which_says_who(data: dict[str, str], found: dict[str, str] | None) -> None:
+    if found is not None:
+        assert values_of(secret(**data), NODE) == found
+        return
+    with pytest.raises(BadConfig):
+        values_of(secret(**data), NODE)
+
+
+def test_an_entry_of_the_storage_secret_for_hdfs() -> None:
+    told = {"type": "webhdfs", "HDFS_NAMENODE": "http://nn:1", "TLS_CA": base64.b64encode(b"PEM").decode(), "somebody-elses": "x"}
+    found = values_of_storage(json.dumps(told), {"HDFS_ROOTPATH": "/m"}, "the entry")
+    assert found == {"HDFS_NAMENODE": "http://nn:1", "TLS_CA": "PEM", "HDFS_ROOTPATH": "/m"}
+    with pytest.raises(BadConfig, match="TLS_CA") as refused:
+        values_of_storage(json.dumps(told | {"TLS_CA": "hunter2!"}), {}, "the entry")
+    assert "hunter2" not in json.dumps(refused.value.as_dict())
 
 
 @settings(max_examples=200, deadline=None)
