@@ -7,8 +7,10 @@ import os
 import shutil
 import signal
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
@@ -23,6 +25,7 @@ pytestmark = [pytest.mark.soak, pytest.mark.vllm, pytest.mark.timeout(1200)]
 ROOT = Path(__file__).parents[2]
 PYTHON = ROOT / ".cache" / "vllm" / "bin" / "python"
 ANSWERS = Path(__file__).parent / "vllm_answers.py"
+MEMORY, SHARED = Path("/dev/shm"), "vllm_dist_*-cpushm_*"
 ENVIRON = {
     "HF_HUB_OFFLINE": "1",
     "VLLM_NO_USAGE_STATS": "1",
@@ -32,12 +35,25 @@ ENVIRON = {
 }
 
 
+@contextmanager
+def place_of_its_own() -> Iterator[str]:
+    """For what an engine leaves behind: sockets and files, in a directory whose path is short enough for a socket's, and the memory that
+    its workers shared, which has names that only they know."""
+    others = {*MEMORY.glob(SHARED)}
+    try:
+        with TemporaryDirectory(prefix="vllm-") as directory:
+            yield directory
+    finally:
+        for path in {*MEMORY.glob(SHARED)} - others:
+            path.unlink()
+
+
 def answers(tmp_path: Path, engines: Sequence[Mapping[str, Any]], *, fails: bool = False) -> Any:
     """What each engine answers; with `fails` the errors that the first one gives instead."""
     told = tmp_path / "answers.json"
-    environ = {**os.environ, **ENVIRON, "MODELCACHE_ROOT": str(tmp_path / "store")}
     command = [str(PYTHON), str(ANSWERS), str(told)]
-    with (tmp_path / "log").open("w+") as log:
+    with place_of_its_own() as place, (tmp_path / "log").open("w+") as log:
+        environ = {**os.environ, **ENVIRON, "TMPDIR": place, "VLLM_RPC_BASE_PATH": place, "MODELCACHE_ROOT": str(tmp_path / "store")}
         process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=log, stderr=log, env=environ, cwd=tmp_path, start_new_session=True
         )
