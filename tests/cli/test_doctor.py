@@ -18,6 +18,7 @@ from modelcache.config import Config
 from tests.cli.executable import Done, Executable
 from tests.cli.test_commands import damage
 from tests.conftest import SmallDisk
+from tests.docs.documents import ROOT, between, rows
 
 
 def of(findings: object, check: str) -> list[Finding]:
@@ -203,6 +204,8 @@ def test_extras_are_looked_for_and_not_imported(monkeypatch: pytest.MonkeyPatch)
 def test_every_extra_of_the_distribution_is_looked_for() -> None:
     of_makers = {"all", "demo", "demo-model", "dev", "fuzz"}
     assert machine_checks.EXTRAS.keys() == set(metadata("modelcache").get_all("Provides-Extra") or ()) - of_makers
+    documented = rows(between((ROOT / "docs/operations.md").read_text(encoding="utf-8"), "extras"))
+    assert [row[0].strip("`") for row in documented] == list(machine_checks.EXTRAS)
 
 
 def test_the_kernel_s_word_on_the_clock_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
