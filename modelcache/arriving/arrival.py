@@ -59,6 +59,7 @@ class Arrival:
         self._cache = cache
         self._uri = uri
         self._reads_next = reads_next
+        self._owner_pid = os.getpid()
         self._cancel = Cancellation()
         self._changed = threading.Condition()
         self._begun: Begun | None = None
@@ -84,6 +85,8 @@ class Arrival:
         self._end()
 
     def _end(self) -> None:
+        if os.getpid() != self._owner_pid:
+            return  # it goes on in the process that began it, and what threads of that one had locked stays locked in a fork
         self._stop()
         end_of(self._thread)
         self._held.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from pathlib import Path
 
@@ -47,6 +48,7 @@ class ArrivingFile:
         self._cancel = cancel
         self._verified_only = verified_only
         self._may_map = may_map
+        self._owner_pid = os.getpid()
         self._lock = threading.RLock()
         self._whole: ShardFile | None = None
         self._passing = arrival.passage(begun).file(path.name, size_bytes)
@@ -87,6 +89,8 @@ class ArrivingFile:
             self._follow(passing)
 
     def close(self) -> None:
+        if os.getpid() != self._owner_pid:
+            return  # a fork has none of the threads that it would wait for
         with self._lock:
             self._passing.forget()
             if self._whole is not None:

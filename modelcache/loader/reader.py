@@ -73,6 +73,8 @@ class Reader:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if os.getpid() != self._owner_pid:
+            return  # a fork has none of the threads
         if kind is not None:
             self._cancel.cancel()
         self._threads.shutdown(wait=True, cancel_futures=True)

@@ -133,6 +133,59 @@ def test_loads_work_in_both_processes_after_a_fork(tmp_path: Path) -> None:
     assert said_by(FORKED, str(tmp_path)) == "forked\n"
 
 
+FORKED_WHILE_BYTES_ARRIVE = """
+import ctypes, os, signal, sys, threading
+from contextlib import contextmanager
+from types import SimpleNamespace
+from unittest.mock import patch
+import torch
+from safetensors.torch import save
+import modelcache
+from modelcache.arriving import opening, passing
+from modelcache.config import Config
+from modelcache.testing.fetching import small_chunks
+from modelcache.testing.memory_source import MemorySource
+from modelcache.testing.store_fixtures import NO_LIMITS
+
+CHUNK = 4096
+files = {f"{number}.safetensors": save({f"t{number}": torch.full((9 * CHUNK + 5,), number, dtype=torch.uint8)}) for number in (1, 2)}
+source = MemorySource(files)
+copying, go = threading.Event(), threading.Event()
+
+def slowly(*what):
+    copying.set()
+    go.wait(60)
+    return ctypes.memmove(*what)
+
+@contextmanager
+def sources(*asked):
+    yield [source]
+
+config = Config.load({}, root=sys.argv[1], limits=NO_LIMITS)
+with small_chunks(CHUNK), modelcache.ModelCache(config=config) as cache, patch.object(cache._registry, "sources", sources):
+    opening.ARRIVING_EXTENT_BYTES = CHUNK
+    gate = source.gate("2.safetensors", len(files["2.safetensors"]) - 1)  # in a chunk that is wanted in part, and so is copied
+    tensors = modelcache.stream("s3://models/two", cache=cache)
+    next(tensors)
+    passing.ctypes = SimpleNamespace(memmove=slowly, addressof=ctypes.addressof)
+    gate.open()
+    assert copying.wait(60)
+    child = os.fork()
+    if child == 0:
+        signal.alarm(30)
+        tensors.close()
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0, "who let go of the load in the child waited for its parent's threads"
+    go.set()
+    assert [(name, bool(tensor.eq(2).all())) for name, tensor in tensors] == [("t2", True)]
+print("forked")
+"""
+
+
+def test_a_fork_that_lets_go_of_a_load_whose_bytes_arrive_waits_for_none_of_its_threads(tmp_path: Path) -> None:
+    assert said_by(FORKED_WHILE_BYTES_ARRIVE, str(tmp_path)) == "forked\n"
+
+
 CUT_UNDER_TENSORS = """
 import os, sys
 import modelcache
