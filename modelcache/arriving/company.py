@@ -59,7 +59,7 @@ class Company:
         if not self._brings:
             return self._council.hear(self._bringer, self._cancel).files
         found = {name: folder.verified(name) for name in names}
-        self._council.tell(Message(files=found))
+        self._council.tell(Message(files=found), self._cancel)
         return found
 
     def open_checkpoint(self, folder: ArrivingFolder, named: str | None = None) -> Checkpoint:
@@ -68,9 +68,9 @@ class Company:
             try:
                 found = folder.open_checkpoint(named)
             except BadCheckpoint:
-                self._council.tell(Message({"is_checkpoint": False}))
+                self._council.tell(Message({"is_checkpoint": False}), self._cancel)
                 raise
-            self._council.tell(Message({"is_checkpoint": True}, folder.first))
+            self._council.tell(Message({"is_checkpoint": True}, folder.first), self._cancel)
             return found
         told = self._council.hear(self._bringer, self._cancel)
         if not told.fields["is_checkpoint"]:
@@ -89,7 +89,7 @@ class Company:
             return self._path
         if self._brings:
             path = self._arrival.finish()
-            self._council.tell(Message({"snapshot": str(self._arrival.digest)}))
+            self._council.tell(Message({"snapshot": str(self._arrival.digest)}), self._cancel)
         else:
             theirs = self._council.hear(self._bringer, self._cancel).fields["snapshot"]
             path = self._arrival.finish()

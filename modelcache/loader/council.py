@@ -80,7 +80,7 @@ class Council:
         self._heard_at_s = dict.fromkeys(links, time.monotonic())
         self._gone: dict[int, None] = {}
         self._watching: list[Cancellation] = []
-        self._leads = self._closing = False
+        self._leads = False
         self._beat_s = min(BEAT_S, member.group.timeout_s / 4)
         self._listener = threading.Thread(target=self._listen, name="load-council", daemon=True)
 
@@ -105,9 +105,7 @@ class Council:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         if self._leads and isinstance(error, ModelCacheError) and not isinstance(error, GroupBroken | Cancelled):
             with suppress(GroupBroken):
-                self.tell(Message({"failed": error.as_dict()}), LAST_WORD_S)
-        with self._changed:
-            self._closing = True
+                self.tell(Message({"failed": error.as_dict()}), Cancellation(), LAST_WORD_S)
         for link in self._links.values():
             with suppress(OSError):  # it may have ended already
                 link.shutdown(socket.SHUT_RDWR)
@@ -124,18 +122,18 @@ class Council:
 
     # -- saying -----------------------------------------------------------------------------------------------------------
 
-    def tell(self, message: Message, timeout_s: float | None = None) -> None:
-        """Say something to all others; who is gone doesn't hear it. Raises GroupBroken: one stands still."""
+    def tell(self, message: Message, cancel: Cancellation, timeout_s: float | None = None) -> None:
+        """Say something to all others; who is gone doesn't hear it. Raises GroupBroken: one stands still. Cancelled."""
         data = message.encoded()
         deadline = Deadline.after(self._member.group.timeout_s if timeout_s is None else timeout_s)
         with self._sending:
             for rank, link in self._links.items():
-                if not _send(link, _LENGTH.pack(len(data)) + data, deadline):
+                if not _send(link, _LENGTH.pack(len(data)) + data, deadline, cancel):
                     raise GroupBroken(f"rank {rank} of the group stands still")
 
     def all_say(self, fields: Mapping[str, Any], cancel: Cancellation) -> dict[int, Mapping[str, Any]]:
         """What each rank says, by rank; every one says something. Raises as `hear`."""
-        self.tell(Message(fields))
+        self.tell(Message(fields), cancel)
         said = {self._member.rank: fields, **{rank: self.hear(rank, cancel).fields for rank in self._links}}
         return {rank: said[rank] for rank in self._member.ranks}
 
@@ -255,13 +253,14 @@ def _messages(heard: bytearray) -> Iterator[Message]:
         del heard[:end]
 
 
-def _send(link: socket.socket, data: bytes, deadline: Deadline) -> bool:
-    """Whether it went out in time, or nobody is there to hear it."""
+def _send(link: socket.socket, data: bytes, deadline: Deadline, cancel: Cancellation) -> bool:
+    """Whether it went out in time, or nobody is there to hear it. Raises Cancelled."""
     left = memoryview(data)
     while left:
         try:
             left = left[link.send(left, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL) :]
         except BlockingIOError:
+            cancel.check()
             if deadline.passed:
                 return False
             ready = select.poll()
