@@ -39,8 +39,10 @@ def callers_home(uri: StorageUri, secrets: UriSecrets, keys: CallersKeys, ways: 
 
 def as_blobs(uri: StorageUri, keys: CallersKeys | None) -> StorageUri | None:
     """What KServe reads by Azure's keys: `https://ACCOUNT.blob.core.windows.net/CONTAINER/…`, a blob or all below that name; None: it is no
-    such place, or there is no key, and so a file of a web server."""
+    such place, or there is no key of its account, and so a file of a web server."""
     if keys is None or not keys.azure.given or uri.scheme != "https" or uri.query or not is_blob_host(uri.authority):
+        return None
+    if keys.azure.account not in (None, uri.authority.partition(".")[0]):
         return None
     container, _, path = unquote(uri.path).partition("/")
     return replace(uri, scheme="abfs", authority=f"{container}@{uri.authority}", path=path)
