@@ -22,7 +22,7 @@ from hypothesis import given, settings
 import modelcache
 from modelcache.abc.ingest import Route
 from modelcache.arriving import opening
-from modelcache.errors import BadCheckpoint, BadShard, Cancelled, DigestMismatch, GroupBroken, ModelCacheError
+from modelcache.errors import BadCheckpoint, BadShard, Cancelled, DigestMismatch, GroupBroken, ModelCacheError, SourceChanged
 from modelcache.loader import exchange as exchanging
 from modelcache.loader import shard_plan
 from modelcache.loader.exchange import Exchange, Word
@@ -215,6 +215,22 @@ def test_a_header_that_comes_wrong_once_is_read_again_by_every_rank_when_it_is_v
     with ranks_of(tmp_path / "root", source, 2) as ranks:
         for rank, each in enumerate(ranks.begin()):
             check(each.result(DEADLINE_S), in_file_order(ranks.caches[0]), rank, 2, SHARDS)
+
+
+def test_a_model_that_changes_under_the_load_is_never_mixed(tmp_path: Path) -> None:
+    """A file of the same size and shapes: the next load has the new version whole."""
+    changed = {name: -tensor for name, tensor in SHARDS[1].items()}
+    source = MemorySource(FILES)
+    gate = source.gate(TWO, len(FILES[TWO]) - 1)
+    with ranks_of(tmp_path / "root", source, 2) as ranks:
+        coming = ranks.begin(names=["2.*"])
+        ranks.await_first()
+        source.put(TWO, shards_of(SHARDS[0], changed)[TWO])
+        gate.open()
+        errors = [each.exception(DEADLINE_S) for each in coming]
+        assert all(isinstance(error, DigestMismatch | SourceChanged) for error in errors), errors
+        for rank, each in enumerate(ranks.begin()):
+            check(each.result(DEADLINE_S), in_file_order(ranks.caches[0]), rank, 2, [SHARDS[0], changed])
 
 
 def test_headers_that_stay_wrong_are_no_checkpoint_for_every_rank(tmp_path: Path) -> None:
