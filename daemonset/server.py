@@ -41,12 +41,15 @@ from modelcache.cache import ModelCache
 from modelcache.config import Config
 from modelcache.errors import StoreFault
 from modelcache.k8s.api import ApiServer
+from modelcache.units import MIB
 
 logger = logging.getLogger(__name__)
 WAITERS = 384
 """Calls that may last (`Ensure`, `Prewarm`, `Verify`), at once on one socket: more than pods fit on a node. The others are refused."""
 SHORT_CALLS = 64
 """The rest, health included, at once on one socket; more of them wait for their turn."""
+OPTIONS = (("grpc.so_reuseport", 0), ("grpc.max_receive_message_length", 64 * MIB))
+"""A list of 100,000 URIs to prewarm is one request."""
 SERVICE = agent_pb2.DESCRIPTOR.services_by_name["Agent"].full_name
 
 
@@ -197,7 +200,7 @@ class Agent:
     def _serve(self, path: Path, service: AgentService, door: list[grpc.ServerInterceptor]) -> grpc.Server:
         sockets.prepare(path)
         threads = ThreadPoolExecutor(WAITERS + SHORT_CALLS, thread_name_prefix="agent")
-        server = grpc.server(threads, interceptors=door, options=(("grpc.so_reuseport", 0),))
+        server = grpc.server(threads, interceptors=door, options=OPTIONS)
         add_AgentServicer_to_server(service, server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         reflection.enable_server_reflection((SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), server)

@@ -57,6 +57,11 @@ CLUSTERS = "cluster:"
 """In front of the holders of pins that a node's agent makes for its cluster: by them it knows what it may end, and what pods are given."""
 
 
+def clean(holder: str) -> str:
+    """A holder's name as it is kept: what is not UTF-8 (an argument of another encoding) is spelled out."""
+    return holder.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
 def expect_own(holder: str) -> None:
     """Raises BadConfig: nobody is named, or a pin of this holder would be taken for the cluster's."""
     if not holder.strip():

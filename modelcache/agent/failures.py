@@ -11,6 +11,7 @@ from modelcache.agent.v1 import agent_pb2 as pb
 from modelcache.errors import (
     AccessDenied,
     AgentUnreachable,
+    BadConfig,
     BadInput,
     Cancelled,
     IntegrityError,
@@ -117,6 +118,8 @@ def raised(error: grpc.RpcError, socket: str) -> ModelCacheError:
     if error.code() is grpc.StatusCode.CANCELLED:
         return Cancelled("the call to the agent was cancelled", address=socket)
     said = str(error.details() or error.code())
+    if error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED:  # an error of ours would have come beside it
+        return BadConfig(f"the agent takes no call of this size ({said})", address=socket)
     if error.code() is grpc.StatusCode.UNIMPLEMENTED:
         return AgentUnreachable("the agent is of a version without this call", address=socket, hint="upgrade the agent of this node")
     return AgentUnreachable(f"the agent can't be reached ({said})", address=socket)

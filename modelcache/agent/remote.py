@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import Self
 
 from modelcache.abc.snapshot import Ref, Snapshot
-from modelcache.abc.store import Evicted, Lease, SnapshotInfo, Usage, VerifyReport, expect_own
+from modelcache.abc.store import Evicted, Lease, SnapshotInfo, Usage, VerifyReport, clean, expect_own
 from modelcache.agent.client import AgentClient
 from modelcache.digest import digits_of
 from modelcache.errors import AgentUnreachable, Cancelled, InvalidUri
@@ -74,24 +74,24 @@ class RemoteCache:
         progress: ManyProgress | None = None,
         cancel: Cancellation | None = None,
     ) -> PrewarmReport:
-        whole = [_whole_if_one(text) for text in uris]
+        outcomes, texts = each_once(map(_whole_if_one, uris))  # what is no URI isn't sent: not every text can be
+        numbers = list(texts)
         looks: dict[int, Progress] = {}
         started_s = time.monotonic()
 
-        def look(number: int, seen: Progress) -> None:
-            looks[number] = seen
+        def look(at: int, seen: Progress) -> None:
+            looks[numbers[at]] = seen
             if progress is not None:
-                progress(number, seen)
+                progress(numbers[at], seen)
 
         try:
-            return self.client.prewarm(whole, jobs=jobs, refresh=refresh, pin_for=pin_for, progress=look, cancel=cancel)
+            report = self.client.prewarm([*texts.values()], jobs=jobs, refresh=refresh, pin_for=pin_for, progress=look, cancel=cancel)
+            outcomes |= zip(numbers, report.outcomes, strict=True)
         except Cancelled:  # the agent told no more: what came until then
-            outcomes = tuple(self._so_far(outcome, looks.get(number)) for number, outcome in each_once(whole)[0].items())
-            return PrewarmReport(outcomes, time.monotonic() - started_s)
+            outcomes |= {number: self._so_far(outcomes[number], looks.get(number)) for number in numbers}
+        return PrewarmReport(tuple(outcomes[number] for number in sorted(outcomes)), time.monotonic() - started_s)
 
     def _so_far(self, outcome: PrewarmOutcome, seen: Progress | None) -> PrewarmOutcome:
-        if outcome.error is not None:
-            return outcome
         if seen is not None and seen.phase is Phase.DONE:
             info = self.find(outcome.uri)
             return replace(outcome, snapshot=Snapshot(info.digest, info.path), progress=seen)
@@ -125,10 +125,10 @@ class RemoteCache:
 
     def pin(self, name: str, *, holder: str = "user") -> Lease:
         expect_own(holder)  # no name at all would be the usual one to the agent
-        return self.client.pin(_named(name), holder=holder)
+        return self.client.pin(_named(name), holder=clean(holder))
 
     def unpin(self, name: str, *, holder: str | None = None) -> int:
-        return self.client.unpin(_named(name), holder=holder)
+        return self.client.unpin(_named(name), holder=None if holder is None else clean(holder))
 
     def evict(self, name: str, *, dry_run: bool = False) -> Evicted:
         return self.client.evict(_named(name), dry_run=dry_run)

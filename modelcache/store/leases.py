@@ -12,7 +12,7 @@ from pathlib import Path
 from types import NoneType
 from typing import Any
 
-from modelcache.abc.store import Lease, LeaseKind, expect_lease_id
+from modelcache.abc.store import Lease, LeaseKind, clean, expect_lease_id
 from modelcache.digest import Digest, sha256
 from modelcache.errors import BadConfig, DamagedRecord, ModelCacheError, NotCached
 from modelcache.store import durable, records
@@ -193,11 +193,6 @@ class Leases:
         if lease.kind is LeaseKind.PROCESS:
             return _is_locked(path)
         return lease.expires_at_s is None or lease.expires_at_s > self._root.clock()
-
-
-def clean(holder: str) -> str:
-    """A holder's name as it is kept: what is not UTF-8 (an argument of another encoding) is spelled out."""
-    return holder.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def encode_lease(lease: Lease) -> bytes:

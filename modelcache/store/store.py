@@ -11,7 +11,7 @@ from types import TracebackType
 
 from modelcache.abc.ingest import IngestFile
 from modelcache.abc.snapshot import Ref, RefHead, RefKey, Snapshot
-from modelcache.abc.store import CollectReport, Evicted, Lease, LeaseKind, Limits, SnapshotInfo, Usage, VerifyReport, new_lease_id
+from modelcache.abc.store import CollectReport, Evicted, Lease, LeaseKind, Limits, SnapshotInfo, Usage, VerifyReport, clean, new_lease_id
 from modelcache.abc.upkeep import DedupeReport, ScrubLimits
 from modelcache.digest import Digest
 from modelcache.errors import NotCached
@@ -24,7 +24,7 @@ from modelcache.store.grants import LocalGrants
 from modelcache.store.ingest import LocalIngest
 from modelcache.store.intake import Intake
 from modelcache.store.inventory import Inventory, pinned
-from modelcache.store.leases import HeldElsewhere, clean
+from modelcache.store.leases import HeldElsewhere
 from modelcache.store.making_room import Made, MakingRoom
 from modelcache.store.mending import Mending
 from modelcache.store.parts import Parts

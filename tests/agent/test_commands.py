@@ -117,6 +117,9 @@ def test_a_model_s_life_reads_the_same(ways: Ways, server: FaultServer, tmp_path
         ("verify",),
         ("pin", url, "--holder", "me"),
         ("pin", url, "--holder", ""),
+        ("pin", url, "--holder", "\udcff"),
+        ("unpin", url, "--holder", "\udcff"),
+        ("prewarm", "\udcff", second),
         ("pull", huge),
         ("prewarm", huge),
         ("rm", url),
@@ -131,9 +134,9 @@ def test_a_model_s_life_reads_the_same(ways: Ways, server: FaultServer, tmp_path
         ("ls",),
     ]
     through = seen(ways.agent, commands)
-    assert [code for code, _ in through] == [0] * 13 + [2, 7, 7, 9, 9, 0, 0, 0, 11, 0, 0, 0, 0]
+    assert [code for code, _ in through] == [0] * 13 + [2, 0, 0, 11, 7, 7, 9, 9, 0, 0, 0, 11, 0, 0, 0, 0]
     assert through[6][1]["files"][0]["digest"] == "stated"
-    assert "are held, by `me`" in through[14][1]["error"]["message"]
+    assert "are held, by `me`" in through[17][1]["error"]["message"]
     assert through == seen(ways.store, commands)
 
 

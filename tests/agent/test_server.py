@@ -88,6 +88,15 @@ def test_long_errors_keep_their_class_and_the_ends_of_their_values(socket: Path,
 
 
 @pytest.mark.usefixtures("served")
+def test_a_long_list_is_one_call_and_what_is_too_long_is_told(socket: Path) -> None:
+    with AgentClient(socket) as client:
+        report = client.prewarm([f"nosuch://{'x' * 100_000}/{number}" for number in range(50)])
+        assert len(report.failed) == 50
+        with pytest.raises(BadConfig, match="no call of this size"):
+            client.show("x" * (65 << 20))
+
+
+@pytest.mark.usefixtures("served")
 def test_an_agent_that_says_nothing_is_told_as_such(socket: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     waiting = threading.Barrier(3)
 
