@@ -27,7 +27,7 @@ from modelcache.errors import (
 )
 from modelcache.permission import Caller
 from modelcache.refresh import Refresh
-from modelcache.sources.any_fsspec import sessions
+from modelcache.sources.any_fsspec import HdfsKeys, sessions
 from modelcache.sources.any_fsspec.callers import as_blobs
 from modelcache.sources.retrying import RetryLimits
 from modelcache.testing.audit import Moment, audit
@@ -337,6 +337,8 @@ def test_what_a_secret_lacks_is_said_at_the_door(cache: ModelCache, secret: dict
 def test_certificates_of_a_secret_are_in_no_file(cache: ModelCache, certificate: Certificate) -> None:
     """KServe's secret has the certificate of the client, its key, and who vouches for the name nodes."""
     tls = {"TLS_CA": certificate.ca.read_text(), "TLS_CERT": certificate.chain.read_text(), "TLS_KEY": certificate.key.read_text()}
+    [node] = HdfsKeys({"HDFS_NAMENODE": "https://nn:1", **tls}).secret().nodes
+    assert all(path.startswith("/proc/self/fd/") for path in (*node["session_cert"], node["session_verify"]))
     with FaultServer(certificate) as server:
         listing: dict[str, object] = {"FileStatuses": {"FileStatus": []}}
         status = {"FileStatus": {"type": "DIRECTORY", "length": 0, "modificationTime": 1, "pathSuffix": ""}}

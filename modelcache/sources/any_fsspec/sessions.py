@@ -85,8 +85,8 @@ def _adapter(ways: Ways, *, system: bool) -> Any:
                 conn.ca_certs = conn.ca_cert_dir = None
 
         def send(self, request: Any, *args: Any, **how: Any) -> Any:
-            _expect(ways.proxies, urlsplit(request.url).hostname or "")
             target = Target.parse(request.url)
+            _expect(ways.proxies, urlsplit(request.url).hostname or "", target.endpoint)
             url = ways.proxies.https if target.scheme == "https" else ways.proxies.http
             how["proxies"] = {} if url is None or ways.proxies.for_target(target) is None else {target.scheme: url}
             how["timeout"] = (ways.timeouts.connect_s, ways.timeouts.stall_s)
@@ -138,11 +138,11 @@ def _pools(proxies: Proxies, connected: Callable[[socket.socket], None]) -> dict
         class Looking(kind):  # type: ignore[misc]  # a class that is an argument
             def connect(self) -> None:
                 for address in _addresses(self.host, self.port):
-                    _expect(proxies, address)
+                    _expect(proxies, address, f"{self.host}:{self.port}")
                 super().connect()
                 connected(self.sock)
                 try:
-                    _expect(proxies, str(self.sock.getpeername()[0]))
+                    _expect(proxies, str(self.sock.getpeername()[0]), f"{self.host}:{self.port}")
                 except BaseException:
                     self.close()
                     raise
@@ -163,6 +163,6 @@ def _addresses(host: str, port: int) -> list[str]:
         return []
 
 
-def _expect(proxies: Proxies, address: str) -> None:
-    if proxies.refuses(address):
-        raise AddressRefused("the name leads to an address that must not be connected to", got=address)
+def _expect(proxies: Proxies, found: str, asked: str) -> None:
+    if proxies.refuses(found):
+        raise AddressRefused("this leads to an address that must not be connected to", address=asked, got=found)
