@@ -191,7 +191,7 @@ class LocalIngest:
         """Go on with what another ingest has begun of this file, if that is more than what is here.
 
         Whoever has the claim may take it, whether that ingest has ended or not: nobody writes to a file in a tree without the
-        claim. Under the exclusive store lock, so that it does not become a name of a blob meanwhile.
+        claim. Under the exclusive store lock, so that it does not become a name of a blob meanwhile, or another version's file.
         """
         remains = None if file.alone else self._neighbours.remains(file.wanted)
         here = len(file.hints()) if self._workspace.is_adopted(file.path) else 0
@@ -200,7 +200,7 @@ class LocalIngest:
         self._workspace.journal.takes_over(file_key(file.wanted), remains.marks)
         with self._root.lock.exclusive():
             found = status(remains.path)
-            if found is None or found.st_nlink > 1:
+            if found is None or found.st_nlink > 1 or not remains.neighbour.is_current:
                 return
             durable.rename(remains.path, self._workspace.file(file.path))
         file.go_on(remains.marks)

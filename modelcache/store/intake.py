@@ -58,7 +58,8 @@ class Intake:
             workspace.unlock()
             raise
         try:
-            workspace.write_plan(key, files)
+            with self._parts.root.lock.shared():  # who takes a file of the plan before looks at it under the exclusive one
+                workspace.write_plan(key, files)
             self._hold(ingest)
             ingest.book(ingest.claim(ingest.missing))
         except BaseException:

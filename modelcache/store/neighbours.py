@@ -21,6 +21,7 @@ from modelcache.store.workspace import JOURNAL, PLAN, TREE, ingest_directories, 
 class Remains:
     """A file that another ingest has begun, and the chunks that its journal has of it."""
 
+    neighbour: Neighbour
     path: Path
     marks: dict[int, bytes]
 
@@ -57,6 +58,11 @@ class Neighbour:
 
     def place(self, file: IngestFile) -> Path:
         return self.path / TREE / file.path
+
+    @property
+    def is_current(self) -> bool:
+        """Whether its plan still holds: who takes an ingest over writes another one before it makes files, maybe by the same names."""
+        return _stamp(self.path / PLAN) == self.stamp
 
     @property
     def pulse(self) -> int:
@@ -107,8 +113,8 @@ class Neighbours:
         found = []
         for neighbour, theirs in self._bringing(file) if file.version else ():
             marks = neighbour.said(theirs).marks if theirs.version else {}
-            if marks and _is_begun(neighbour.place(theirs), file.size_bytes):
-                found.append(Remains(neighbour.place(theirs), dict(marks)))
+            if marks and neighbour.is_current and _is_begun(neighbour.place(theirs), file.size_bytes):
+                found.append(Remains(neighbour, neighbour.place(theirs), dict(marks)))
         return max(found, key=lambda each: len(each.marks), default=None)
 
     def close(self) -> None:

@@ -108,6 +108,26 @@ class ClaimContract:
         assert third.files[0].hints() == {}
         third.discard()
 
+    def test_the_place_of_what_ended_may_be_another_versions_by_now(self, store: Store) -> None:
+        other = content(len(DATA), seed=42)
+        first, second = begin(store, "one", {"weights": DATA}), begin(store, "two", {"weights": DATA})
+        [weights] = second.files
+        write_chunks(first.files[0], DATA, [0])
+        assert second.elsewhere([weights])[0].here_bytes == CHUNK_BYTES
+        first.keep()
+        again = begin(store, "one", {"weights": other})
+        write_chunks(again.files[0], other, [0, 1])
+        assert second.claim([weights]) == [weights]
+        second.book([weights])
+        assert weights.hints() == {}
+        write_chunks(again.files[0], other, [2])
+        again.files[0].complete(digest_of(other), table_of(other))
+        write_chunks(weights, DATA)
+        weights.complete(digest_of(DATA), table_of(DATA))
+        assert (again.files[0].sha256, weights.sha256) == (digest_of(other), digest_of(DATA))
+        again.discard()
+        second.discard()
+
     def test_what_was_dropped_is_begun_anew(self, store: Store) -> None:
         first, second = begin(store, "one"), begin(store, "two")
         write_chunks(first.files[0], content(len(DATA), seed=42))
