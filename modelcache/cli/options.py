@@ -23,6 +23,12 @@ def _place(text: str) -> Path:
     return Path(text)
 
 
+def _socket(text: str) -> str:
+    if not text:
+        raise typer.BadParameter("it is empty")
+    return text
+
+
 FLAG = ""
 """What stands for the value of an option without one."""
 
@@ -36,7 +42,8 @@ class CommonOptions:
         Path | None, _common("--config", metavar="FILE", parser=_place, help="Settings, in TOML. Also MODELCACHE_CONFIG.")
     ] = None
     agent: Annotated[
-        str | None, _common("--agent", metavar="SOCKET", help="The node's agent, or none: the store itself. Also MODELCACHE_AGENT.")
+        str | None,
+        _common("--agent", metavar="SOCKET", parser=_socket, help="The node's agent, or none: the store itself. Also MODELCACHE_AGENT."),
     ] = None
     as_json: Annotated[bool, _common("--json", metavar=FLAG, help="One JSON document on stdout.")] = False
     quiet: Annotated[bool, _common("--quiet", "-q", metavar=FLAG, help="No progress, no summary.")] = False

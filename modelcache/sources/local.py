@@ -18,7 +18,7 @@ from modelcache.uri import StorageUri
 
 READ_BYTES = 1 << 20
 """Most bytes of one read: what was read is still in the CPU's cache when the caller hashes it."""
-_MISSING = (errno.ENOENT, errno.ENOTDIR)
+_MISSING = (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG)
 _REFUSED = (errno.EACCES, errno.EPERM)
 
 
@@ -56,7 +56,11 @@ class LocalSource:
         except OSError as error:
             raise _listing_error(error, address) from None
         if not files:
-            raise NotFound("no file there that the patterns select", address=address)
+            if not (uri.include or uri.exclude):
+                raise NotFound("there is no file in the directory", address=address, hint="put the model's files there, or name another")
+            raise NotFound(
+                "no file there that the patterns select", address=address, hint="the patterns stand behind the `#`: correct them"
+            )
         check_tree((file.path for file in files), address=address)
         return Listing(uri, self.origin, fingerprint(files), immutable=False, files=files)
 

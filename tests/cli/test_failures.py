@@ -62,8 +62,9 @@ def test_a_root_that_may_not_be_read_is_told_by_what_opens_it(
     assert inside("ls", "--root", cli.root).code == 0
 
 
-def test_an_empty_root_is_a_mistake_and_not_the_current_directory(inside: Callable[..., Done]) -> None:
-    assert failed(inside("ls", "--json", "--root", "")) == (2, "usage")
+@pytest.mark.parametrize("option", ["--root", "--config", "--agent"])
+def test_an_empty_place_is_a_mistake_and_not_the_current_directory(inside: Callable[..., Done], option: str) -> None:
+    assert failed(inside("ls", "--json", option, "")) == (2, "usage")
 
 
 def test_an_unreachable_origin_is_worth_another_try(cli: Executable) -> None:

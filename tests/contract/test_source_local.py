@@ -41,6 +41,23 @@ def test_links_to_files_and_directories_are_followed(tmp_path: Path) -> None:
     assert [read(LocalSource(), file) for file in files] == [b"weights"] * 2
 
 
+@pytest.mark.parametrize(
+    ("name", "selection", "said"),
+    [
+        ("x" * 300, "", "no such file"),
+        ("nothing", "", "no such file"),
+        ("", "", "no file in the directory"),
+        ("full", "#include=*.bin", "select"),
+    ],
+)
+def test_what_is_not_there_is_told_at_once(tmp_path: Path, name: str, selection: str, said: str) -> None:
+    if name == "full":
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").touch()
+    with pytest.raises(NotFound, match=said):
+        listed(tmp_path / name, selection)
+
+
 def make_loop(place: Path) -> None:
     place.symlink_to(place)
 
