@@ -54,4 +54,4 @@ def _host_and_rate(text: str) -> tuple[str, int | None]:
     host, given, rate = text.rpartition("=")
     if not given or not host:
         raise BadConfig("`--of` names a host and its rate", got=text, hint="as `--of huggingface.co=50MiB`")
-    return host, _rate(rate)
+    return host.lower(), _rate(rate)

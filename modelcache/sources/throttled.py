@@ -129,7 +129,7 @@ class Allowances:
             of = {host: self._changed(self._of.get(host), rate) for host, rate in rates.items()}
             self._total = total
             self._of = {host: allowance for host, allowance in of.items() if allowance is not None}
-            self._limits = limits  # the last: who sees it looks for its allowances anew
+            self._limits = RateLimits(limits.total, rates)  # the last: who sees it looks for its allowances anew
 
     def bound(self, source: Source) -> Source:
         """The source, held to what its origin is allowed."""

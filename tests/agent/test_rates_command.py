@@ -33,7 +33,7 @@ def test_rates_are_shown_and_changed_one_by_one(node: RunningAgent, capsys: pyte
             return client.status(brief=True).rates
 
         assert rates().out.splitlines() == ["all origins: 300.0 MiB/s"]
-        document = rates("--json", "--of", "a.example=1MiB", "--of", "b.example:81=2MiB").document
+        document = rates("--json", "--of", "A.example=1MiB", "--of", "b.example:81=2MiB").document
         assert set(keys(document)) == documented("rates")
         assert now() == RateLimits(300 * MIB, {"a.example": MIB, "b.example:81": 2 * MIB})
         assert rates("200MiB", "--of", "a.example=none").out.splitlines() == ["all origins: 200.0 MiB/s", "b.example:81: 2.0 MiB/s"]
@@ -41,4 +41,6 @@ def test_rates_are_shown_and_changed_one_by_one(node: RunningAgent, capsys: pyte
         for wrong in (["fast"], ["0"], ["--of", "a.example"], ["--of", "=1MiB"], ["--of", "https://a.example/=1MiB"], ["-1"]):
             assert rates(*wrong).code == 2, wrong
         assert now() == RateLimits(None, {"b.example:81": 2 * MIB})
+        client.set_rates(RateLimits(None, {"B.Example:81": 2 * MIB}))
+        assert rates("--of", "b.example:81=none").out.splitlines() == ["all origins: no bound"]
     assert main(["--agent", "none", "rates"]) == 2
