@@ -256,7 +256,8 @@ class FetchEngine:
                 return
             full = self._concurrency.full()
             if not full and self._concurrency.open(fetch.origin):
-                self._call()  # who went before it may move no more
+                if not self._underway.outranks(fetch, time.monotonic(), wherever=self.one_line()):
+                    self._call()  # who went before it moves no more
                 return
             run = self._underway.give_up(fetch, None if full else fetch.origin, time.monotonic())
         if run is not None:
