@@ -153,6 +153,8 @@ def values_of_storage(text: str, parameters: Mapping[str, str], told: str) -> di
     if kind == "hf":
         return {"HF_TOKEN": entry["token"]} if entry.get("token") else {}
     if kind in HDFS_SCHEMES:
+        if not entry.get("HDFS_NAMENODE"):
+            raise BadConfig(f"{told} names no name node", hint="HDFS_NAMENODE, as `https://HOST:PORT`")
         return {name: _decoded(name, entry[name], told) for name in HDFS_NAMES if entry.get(name)}
     if kind != "s3":
         raise BadConfig(f"{told} is of a type that is not taken here", expected="s3, hf, hdfs, webhdfs", got=ascii(str(kind)[:40]))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import dataclasses
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from daemonset.backoff import Backoff
 from daemonset.credentials import values_of, values_of_storage
 from daemonset.reporting import LEAST_S, PROGRESS_EVERY_S, Told, due_s, unless_overwritten
 from daemonset.tenants import NAMES
+from modelcache.config import Config
 from modelcache.errors import BadConfig, OriginBusy
 from modelcache.k8s.api import _event as event_of
 from modelcache.k8s.grants import render_grant
@@ -120,15 +122,15 @@ def test_what_ends_a_watch_is_an_error_whatever_its_status_is(told: dict[str, An
         event_of({"type": "ERROR", "object": told}, "GET /watched")
 
 
-def secret(data: dict[str, str], annotations: dict[str, str] | None = None) -> dict[str, Any]:
+def taken(data: dict[str, str], annotations: dict[str, str] | None = None) -> dict[str, str]:
     encoded = {key: base64.b64encode(text.encode()).decode() for key, text in data.items()}
-    return {"metadata": {"name": "s", "annotations": annotations}, "data": encoded}
+    return values_of({"metadata": {"name": "s", "annotations": annotations}, "data": encoded}, Config(root=Path("/store")))
 
 
 def test_a_secret_is_read_by_kserves_names() -> None:
     keys = {"awsAccessKeyID": "a", "awsSecretAccessKey": "s", "ca.crt": "theirs"}
     told = {"serving.kserve.io/s3-endpoint": "host:9000", "serving.kserve.io/s3-useanoncredential": "false", "other/s3-region": "r"}
-    found = values_of(secret(keys, told))
+    found = taken(keys, told)
     assert found == {
         "AWS_ACCESS_KEY_ID": "a",
         "AWS_SECRET_ACCESS_KEY": "s",
@@ -136,17 +138,17 @@ def test_a_secret_is_read_by_kserves_names() -> None:
         "awsAnonymousCredential": "false",
     }
     assert set(found) <= set(NAMES)
-    assert values_of(secret({"HF_TOKEN": "t"}, {"serving.kserve.io/s3-endpoint": "no S3 secret"})) == {"HF_TOKEN": "t"}
-    assert values_of(secret({"https-host": "h", "headers": "{}", "h-headers": "{}"})) == {
+    assert taken({"HF_TOKEN": "t"}, {"serving.kserve.io/s3-endpoint": "no S3 secret"}) == {"HF_TOKEN": "t"}
+    assert taken({"https-host": "h", "headers": "{}", "h-headers": "{}"}) == {
         "https-host": "h",
         "headers": "{}",
         "h-headers": "{}",
     }
-    assert values_of(secret({".dockerconfigjson": "{}"})) == {}
+    assert taken({".dockerconfigjson": "{}"}) == {}
     key = {"gcloud-application-credentials.json": "{}"}
-    assert values_of(secret(key)) == key
-    with pytest.raises(BadConfig, match="AZURE_CLIENT_ID") as caught:
-        values_of(secret({"AZURE_CLIENT_ID": "the-value"}))
+    assert taken(key) == key
+    with pytest.raises(BadConfig, match="lacks a tenant id and a client secret") as caught:
+        taken({"AZURE_CLIENT_ID": "the-value"})
     assert "the-value" not in str(caught.value.as_dict())
 
 
