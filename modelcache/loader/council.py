@@ -74,6 +74,7 @@ class Council:
         """Takes the links over."""
         self._member = member
         self._links = links
+        self._owner_pid = os.getpid()
         self._changed = threading.Condition()  # with a lock that is reentrant, so that a signal handler may cancel
         self._sending = threading.Lock()
         self._said: defaultdict[int, deque[Message]] = defaultdict(deque)
@@ -103,6 +104,9 @@ class Council:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if os.getpid() != self._owner_pid:
+            self._close_links()
+            return  # it goes on in the process that began it: nothing is said in a fork
         if self._leads and isinstance(error, ModelCacheError) and not isinstance(error, GroupBroken | Cancelled):
             with suppress(GroupBroken):
                 self.tell(Message({"failed": error.as_dict()}), Cancellation(), LAST_WORD_S)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import selectors
 import socket
 import struct
@@ -104,6 +105,7 @@ class Exchange:
             GroupBroken: the memory can't be used.
         """
         self._links = seat.links
+        self._owner_pid = os.getpid()
         try:
             self._segment = Segment(seat.segment_fd)
         except BaseException:
@@ -144,6 +146,9 @@ class Exchange:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         """Tell the others whether this rank was done, and end. What others still need of it is in the memory and on the links."""
+        if os.getpid() != self._owner_pid:
+            self._close_links()
+            return  # it goes on in the process that began it, and what threads of that one had locked stays locked in a fork
         with self._changed:
             self._closing = True
             if self._taken == len(self._blocks):
