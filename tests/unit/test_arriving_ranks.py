@@ -23,7 +23,7 @@ from safetensors.torch import save
 import modelcache
 from modelcache.abc.ingest import Route
 from modelcache.arriving import opening
-from modelcache.errors import BadCheckpoint, BadShard, Cancelled, DigestMismatch, GroupBroken, ModelCacheError, SourceChanged
+from modelcache.errors import BadCheckpoint, BadShard, Cancelled, DigestMismatch, GroupBroken, SourceChanged
 from modelcache.loader import exchange as exchanging
 from modelcache.loader import shard_plan
 from modelcache.loader.exchange import Exchange, Word
@@ -35,7 +35,6 @@ from modelcache.testing.fetching import small_chunks
 from modelcache.testing.memory_source import DEADLINE_S, MemorySource, state_sha256
 from modelcache.units import MIB
 from tests.unit.arriving_model import CHUNK, TWO, URI, cache_of, raw, shards_of
-from tests.unit.test_loader_programs import said_by
 
 Plan = dict[str, Any]
 groups = itertools.count()
@@ -294,7 +293,6 @@ def test_a_rank_that_takes_other_names_is_told(tmp_path: Path) -> None:
     with ranks_of(tmp_path / "root", MemorySource(FILES), 2) as ranks:
         errors = [each.exception(DEADLINE_S) for each in ranks.begin(lambda rank: {"names": [f"{rank + 1}.*"]})]
         assert [type(error) for error in errors] == [BadShard] * 2
-        assert isinstance(errors[0], ModelCacheError)
 
 
 def test_an_origin_that_stands_still_for_longer_than_the_timeout_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -356,48 +354,6 @@ def test_modules_that_are_ranks_parts_are_filled_as_the_model_arrives(tmp_path: 
     for module, parts in zip(modules, wanted, strict=True):
         found = module.state_dict()
         assert all(torch.equal(found[name], tensor) for name, tensor in parts.items())
-
-
-FORKED = """
-import os, signal, sys, threading
-from pathlib import Path
-from unittest.mock import patch
-import modelcache
-from modelcache.arriving import opening
-from modelcache.loader import loading
-from modelcache.testing.fetching import small_chunks
-from modelcache.testing.memory_source import MemorySource
-from tests.unit import test_arriving_ranks as tests
-
-opening.ARRIVING_EXTENT_BYTES, loading.AHEAD_EXTENTS = 2 * tests.CHUNK, 1
-source, ended = MemorySource(tests.FILES), []
-
-def stream(rank, cache):
-    return modelcache.stream(tests.URI, cache=cache, shard=(rank, 2, tests.PLAN), group=f"forked-{os.getpid()}")
-
-with small_chunks(tests.CHUNK), tests.ranks_of(Path(sys.argv[1]), source, 2) as ranks:
-    gate = source.gate(tests.TWO, len(tests.FILES[tests.TWO]) - 1)
-    other = threading.Thread(target=lambda: ended.append(dict(stream(1, ranks.caches[1]))))
-    other.start()
-    tensors = stream(0, ranks.caches[0])
-    found = dict([next(tensors)])
-    child = os.fork()
-    if child == 0:
-        signal.alarm(30)
-        tensors.close()
-        os._exit(0)
-    assert os.waitpid(child, 0)[1] == 0
-    gate.open()
-    found.update(tensors)
-    other.join()
-    for rank, loaded in enumerate([found, *ended]):
-        tests.check(loaded, tests.in_file_order(ranks.caches[0]), rank, 2, tests.SHARDS)
-print("forked")
-"""
-
-
-def test_a_fork_that_lets_go_of_a_rank_ends_nothing(tmp_path: Path) -> None:
-    assert said_by(FORKED, str(tmp_path)) == "forked\n"
 
 
 def test_headers_longer_than_what_a_link_takes_at_once(tmp_path: Path) -> None:
