@@ -1,7 +1,7 @@
 """vLLM's load format `modelcache`: weights out of the cache. `docs/loading.md` says how vLLM is started with it.
 
-vLLM finds `register` through the entry point group `vllm.general_plugins`, in every process that it starts; each worker loads by
-itself, and processes of one machine share what is fetched through the store.
+vLLM finds `register` through the entry point group `vllm.general_plugins`, in every process that it starts; workers of one machine
+load together.
 """
 
 from __future__ import annotations
