@@ -43,13 +43,19 @@ def run(image: Image, shared: Path, *command: str) -> str:
     return done.stdout
 
 
+def machine_of(path: Path) -> int | None:
+    """Of a program or library; None: it is none."""
+    with path.open("rb") as file:
+        head = file.read(20)
+    return int.from_bytes(head[18:20], "little") if head.startswith(b"\x7fELF") else None
+
+
 def test_it_is_arm64_through_and_through_within_its_size(image: Image) -> None:
     assert image.config["architecture"] == ARM64
     assert size_bytes(image.rootfs) < LIMIT_BYTES
-    heads = {path: path.open("rb").read(20) for path in image.rootfs.rglob("*") if path.is_file() and not path.is_symlink()}
-    programs = {path: int.from_bytes(head[18:20], "little") for path, head in heads.items() if head.startswith(b"\x7fELF")}
-    assert len(programs) > 500
-    assert {path: machine for path, machine in programs.items() if machine != AARCH64} == {}
+    machines = [machine_of(path) for path in image.rootfs.rglob("*") if path.is_file() and not path.is_symlink()]
+    assert machines.count(AARCH64) > 100
+    assert set(machines) == {AARCH64, None}
 
 
 def test_its_agent_starts_and_its_command_line_fetches(image: Image, tmp_path: Path) -> None:
