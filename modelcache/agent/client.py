@@ -120,6 +120,7 @@ class AgentClient:
         self._channel = grpc.insecure_channel(f"unix:{socket}", options=OPTIONS)
         self._stub = AgentStub(self._channel)
         self._silence = Silence(SILENCE_S)
+        self._given_back: set[grpc.Future[pb.ReleaseReply]] = set()
         self._tells_cached = True
 
     def __enter__(self) -> Self:
@@ -313,7 +314,9 @@ class AgentClient:
     def _give_back(self, request: pb.EnsureRequest) -> None:
         """The lease of a question that is given up, if it comes to one; the next has a lease of its own."""
         if request.lease_id:
-            self._stub.Release.future(pb.ReleaseRequest(lease_id=request.lease_id), timeout=GIVE_BACK_S)
+            release = self._stub.Release.future(pb.ReleaseRequest(lease_id=request.lease_id), timeout=GIVE_BACK_S)
+            self._given_back.add(release)  # a call that nobody keeps is cancelled
+            release.add_done_callback(self._given_back.discard)
             request.lease_id = new_lease_id()
 
     @contextmanager
