@@ -108,7 +108,8 @@ def _put(slot: Slot, tensor: torch.Tensor, *, assign: bool) -> torch.Tensor:
         return slot.tensor.detach()
     value = tensor
     if isinstance(slot.tensor, torch.nn.Parameter):
-        value = torch.nn.Parameter(tensor, requires_grad=slot.tensor.requires_grad and tensor.is_floating_point())
+        differentiable = tensor.is_floating_point() or tensor.is_complex()
+        value = torch.nn.Parameter(tensor, requires_grad=slot.tensor.requires_grad and differentiable)
     for module, name in slot.places:
         setattr(module, name, value)
     return tensor

@@ -19,7 +19,7 @@ from modelcache.loader.shard_plan import Rule
 
 
 class Net(nn.Module):  # type: ignore[misc]  # torch is not looked into
-    """A tied weight, a persistent buffer, and one that is not; a frozen parameter."""
+    """A tied weight, a persistent buffer, and one that is not; a frozen parameter, and one of complex numbers."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -28,6 +28,7 @@ class Net(nn.Module):  # type: ignore[misc]  # torch is not looked into
         self.head = nn.Linear(4, 8, bias=False)
         self.head.weight = self.embed.weight
         self.inner[0].bias.requires_grad_(False)
+        self.phase = nn.Parameter(torch.rand(2, dtype=torch.complex64))
         self.register_buffer("scale", torch.full((4,), 2.0), persistent=False)
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
