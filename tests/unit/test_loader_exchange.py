@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from modelcache.errors import Cancelled, GroupBroken, ModelCacheError, StoreFault
-from modelcache.loader.exchange import Block, Exchange
+from modelcache.loader.exchange import Block, Division, Exchange
 from modelcache.loader.files import TensorFile, Way
 from modelcache.loader.meeting import Seat
 from modelcache.loader.memory import Memory
@@ -53,9 +53,10 @@ class CountedFile:
         self.closed = True
 
 
-def blocks_of(count: int) -> list[Block]:
-    """So small in their slots that a test of many takes no time."""
-    return [Block(0, ByteRange(number * BLOCK_BYTES, number * BLOCK_BYTES + 4 * KIB)) for number in range(count)]
+def even(count: int, world: int) -> Division:
+    """Of blocks so small in their slots that a test of many takes no time."""
+    blocks = [Block(0, ByteRange(number * BLOCK_BYTES, number * BLOCK_BYTES + 4 * KIB)) for number in range(count)]
+    return Division.even(blocks, range(world))
 
 
 def take_all(exchange: Exchange, count: int, cancel: Cancellation) -> list[tuple[int, Way]]:
@@ -63,7 +64,7 @@ def take_all(exchange: Exchange, count: int, cancel: Cancellation) -> list[tuple
 
     def take(number: int) -> tuple[int, Way]:
         into = bytearray(4 * KIB)
-        way = exchange.take(number, memoryview(into), cancel)
+        way = exchange.take(number, 0, memoryview(into), cancel)
         assert into == into[:4] * KIB
         return int.from_bytes(into[:4], "little"), way
 
@@ -83,7 +84,7 @@ def test_each_block_is_read_once_and_comes_to_all(world: int, slots: int, count:
         return files[-1]
 
     def run(rank: int) -> list[tuple[int, Way]]:
-        with Exchange(joined[rank], rank, blocks_of(count), open_file, WAIT_S) as exchange:
+        with Exchange(joined[rank], rank, even(count, world), open_file, WAIT_S) as exchange:
             return take_all(exchange, count, Cancellation())
 
     with each(world, run) as found:
@@ -104,7 +105,7 @@ def broken(
 
     def run(rank: int) -> object:
         file = CountedFile(Counter(), fail_at)
-        with Exchange(joined[rank], rank, blocks_of(20), lambda number: file, timeout_s) as exchange:
+        with Exchange(joined[rank], rank, even(20, world), lambda number: file, timeout_s) as exchange:
             return act(rank, exchange)
 
     with each(world, run) as found:
@@ -129,7 +130,7 @@ def test_whatever_ends_one_that_reads_ends_all() -> None:
 
     def run(rank: int) -> object:
         opened = (lambda number: CountedFile(Counter())) if rank else open_file
-        with Exchange(joined[rank], rank, blocks_of(20), opened, WAIT_S) as exchange:
+        with Exchange(joined[rank], rank, even(20, 2), opened, WAIT_S) as exchange:
             return take_all(exchange, 20, Cancellation())
 
     with each(2, run) as found:
@@ -142,7 +143,7 @@ def test_whatever_ends_one_that_reads_ends_all() -> None:
 def test_without_threads_to_read_with_a_rank_ends_and_leaves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     before, threads = open_fds(), threading.active_count()
     ours, others = socket.socketpair()
-    exchange = Exchange(Seat({1: ours}, create_segment(2), frozenset()), 0, blocks_of(20), lambda number: CountedFile(Counter()), WAIT_S)
+    exchange = Exchange(Seat({1: ours}, create_segment(2), frozenset()), 0, even(20, 2), lambda number: CountedFile(Counter()), WAIT_S)
     start, started = threading.Thread.start, Counter[str]()
 
     def short_of_threads(thread: threading.Thread) -> None:
@@ -207,7 +208,7 @@ def test_a_rank_that_is_done_may_leave_while_others_still_take() -> None:
     joined = seats(2, 4)
     reads: Counter[int] = Counter()
     with ExitStack() as ends:
-        slow = ends.enter_context(Exchange(joined[1], 1, blocks_of(4), lambda number: CountedFile(reads), WAIT_S))
-        with Exchange(joined[0], 0, blocks_of(4), lambda number: CountedFile(reads), WAIT_S) as fast:
+        slow = ends.enter_context(Exchange(joined[1], 1, even(4, 2), lambda number: CountedFile(reads), WAIT_S))
+        with Exchange(joined[0], 0, even(4, 2), lambda number: CountedFile(reads), WAIT_S) as fast:
             take_all(fast, 4, Cancellation())
         assert [number for number, _ in take_all(slow, 4, Cancellation())] == [0, 1, 2, 3]

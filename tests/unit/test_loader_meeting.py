@@ -54,7 +54,7 @@ def test_all_get_links_to_each_other_the_memory_and_the_terms(world: int) -> Non
         slot[:5] = b"bytes"
     read = bytearray(5)
     for segment in found_segments:
-        segment.copy(1, memoryview(read))
+        segment.copy(1, 0, memoryview(read))
         assert (bytes(read), segment.slots) == (b"bytes", 2)
         segment.close()
     for seat in found:
