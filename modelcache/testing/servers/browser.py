@@ -31,13 +31,13 @@ class Browser:
     """One window, without a profile; gone with its block."""
 
     def __init__(self, directory: Path) -> None:
+        """`directory`: where its log stays."""
         self._directory = directory
 
     def __enter__(self) -> Self:
         """Raises ServerFailed: it is not installed, or doesn't start."""
-        profile = tempfile.mkdtemp(dir=self._directory)
         self._process = started(self._launch, self._ready, deadline_s=START_DEADLINE_S)
-        options = {"binary": program("chromium"), "args": [*FLAGS, f"--user-data-dir={profile}"]}
+        options = {"binary": program("chromium"), "args": [*FLAGS, f"--user-data-dir={self._own / 'profile'}"]}
         wanted = {"browserName": "chrome", "goog:chromeOptions": options, "goog:loggingPrefs": {"browser": "ALL"}}
         try:
             self._session = self._ask("POST", "/session", {"capabilities": {"alwaysMatch": wanted}})["sessionId"]
@@ -85,10 +85,14 @@ class Browser:
 
     def _launch(self) -> OwnedProcess:
         [self._port] = free_ports(1)
-        environ = {"HOME": str(self._directory), "TMPDIR": str(self._directory), "LANG": "C.UTF-8"}
+        self._own = Path(tempfile.mkdtemp(prefix="chromium-"))  # short, for its socket is below; its process's keeper removes it
+        environ = {"HOME": str(self._own), "TMPDIR": str(self._own), "LANG": "C.UTF-8"}
         command = [program("chromedriver"), f"--port={self._port}", "--allowed-ips=127.0.0.1"]
         return OwnedProcess(
-            command, log=self._directory / "chromedriver.log", environ={**environ, "PATH": os.environ.get("PATH", os.defpath)}
+            command,
+            log=self._directory / "chromedriver.log",
+            leftovers=[str(self._own)],
+            environ={**environ, "PATH": os.environ.get("PATH", os.defpath)},
         )
 
     def _ready(self) -> bool:
