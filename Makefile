@@ -21,6 +21,10 @@ TORCH ?=
 export TORCH
 # tests that mount a small file system need root; whoever isn't is told that they were left out
 CHOSEN := not soak and not cluster and not image$(if $(filter 0,$(shell id -u)),, and not root)
+# so many processes run tests, each file in one of them; PYTEST_ARGS=-n0 runs all in pytest's own, for --pdb and -s
+WORKERS ?= 2
+# one that dies, as by a test's timeout, ends the run: pytest-xdist 3.8 may wait for ever once it has put another in its place (its #1378)
+SHARED_OUT = -n $(WORKERS) --dist loadfile --max-worker-restart=0
 SEED := $(or $(SEED),$(shell od -An -N4 -tu4 /dev/urandom | tr -d ' '))
 
 FUZZ_S ?= 60
@@ -49,7 +53,7 @@ test: lint  ## lint, then every test; SEED=N repeats a run's random choices, PYT
 	@$(ENVIRONMENT) system
 	echo "random seed: $(SEED) (make test SEED=$(SEED) repeats it)"
 	$(if $(findstring root,$(CHOSEN)),echo "not root: the tests that mount a small file system are left out")
-	$(RUN) -m pytest -m "$(CHOSEN)" --hypothesis-seed=$(SEED) $(PYTEST_ARGS)
+	$(RUN) -m pytest $(SHARED_OUT) -m "$(CHOSEN)" --hypothesis-seed=$(SEED) $(PYTEST_ARGS)
 
 test-cluster: $(MADE)/dev  ## the tests against a real API server and etcd, and of the image: 4 minutes; says what it leaves out, and why
 	@chosen="not soak"
