@@ -28,17 +28,18 @@ class Slow(AgentServicer):
     """Answers the first question when it is too late."""
 
     def __init__(self) -> None:
-        self.asked: list[str] = []
+        self.first: list[str] = []
+        self.second: list[str] = []
         self.released: list[str] = []
         self.late = threading.Event()
 
     def Cached(self, request: pb.EnsureRequest, context: grpc.ServicerContext) -> pb.CachedReply:  # noqa: N802 - the protocol's name
-        self.asked.append(request.lease_id)
+        self.first.append(request.lease_id)
         self.late.wait(60.0)
         return pb.CachedReply()
 
     def Ensure(self, request: pb.EnsureRequest, context: grpc.ServicerContext) -> Iterator[pb.EnsureReply]:  # noqa: N802 - the protocol's name
-        self.asked.append(request.lease_id)
+        self.second.append(request.lease_id)
         yield pb.EnsureReply(progress=pb.Progress(uri=request.uri, phase="fetching"))
         yield pb.EnsureReply(ensured=pb.Ensured(digest="sha256:" + "0" * 64, path="/nowhere"))
 
@@ -56,8 +57,9 @@ def test_an_agent_that_is_slow_to_say_what_is_here_is_asked_as_for_what_has_to_c
         had = client.ensure("https://host/x", lease=("pod", 60.0), progress=looks.append)
         servicer.late.set()
         assert (had.snapshot.path, [look.phase for look in looks]) == (Path("/nowhere"), ["fetching"])
-        until(lambda: servicer.released == servicer.asked[:1], "the first question's lease to be given back")
-    assert len(set(servicer.asked)) == 2
+        until(lambda: len(servicer.released) == 1, "the first question's lease to be given back")
+    assert servicer.first in ([], servicer.released)  # on a busy machine it was given up before it was heard
+    assert servicer.second != servicer.released
 
 
 @pytest.mark.parametrize("there", [True, False])
