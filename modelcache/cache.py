@@ -168,7 +168,7 @@ class ModelCache(Upkeeping, Prewarming, Carrying, SingleFiles, Leasing):
         Raises:
             BadInput, Missing, AccessDenied, Unavailable, SourceChanged, ProtocolViolation, IntegrityError, NoSpace, StoreError.
         """
-        refresh = Refresh(refresh)  # callers without types give its word
+        refresh, priority = Refresh(refresh), Priority(priority)  # callers without types give a word, or one that means nothing
         parsed, secrets = parse_uri(uri)
         with self._places((parsed, secrets), caller, again=refresh is Refresh.ALWAYS) as places:
             ensured = self._found(places, parsed, refresh)

@@ -11,6 +11,7 @@ from modelcache.abc.snapshot import Snapshot
 from modelcache.abc.source import RemoteFile
 from modelcache.cache import ModelCache, Refresh
 from modelcache.errors import DigestMismatch, InUse, NotCached
+from modelcache.fetch.plan import Priority
 from modelcache.fetch.progress import Phase, Progress
 from modelcache.ranges import ByteRange
 from modelcache.testing.fetching import SMALL_CHUNK_BYTES as CHUNK
@@ -36,6 +37,8 @@ def test_when_the_origin_is_asked_again(cache: ModelCache, store: MemoryStore, o
         assert isinstance(cache.prewarm([URI], refresh=refused).outcomes[0].error, NotCached)
     with pytest.raises(ValueError, match="sometimes"):
         cache.ensure(URI, refresh=cast(Refresh, "sometimes"))
+    with pytest.raises(ValueError, match="high"):  # it ended the threads that fetch, and with them every later fetch
+        cache.ensure(URI, priority=cast(Priority, "high"))
     assert books.listings == 0
     cache.ensure(URI)
     for after_s, refresh, listings in (
