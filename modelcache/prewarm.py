@@ -128,7 +128,8 @@ class Prewarming(ABC):
             jobs=jobs,
             pin_for=pin_for,
         )
-        return Prewarm(self._store, asking, progress, cancel or Cancellation()).run(uris)
+        wanted = [uris] if isinstance(uris, str) else uris  # a text is a sequence, too: of letters, and `/` is a place
+        return Prewarm(self._store, asking, progress, cancel or Cancellation()).run(wanted)
 
 
 class Prewarm:

@@ -35,6 +35,7 @@ def test_when_the_origin_is_asked_again(cache: ModelCache, store: MemoryStore, o
         with pytest.raises(NotCached):
             cache.cached(URI, refresh=refused)
         assert isinstance(cache.prewarm([URI], refresh=refused).outcomes[0].error, NotCached)
+        assert [outcome.uri for outcome in cache.prewarm(URI, refresh=refused).outcomes] == [URI]  # and not each letter of it
     with pytest.raises(ValueError, match="sometimes"):
         cache.ensure(URI, refresh=cast(Refresh, "sometimes"))
     with pytest.raises(ValueError, match="high"):  # it ended the threads that fetch, and with them every later fetch
