@@ -20,7 +20,7 @@ from modelcache.testing.memory_source import MemorySource
 from modelcache.testing.source_contract import read
 from modelcache.units import KIB, MIB
 from modelcache.uri import StorageUri
-from tests.unit.test_archives import ADDRESS, EXPECTED, GOOD, LIMITS, gz, opened
+from tests.unit.opened_archive import ADDRESS, EXPECTED, GOOD, LIMITS, gz, opened
 
 
 @settings(max_examples=40)

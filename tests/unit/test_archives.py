@@ -2,63 +2,21 @@
 
 from __future__ import annotations
 
-import gzip
 import io
-import random
 import struct
 import tarfile
 import zipfile
 from collections.abc import Mapping
-from dataclasses import replace
 
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from modelcache.abc.source import Listing, Origin, RemoteFile
 from modelcache.errors import BadArchive, DigestMismatch, NotFound, UnsafePath
-from modelcache.fetch.checksums import Verification
 from modelcache.paths import check_tree
-from modelcache.patience import Cancellation
-from modelcache.sources.archive import ArchiveLimits, ArchiveSource, members
-from modelcache.sources.archive.limits import ALWAYS_BYTES
-from modelcache.testing.archives import MemoryArchive, Written, tar_of, zip_of
-from modelcache.testing.memory_source import MemorySource
-from modelcache.testing.source_contract import read
+from modelcache.testing.archives import Written, tar_of, zip_of
 from modelcache.units import MIB
-from modelcache.uri import StorageUri
-
-LIMITS = ArchiveLimits()
-ADDRESS = "memory://origin/model.tar"
-
-
-def opened(data: bytes, *, limits: ArchiveLimits = LIMITS, include: tuple[str, ...] = ()) -> tuple[ArchiveSource, tuple[RemoteFile, ...]]:
-    """A source over one archive, and what it lists."""
-    archive = MemoryArchive(data)
-    source = ArchiveSource(
-        MemorySource({"model.tar": data}), lambda listing, cancel: archive, lambda revision, listing, cancel: None, limits
-    )
-    found: Listing = source.list(StorageUri("memory", "origin", "model.tar", include=include), Cancellation())
-    assert found.origin == Origin("memory://origin:1")
-    return source, found.files
-
-
-def unpacked(data: bytes, *, limits: ArchiveLimits = LIMITS, include: tuple[str, ...] = ()) -> dict[str, bytes]:
-    """Path → bytes, compared with what the archive states of them."""
-    source, files = opened(data, limits=limits, include=include)
-    found = {}
-    for file in files:
-        content = read(source, file) if file.size_bytes else b""
-        check = Verification(file.size_bytes, file.digests)
-        check.update(memoryview(content))
-        check.result(file.path, file.size_bytes)
-        found[file.path] = content
-    return found
-
-
-def gz(data: bytes) -> bytes:
-    return gzip.compress(data, compresslevel=1, mtime=0)
-
+from tests.unit.opened_archive import ADDRESS, EXPECTED, GOOD, MEMBERS, gz, unpacked
 
 # -- any members ----------------------------------------------------------------------------------------------------------
 
@@ -137,15 +95,6 @@ def expect_safe(found: Mapping[str, bytes], entries: list[Written]) -> None:
 
 
 # -- any damage -----------------------------------------------------------------------------------------------------------
-
-MEMBERS = [Written("config.json", b"{}"), Written("w.bin", random.Random(1).randbytes(3000) + bytes(3000)), Written("d/empty", b"")]
-EXPECTED = {entry.name: entry.data for entry in MEMBERS}
-GOOD = {
-    "tar": tar_of(MEMBERS),
-    "tgz": gz(tar_of(MEMBERS)),
-    "zip": zip_of(MEMBERS),
-    "stored zip": zip_of(MEMBERS, method=zipfile.ZIP_STORED),
-}
 
 
 @pytest.mark.parametrize("kind", GOOD)
@@ -299,6 +248,17 @@ def test_an_encrypted_zip_is_refused() -> None:
         unpacked(bytes(data))
 
 
+def test_an_entry_whose_bytes_would_go_on_behind_the_archive_is_refused() -> None:
+    data = bytearray(GOOD["zip"])
+    for at, size in (("d/empty", 1 << 20), ("w.bin", 1 << 20)):
+        record = data.rindex(at.encode()) - 46  # APPNOTE 4.3.12: the fixed part of a record of the directory, packed size at 20
+        before = data[record + 20 : record + 24]
+        data[record + 20 : record + 24] = struct.pack("<L", size)
+        with pytest.raises(BadArchive, match=f"{at}' go on into its directory"):
+            unpacked(bytes(data))
+        data[record + 20 : record + 24] = before
+
+
 def test_other_packings_of_zip_are_refused() -> None:
     with pytest.raises(BadArchive, match="method 12"):
         unpacked(zip_of(MEMBERS, method=zipfile.ZIP_BZIP2))
@@ -339,64 +299,3 @@ def test_a_member_that_goes_on_or_ends_early_is_refused() -> None:
             struct.pack_into("<L", data, at + 16, 0)
             with pytest.raises(BadArchive, match=said):
                 unpacked(bytes(data))
-
-
-# -- limits ---------------------------------------------------------------------------------------------------------------
-
-
-def test_a_bomb_is_found_before_its_data_is_read() -> None:
-    bomb = tarfile.TarInfo("zeros")
-    bomb.size = 1 << 40
-    head = bomb.tobuf(tarfile.GNU_FORMAT)
-    for data in (gz(head + bytes(MIB)), head + bytes(MIB)):
-        with pytest.raises(BadArchive, match="expands to more than") as caught:
-            unpacked(data)
-        assert caught.value.hint is not None
-        assert "MODELCACHE_ARCHIVE_MAX_RATIO" in caught.value.hint
-
-
-def test_zeros_behind_the_end_of_a_tar_are_no_way_around_the_limit() -> None:
-    limits = ArchiveLimits(max_bytes=2 * MIB)
-    assert unpacked(gz(GOOD["tar"] + bytes(MIB)), limits=limits) == EXPECTED
-    with pytest.raises(BadArchive, match="expands to more than"):
-        unpacked(gz(GOOD["tar"] + bytes(5 * MIB)), limits=limits)
-
-
-def test_a_ratio_counts_above_what_any_archive_may() -> None:
-    limits = ArchiveLimits(max_ratio=2)
-    assert limits.bytes_of(1000) == ALWAYS_BYTES
-    assert limits.bytes_of(ALWAYS_BYTES) == 2 * ALWAYS_BYTES
-    assert ArchiveLimits(max_bytes=5).bytes_of(ALWAYS_BYTES) == 5
-    with pytest.raises(BadArchive, match="expands"):
-        unpacked(zip_of([Written("zeros", bytes(ALWAYS_BYTES + 1))], level=1), limits=limits)
-
-
-def test_too_many_entries_are_refused() -> None:
-    entries = [Written(f"d{number}/", kind=tarfile.DIRTYPE) for number in range(20)] + [Written("f", b"x")]
-    for data in (tar_of(entries), zip_of(entries)):
-        assert unpacked(data, limits=ArchiveLimits(max_entries=21)) == {"f": b"x"}
-        with pytest.raises(BadArchive, match="more than 20 entries"):
-            unpacked(data, limits=ArchiveLimits(max_entries=20))
-
-
-def test_names_have_a_limit_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    """They are in memory together, and packed they take next to nothing."""
-    entries = [Written(f"{number:02}" + "n" * 98, b"x") for number in range(10)]
-    monkeypatch.setattr(members, "MAX_NAMES_CHARACTERS", 1000)
-    for pack in (tar_of, zip_of):
-        assert len(unpacked(pack(entries))) == 10
-        with pytest.raises(BadArchive, match="over 1,000 characters"):
-            unpacked(pack([*entries, Written("e", b"x")]))
-
-
-def test_each_link_counts_as_much_as_its_file() -> None:
-    """20,000 hard links of 512 bytes each are no way to book any room."""
-    entries = [
-        Written("f", bytes(MIB)),
-        *(Written(f"l{number}", kind=tarfile.LNKTYPE, target="f") for number in range(ALWAYS_BYTES // MIB)),
-    ]
-    for data in (gz(tar_of(entries)), gz(tar_of([replace(entry, kind=entry.kind.replace(b"1", b"2")) for entry in entries]))):
-        with pytest.raises(BadArchive, match="expands to more than"):
-            opened(data)
-        assert len(opened(data, include=("f", "l1", "l2"))[1]) == 3
-    assert len(opened(tar_of(entries[:-1]))[1]) == len(entries) - 1

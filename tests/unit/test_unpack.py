@@ -30,7 +30,7 @@ from modelcache.testing.memory_source import MemorySource
 from modelcache.testing.memory_store import MemoryStore
 from modelcache.testing.store_filling import content
 from modelcache.unpack import Unpacking
-from tests.unit.test_archives import unpacked
+from tests.unit.opened_archive import unpacked
 
 CHUNK = 4096
 FILES = {"config.json": b"{}", "w.bin": content(5 * CHUNK + 3, 1)}

@@ -76,7 +76,10 @@ class ZipEntries:
             total += record.size_bytes
             self._limits.check_bytes(total, self._archive.size_bytes, self._address)
             start = self._data_start(record)
-            taken.append((record.at, start + record.packed_bytes))
+            stop = start + record.packed_bytes
+            if stop > directory.start:
+                raise self._bad(f"the bytes of {record.name[:80]!r} go on into its directory")
+            taken.append((record.at, stop))
             yield self._entry(record, start)
         taken.sort()
         ends = [*(start for start, _ in taken[1:]), directory.start]
