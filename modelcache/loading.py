@@ -156,6 +156,8 @@ def _gpu_options(device: Device | Mapping[str, Device] | None, cache: ModelCache
 def _share(shard: tuple[int, int, Mapping[str, Rule]] | None, group: NodeGroup | str | None) -> Share | None:
     """Raises BadShard: there is no such rank, or a group of nobody knows whom."""
     if shard is not None:
+        if len(shard) != 3:
+            raise BadShard("a shard is a rank, the number of ranks and a plan", got=str(shard), hint="shard=(0, 2, {}) splits nothing")
         rank, world, plan = shard
         return Share(rank, world, ShardPlan(plan))
     if group is not None:

@@ -13,7 +13,7 @@ from modelcache.arriving.arrival import Arrival
 from modelcache.arriving.checkpoint import ArrivingFolder
 from modelcache.arriving.company import Company, gathered
 from modelcache.cache import ModelCache
-from modelcache.errors import BadCheckpoint
+from modelcache.errors import BadCheckpoint, InvalidUri
 from modelcache.fetch.begun import Begun
 from modelcache.loader.brought import Bringing
 from modelcache.loader.checkpoint import Checkpoint, Order, Shard, open_checkpoint
@@ -107,12 +107,14 @@ def open_source(
         member: this rank of a group that opens the same.
 
     Raises:
-        What `open_checkpoint`, `ModelCache.ensure` and `gathered` raise.
+        InvalidUri: an empty text. What `open_checkpoint`, `ModelCache.ensure` and `gathered` raise.
     """
     started_s = time.monotonic()
     text = os.fspath(source)
     arrival: Arrival | None = None
     company: Company | None = None
+    if not text:
+        raise InvalidUri("tensors of nothing are asked for: the source is an empty text", hint="a URI, a file, a directory or an index")
     found: Begun | Path = Path(text)
     if "://" in text:
         used = cache or held.enter_context(ModelCache())

@@ -7,6 +7,8 @@ import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
+REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
+
 INDENT = "  "
 
 
@@ -121,4 +123,4 @@ def counted(count: int, noun: str) -> str:
 
 def printable(text: str) -> str:
     """`text` with every character that could steer a terminal replaced; line breaks stay."""
-    return "".join(char if char.isprintable() or char == "\n" else "\N{REPLACEMENT CHARACTER}" for char in text)
+    return "".join(char if char.isprintable() or char == "\n" else REPLACEMENT for char in text)

@@ -94,7 +94,7 @@ class Checkpoint:
         return found
 
     def select(self, names: Iterable[str] | None, *, order: Order = "file") -> Sequence[str]:
-        """Names of tensors, each once; `names` may hold shell patterns (`model.layers.0.*`). None: all.
+        """Names of tensors, each once; `names` may hold shell patterns (`model.layers.0.*`), and a text is one of them. None: all.
 
         Args:
             order: `file`: as they lie in the files. `given`: as `names` has them, those of one pattern as they lie.
@@ -105,7 +105,7 @@ class Checkpoint:
         if names is None:
             return list(self.place)
         chosen: dict[str, None] = {}
-        for name in names:
+        for name in [names] if isinstance(names, str) else names:
             found = [name] if name in self.place else [each for each in self.place if fnmatchcase(each, name)]
             if not found:
                 raise NoSuchTensor(f"no tensor is named `{name}`", address=str(self.root), got=name)

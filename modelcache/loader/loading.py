@@ -57,7 +57,11 @@ class Wishes:
     placement: Placement = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        """Raises TypeError: a dtype that weights are not cast to. NoSuchDevice."""
+        """Raises TypeError: a dtype that weights are not cast to. ValueError: there is no such order. NoSuchDevice."""
+        if self.order not in ("file", "given"):
+            raise ValueError(f"tensors come in order `file` or `given`, and not `{self.order}`")
+        if self.dtype is not None and not isinstance(self.dtype, torch.dtype):
+            raise TypeError(f"a dtype is one of torch's (torch.float16), and not {self.dtype!r}")
         if self.dtype is not None and not is_number(self.dtype):
             raise TypeError(f"tensors are cast to floating-point types, and not to {self.dtype}")
         object.__setattr__(self, "placement", Placement(self.device))

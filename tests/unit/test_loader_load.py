@@ -9,13 +9,14 @@ import random
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 import modelcache
-from modelcache.errors import BadCheckpoint, FileFault, NoSuchTensor, NotFound
+from modelcache.errors import BadCheckpoint, BadShard, FileFault, InvalidUri, NoSuchTensor, NotFound
 from modelcache.loader import residency, shard_file
 from modelcache.loader.checkpoint import open_checkpoint
 from modelcache.loader.files import Way
@@ -195,6 +196,23 @@ def test_shards_with_and_without_an_index(sharded: Path) -> None:
     assert [name for name, _ in modelcache.stream(sharded, names=["layers.*.w"])] == ["layers.0.w", "layers.1.w"]
     with pytest.raises(NoSuchTensor, match=r"no tensor is named `layers\.9`"):
         modelcache.load(sharded, names=["a", "layers.9"])
+    assert set(modelcache.load(sharded, names="layers.*")) == {"layers.0.w", "layers.1.w"}  # one text is one pattern
+
+
+@pytest.mark.parametrize(
+    ("wrong", "error", "said"),
+    [
+        ({"dtype": "float16"}, TypeError, "one of torch's .* not 'float16'"),
+        ({"dtype": torch.int8}, TypeError, "not to torch.int8"),
+        ({"order": "size"}, ValueError, "not `size`"),
+        ({"shard": (0, 2)}, BadShard, "a rank, the number of ranks and a plan"),
+    ],
+)
+def test_what_makes_no_sense_is_refused_before_anything_is_read(sharded: Path, wrong: Any, error: type[Exception], said: str) -> None:
+    with pytest.raises(error, match=said):
+        modelcache.load(sharded, **wrong)
+    with pytest.raises(InvalidUri, match="nothing"):
+        modelcache.load("")
 
 
 SECOND = "model-00002-of-00002.safetensors"
