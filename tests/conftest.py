@@ -50,7 +50,6 @@ def clean_environ(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         patch.setenv("NO_GCE_CHECK", "true")
         patch.setenv("CLOUDSDK_CONFIG", str(empty.parent))
         patch.setenv("MODELCACHE_CONFIG", os.devnull)
-        patch.setenv("TORCHINDUCTOR_CACHE_DIR", str(empty.with_name("inductor")))  # else a directory in /tmp that nobody removes
         # what a test writes fits, however full the disk of whoever runs the tests is
         patch.setenv("MODELCACHE_HIGH_WATERMARK", "1")
         patch.setenv("MODELCACHE_LOW_WATERMARK", "1")
