@@ -14,7 +14,7 @@ from modelcache.cli.exit_codes import ExitCode
 from modelcache.cli.interrupts import cancelled_by_signals
 from modelcache.cli.options import OriginOptions
 from modelcache.cli.session import Session
-from modelcache.cli.tables import Column, Table, counted
+from modelcache.cli.tables import Column, Table, counted, one_line
 from modelcache.patience import Cancellation
 from modelcache.units import format_bytes
 
@@ -77,7 +77,7 @@ def _print(session: Session, found: Inspected) -> None:
         output.line("")
         output.line(path)
         rows = tuple(
-            (format_bytes(each.span.size_bytes), each.dtype.label, "×".join(map(str, each.shape)) or "-", each.name)
+            (format_bytes(each.span.size_bytes), each.dtype.label, "×".join(map(str, each.shape)) or "-", one_line(each.name))
             for each in header.tensors
         )
         output.table(Table(COLUMNS, rows))

@@ -13,7 +13,7 @@ from itertools import chain
 from pathlib import Path
 from typing import TextIO
 
-from modelcache.cli.tables import REPLACEMENT, Table, printable, table_lines
+from modelcache.cli.tables import Table, printable, table_lines
 from modelcache.errors import FileFault
 
 BOLD, BOLD_RED, GREEN, YELLOW, DIM, PLAIN = "\x1b[1m", "\x1b[1;31m", "\x1b[32m", "\x1b[33m", "\x1b[2m", "\x1b[0m"
@@ -98,8 +98,7 @@ class Output:
         """A table, for people; nothing is cut off."""
         if self.style.as_json:
             return
-        rows = (tuple(printable(cell).replace("\n", REPLACEMENT) for cell in row) for row in table.rows)
-        shown = Table(table.columns, tuple(rows))
+        shown = Table(table.columns, tuple(tuple(printable(cell) for cell in row) for row in table.rows))
         on_terminal = self._out.isatty()
         header, *lines = table_lines(shown, shutil.get_terminal_size().columns if on_terminal else None)
         if on_terminal and self.style.color:

@@ -124,3 +124,8 @@ def counted(count: int, noun: str) -> str:
 def printable(text: str) -> str:
     """`text` with every character that could steer a terminal replaced; line breaks stay."""
     return "".join(char if char.isprintable() or char == "\n" else REPLACEMENT for char in text)
+
+
+def one_line(text: str) -> str:
+    """`printable` of a name that somebody else gave: without line breaks, too, which would be a cell's of several lines."""
+    return printable(text).replace("\n", REPLACEMENT)

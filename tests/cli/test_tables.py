@@ -7,7 +7,7 @@ import unicodedata
 from hypothesis import given
 from hypothesis import strategies as st
 
-from modelcache.cli.tables import Column, Table, cells_of, counted, format_age, printable, table_lines
+from modelcache.cli.tables import Column, Table, cells_of, counted, format_age, one_line, printable, table_lines
 
 WORD = st.text(st.characters(min_codepoint=33, max_codepoint=0x30FF, categories=["L", "N", "P", "Mn"]), min_size=1, max_size=12).map(
     lambda text: unicodedata.normalize("NFC", text)
@@ -55,6 +55,7 @@ def test_what_is_printable_steers_nothing(text: str) -> None:
     assert len(shown) == len(text)
     assert all(char.isprintable() or char == "\n" for char in shown)
     assert printable(shown) == shown
+    assert one_line(text) == shown.replace("\n", "\N{REPLACEMENT CHARACTER}")
 
 
 def test_ages_and_counts() -> None:
