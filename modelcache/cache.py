@@ -71,9 +71,8 @@ class Asked:
 class ModelCache(Upkeeping, Prewarming, Carrying, SingleFiles, Leasing):
     """A store and what fills it. A context manager; safe for many threads.
 
-    `ensure` is the whole of it: whatever state the store is in, it returns a complete, verified, read-only directory or raises
-    a `ModelCacheError`. Callers that ask for one model at the same time share one fetch.
-    """
+    `ensure` is the whole of it: in whatever state the store is, it returns a complete, verified, read-only directory or raises a
+    `ModelCacheError`. Callers that ask for one model at the same time share one fetch."""
 
     def __init__(
         self, root: str | Path | None = None, *, config: Config | None = None, create: bool | None = None, elsewhere: HeldElsewhere = tuple

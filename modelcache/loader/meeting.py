@@ -254,10 +254,10 @@ def _join(who: Arrival, deadline: Deadline, cancel: Cancellation) -> Seat:
             raise GroupBroken(f"group `{who.group}` was not complete within {who.timeout_s:g} s") from None
         except OSError:
             message, fds = b"", []
+        if message:  # what was answered counts, though who answered may have gone meanwhile, which cancels this wait
+            return _seated(who, json.loads(message), list(fds))
         cancel.check()
-        if not message:
-            raise GroupBroken(f"rank {who.ranks[0]} left group `{who.group}` before it was complete")
-        return _seated(who, json.loads(message), list(fds))
+        raise GroupBroken(f"rank {who.ranks[0]} left group `{who.group}` before it was complete")
 
 
 def _seated(who: Arrival, answer: Mapping[str, Any], fds: Sequence[int]) -> Seat:
