@@ -22,7 +22,7 @@ from modelcache.errors import Cancelled, GroupBroken, ModelCacheError
 from modelcache.errors.told import error_of
 from modelcache.loader.group import Member
 from modelcache.loader.meeting import Arrival, Terms, meet
-from modelcache.patience import Cancellation, Deadline
+from modelcache.patience import Cancellation, Deadline, end_of
 
 LOOK_S = 0.5
 """Longest sleep between two looks, for a thread that can be interrupted."""
@@ -98,8 +98,10 @@ class Council:
         """Raises GroupBroken: this machine has no more threads."""
         try:
             self._listener.start()
-        except RuntimeError as error:
-            self._close_links()
+        except BaseException as error:  # Ctrl-C comes when the thread may run already
+            self._end()
+            if not isinstance(error, RuntimeError):
+                raise
             raise GroupBroken(f"rank {self._member.rank} can't listen to its group ({error})") from error
         return self
 
@@ -110,10 +112,13 @@ class Council:
         if self._leads and isinstance(error, ModelCacheError) and not isinstance(error, GroupBroken | Cancelled):
             with suppress(GroupBroken):
                 self.tell(Message({"failed": error.as_dict()}), Cancellation(), LAST_WORD_S)
+        self._end()
+
+    def _end(self) -> None:
         for link in self._links.values():
             with suppress(OSError):  # it may have ended already
                 link.shutdown(socket.SHUT_RDWR)
-        self._listener.join()
+        end_of(self._listener)
         self._close_links()
 
     def _close_links(self) -> None:

@@ -20,7 +20,7 @@ from modelcache.errors import GroupBroken, StoreFault
 from modelcache.loader.files import TensorFile, Way
 from modelcache.loader.meeting import Seat
 from modelcache.loader.segment import Segment
-from modelcache.patience import Cancellation
+from modelcache.patience import Cancellation, end_of
 from modelcache.ranges import ByteRange
 
 READS = 4
@@ -139,8 +139,10 @@ class Exchange:
         try:
             for thread in (*self._threads, self._listener):
                 thread.start()
-        except RuntimeError as error:
+        except BaseException as error:  # Ctrl-C comes when threads may run already
             self._end()
+            if not isinstance(error, RuntimeError):
+                raise
             raise GroupBroken(f"rank {self._rank} can't read for its group ({error})", hint="give this process more threads") from error
         return self
 
@@ -162,11 +164,12 @@ class Exchange:
         with self._changed:
             self._closing = True
             self._changed.notify_all()
-        _join(self._threads)
+        for thread in self._threads:
+            end_of(thread)
         for link in self._links.values():
             with suppress(OSError):  # it may have ended already
                 link.shutdown(socket.SHUT_RDWR)
-        _join([self._listener])
+        end_of(self._listener)
         self._close_links()
         self._segment.close()
 
@@ -349,10 +352,3 @@ class Exchange:
     def _close_links(self) -> None:
         for link in self._links.values():
             link.close()
-
-
-def _join(threads: Sequence[threading.Thread]) -> None:
-    """Those that were started."""
-    for thread in threads:
-        if thread.ident is not None:
-            thread.join()

@@ -13,8 +13,10 @@ from pathlib import Path
 import pytest
 
 from modelcache.errors import Cancelled, GroupBroken, ModelCacheError, StoreFault
+from modelcache.loader.council import Council
 from modelcache.loader.exchange import Block, Division, Exchange
 from modelcache.loader.files import TensorFile, Way
+from modelcache.loader.group import NodeGroup
 from modelcache.loader.meeting import Seat
 from modelcache.loader.memory import Memory
 from modelcache.loader.plan import BLOCK_BYTES
@@ -154,6 +156,33 @@ def test_without_threads_to_read_with_a_rank_ends_and_leaves_nothing(monkeypatch
 
     monkeypatch.setattr(threading.Thread, "start", short_of_threads)
     with others, pytest.raises(GroupBroken, match="can't start"), exchange:
+        raise AssertionError("unreachable")
+    assert (open_fds(), threading.active_count()) == (before, threads)
+
+
+def links_of_two(kind: str) -> tuple[Exchange | Council, socket.socket]:
+    """The first rank's part in a group of two, and the other end of its link."""
+    ours, others = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    if kind == "council":
+        return Council(NodeGroup("two").member(0, 2), {1: ours}), others
+    seat = Seat({1: ours}, create_segment(2), frozenset())
+    return Exchange(seat, 0, even(20, 2), lambda number: CountedFile(Counter()), WAIT_S), others
+
+
+@pytest.mark.parametrize("runs", [True, False])
+@pytest.mark.parametrize("kind", ["exchange", "council"])
+def test_ctrl_c_while_threads_of_a_group_begin_leaves_none(kind: str, runs: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    before, threads, start = open_fds(), threading.active_count(), threading.Thread.start
+
+    def interrupted(thread: threading.Thread) -> None:
+        if not runs:
+            vars(thread)["_started"].wait = lambda *timeout: None  # whoever starts a thread waits until it runs
+        start(thread)
+        raise KeyboardInterrupt
+
+    part, others = links_of_two(kind)
+    monkeypatch.setattr(threading.Thread, "start", interrupted)
+    with others, pytest.raises(KeyboardInterrupt), part:
         raise AssertionError("unreachable")
     assert (open_fds(), threading.active_count()) == (before, threads)
 
