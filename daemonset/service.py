@@ -36,7 +36,7 @@ from modelcache.fetch.progress import Phase, Progress
 from modelcache.loader.residency import resident_share
 from modelcache.patience import Cancellation
 from modelcache.permission import Caller
-from modelcache.prewarm import DEFAULT_JOBS
+from modelcache.prewarm import DEFAULT_JOBS, PrewarmOutcome
 from modelcache.ranges import ByteRange
 from modelcache.refresh import Refresh
 from modelcache.uri import redact_url
@@ -224,7 +224,7 @@ class AgentService(AgentServicer):
     def Prewarm(self, request: pb.PrewarmRequest, context: grpc.ServicerContext) -> Iterator[pb.PrewarmReply]:
         with self._calls.under_way(context, begins_work=True), self._waiters.one():
 
-            def run(tell: Callable[[tuple[int, Progress] | None], None], cancel: Cancellation) -> pb.PrewarmReport:
+            def run(tell: Callable[[tuple[int, Progress | PrewarmOutcome] | None], None], cancel: Cancellation) -> pb.PrewarmReport:
                 tell(None)  # while all of them are looked up nothing else says that this lives
                 with self._cache.naming_holders():
                     report = self._cache.prewarm(
@@ -233,6 +233,7 @@ class AgentService(AgentServicer):
                         refresh=wire.refresh_of(request.refresh),
                         pin_for=request.pin_for if request.HasField("pin_for") else None,
                         progress=lambda number, look: tell((number, look)),
+                        ended=lambda number, outcome: tell((number, outcome)),
                         cancel=cancel,
                     )
                 self._metrics.prewarmed(report)
@@ -242,7 +243,7 @@ class AgentService(AgentServicer):
                 if what is None:
                     yield pb.PrewarmReply()
                 elif isinstance(what, tuple):
-                    yield pb.PrewarmReply(look=pb.PrewarmReply.Look(number=what[0], progress=wire.progress_message(what[1])))
+                    yield wire.prewarmed_message(*what)
                 else:
                     yield pb.PrewarmReply(report=what)
 

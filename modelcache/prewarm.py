@@ -27,6 +27,8 @@ PIN_TRIES = 3
 
 ManyProgress = Callable[[int, Progress], None]
 """`progress(number, look)`: of the URI of this number in the report's order. Called from several threads."""
+Ended = Callable[[int, "PrewarmOutcome"], None]
+"""`ended(number, outcome)`: the same of what came of it, as soon as that is known."""
 Lookup = tuple[Listing, Ref | None]
 Ask = Callable[[str, Cancellation], Lookup | None]
 """What the origin has under a URI just now and what it was before; None: it is here and needs no asking."""
@@ -107,6 +109,7 @@ class Prewarming(ABC):
         refresh: Refresh = Refresh.AUTO,
         pin_for: str | None = None,
         progress: ManyProgress | None = None,
+        ended: Ended | None = None,
         cancel: Cancellation | None = None,
     ) -> PrewarmReport:
         """Have these models here before anybody waits for them: those who wait go first. One that fails doesn't stop the others, and
@@ -115,6 +118,7 @@ class Prewarming(ABC):
         Args:
             jobs: models in progress at a time.
             pin_for: in whose name each is pinned once it is here.
+            ended: called with what came of each as soon as that is known, from several threads.
             cancel: those that are not here yet get `Cancelled` for their outcome.
 
         Raises:
@@ -129,21 +133,29 @@ class Prewarming(ABC):
             pin_for=pin_for,
         )
         wanted = [uris] if isinstance(uris, str) else uris  # a text is a sequence, too: of letters, and `/` is a place
-        return Prewarm(self._store, asking, progress, cancel or Cancellation()).run(wanted)
+        return Prewarm(self._store, asking, cancel or Cancellation(), progress, ended).run(wanted)
 
 
 class Prewarm:
     """One run over many URIs."""
 
-    def __init__(self, store: Store, asking: Asking, progress: ManyProgress | None, cancel: Cancellation) -> None:
+    def __init__(
+        self,
+        store: Store,
+        asking: Asking,
+        cancel: Cancellation,
+        progress: ManyProgress | None = None,
+        ended: Ended | None = None,
+    ) -> None:
         if not 1 <= asking.jobs <= MAX_JOBS:
             raise BadConfig(f"{asking.jobs} jobs are not from 1 to {MAX_JOBS}", got=str(asking.jobs))
         if asking.pin_for is not None:
             expect_own(asking.pin_for)
         self._store = store
         self._asking = asking
-        self._progress = progress
         self._cancel = cancel
+        self._progress = progress or (lambda number, look: None)
+        self._ended = ended or (lambda number, outcome: None)
 
     def run(self, uris: Iterable[str]) -> PrewarmReport:
         """Bring all of them in. One that fails doesn't stop the others.
@@ -153,9 +165,11 @@ class Prewarm:
         """
         started_s = time.monotonic()
         outcomes, texts = each_once(uris)
+        for number in outcomes.keys() - texts.keys():
+            self._ended(number, outcomes[number])
         with ThreadPoolExecutor(self._asking.jobs, "prewarm") as pool:
             try:
-                looked = dict(zip(texts, pool.map(self._look, texts.values()), strict=True))
+                looked = dict(zip(texts, pool.map(self._look, texts, texts.values()), strict=True))
                 outcomes |= {number: replace(outcomes[number], error=error) for number, (_, error) in looked.items()}
                 self._expect_room([missing for missing, _ in looked.values()])
                 todo = {number: texts[number] for number, (_, error) in looked.items() if error is None}
@@ -165,7 +179,13 @@ class Prewarm:
                 raise
         return PrewarmReport(tuple(outcomes[number] for number in sorted(outcomes)), time.monotonic() - started_s)
 
-    def _look(self, text: str) -> tuple[dict[str, int], ModelCacheError | None]:
+    def _look(self, number: int, text: str) -> tuple[dict[str, int], ModelCacheError | None]:
+        missing, error = self._missing_of(text)
+        if error is not None:
+            self._ended(number, PrewarmOutcome(str(parse_uri(text)[0]), error=error))
+        return missing, error
+
+    def _missing_of(self, text: str) -> tuple[dict[str, int], ModelCacheError | None]:
         """Identity and size of what a URI lacks, or why nobody can know. Where there is an older version the bringing decides."""
         try:
             self._cancel.check()
@@ -196,13 +216,17 @@ class Prewarm:
             )
 
     def _bring(self, number: int, text: str) -> PrewarmOutcome:
+        outcome = self._brought(number, text)
+        self._ended(number, outcome)
+        return outcome
+
+    def _brought(self, number: int, text: str) -> PrewarmOutcome:
         uri = str(parse_uri(text)[0])
         last: list[Progress] = []
 
         def look(progress: Progress) -> None:
             last[:] = [progress]
-            if self._progress is not None:
-                self._progress(number, progress)
+            self._progress(number, progress)
 
         try:
             self._cancel.check()

@@ -27,7 +27,7 @@ from modelcache.fetch.plan import Priority
 from modelcache.fetch.progress import Progress
 from modelcache.manifest import Manifest, ManifestFile
 from modelcache.patience import Cancellation
-from modelcache.prewarm import DEFAULT_JOBS, ManyProgress, PrewarmReport
+from modelcache.prewarm import DEFAULT_JOBS, Ended, ManyProgress, PrewarmReport
 from modelcache.refresh import Refresh
 from modelcache.sources.throttled import RateLimits
 
@@ -175,15 +175,18 @@ class AgentClient:
         refresh: Refresh = Refresh.AUTO,
         pin_for: str | None = None,
         progress: ManyProgress | None = None,
+        ended: Ended | None = None,
         cancel: Cancellation | None = None,
     ) -> PrewarmReport:
-        """As `ModelCache.prewarm`."""
+        """As `ModelCache.prewarm`; `ended` may be told the same again, and an agent of a version before doesn't."""
         request = pb.PrewarmRequest(uris=uris, jobs=jobs, refresh=wire.REFRESH_NUMBERS[refresh], pin_for=pin_for)
         for reply in self._told(self._stub.Prewarm(request), cancel):
             if reply.HasField("report"):
                 return wire.prewarm_of(reply.report)
             if progress is not None and reply.HasField("look"):
                 progress(reply.look.number, wire.progress_of(reply.look.progress))
+            if ended is not None and reply.HasField("ended"):
+                ended(reply.ended.number, wire.outcome_of(reply.ended.outcome))
         raise AgentUnreachable("the agent ended the call without a result", address=str(self._socket))
 
     def list(self) -> Sequence[SnapshotInfo]:

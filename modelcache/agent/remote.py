@@ -77,6 +77,7 @@ class RemoteCache:
         outcomes, texts = each_once(map(_whole_if_one, uris))  # what is no URI isn't sent: not every text can be
         numbers = list(texts)
         looks: dict[int, Progress] = {}
+        ended: dict[int, PrewarmOutcome] = {}
         started_s = time.monotonic()
 
         def look(at: int, seen: Progress) -> None:
@@ -85,13 +86,22 @@ class RemoteCache:
                 progress(numbers[at], seen)
 
         try:
-            report = self.client.prewarm([*texts.values()], jobs=jobs, refresh=refresh, pin_for=pin_for, progress=look, cancel=cancel)
+            report = self.client.prewarm(
+                [*texts.values()],
+                jobs=jobs,
+                refresh=refresh,
+                pin_for=pin_for,
+                progress=look,
+                ended=lambda at, outcome: ended.update({numbers[at]: outcome}),
+                cancel=cancel,
+            )
             outcomes |= zip(numbers, report.outcomes, strict=True)
         except Cancelled:  # the agent told no more: what came until then
-            outcomes |= {number: self._so_far(outcomes[number], looks.get(number)) for number in numbers}
+            outcomes |= {number: ended.get(number) or self._so_far(outcomes[number], looks.get(number)) for number in numbers}
         return PrewarmReport(tuple(outcomes[number] for number in sorted(outcomes)), time.monotonic() - started_s)
 
     def _so_far(self, outcome: PrewarmOutcome, seen: Progress | None) -> PrewarmOutcome:
+        """Of one whose end wasn't told."""
         if seen is not None and seen.phase is Phase.DONE:
             info = self.find(outcome.uri)
             return replace(outcome, snapshot=Snapshot(info.digest, info.path), progress=seen)

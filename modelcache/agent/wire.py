@@ -171,14 +171,21 @@ def ref_of(message: pb.RefDetails) -> Ref:
 
 
 def prewarm_message(report: PrewarmReport) -> pb.PrewarmReport:
-    return pb.PrewarmReport(outcomes=map(_outcome_message, report.outcomes), elapsed_s=report.elapsed_s)
+    return pb.PrewarmReport(outcomes=map(outcome_message, report.outcomes), elapsed_s=report.elapsed_s)
+
+
+def prewarmed_message(number: int, what: Progress | PrewarmOutcome) -> pb.PrewarmReply:
+    """A look at one of them, or what came of it."""
+    if isinstance(what, Progress):
+        return pb.PrewarmReply(look=pb.PrewarmReply.Look(number=number, progress=progress_message(what)))
+    return pb.PrewarmReply(ended=pb.PrewarmReply.Ended(number=number, outcome=outcome_message(what)))
 
 
 def prewarm_of(message: pb.PrewarmReport) -> PrewarmReport:
-    return PrewarmReport(tuple(map(_outcome_of, message.outcomes)), message.elapsed_s)
+    return PrewarmReport(tuple(map(outcome_of, message.outcomes)), message.elapsed_s)
 
 
-def _outcome_message(outcome: PrewarmOutcome) -> pb.PrewarmReport.Outcome:
+def outcome_message(outcome: PrewarmOutcome) -> pb.PrewarmReport.Outcome:
     snapshot = outcome.snapshot
     return pb.PrewarmReport.Outcome(
         uri=outcome.uri,
@@ -190,7 +197,7 @@ def _outcome_message(outcome: PrewarmOutcome) -> pb.PrewarmReport.Outcome:
     )
 
 
-def _outcome_of(message: pb.PrewarmReport.Outcome) -> PrewarmOutcome:
+def outcome_of(message: pb.PrewarmReport.Outcome) -> PrewarmOutcome:
     return PrewarmOutcome(
         uri=message.uri,
         snapshot=Snapshot(digest_of(message.digest), Path(message.path), stale=message.stale) if message.digest else None,

@@ -23,7 +23,7 @@ from modelcache.agent.remote import RemoteCache
 from modelcache.cache import ModelCache
 from modelcache.chunks import CHUNK_BYTES
 from modelcache.cli.main import main
-from modelcache.errors import Cancelled
+from modelcache.errors import Cancelled, InvalidUri, NotFound
 from modelcache.fetch.progress import Phase, Progress
 from modelcache.patience import Cancellation
 from modelcache.testing.agents import ROOMY, RunningAgent, agent
@@ -144,7 +144,7 @@ def test_a_prewarm_that_is_broken_off_tells_the_same(node: RunningAgent, server:
     server.put("/m/first", b"1" * 1000)
     server.put("/m/stalls", WEIGHTS)
     server.fail("/m/stalls", stalled_from(CHUNK_BYTES))
-    first, stalls = (f"{server.endpoint}/m/{name}" for name in ("first", "stalls"))
+    first, stalls, missing = (f"{server.endpoint}/m/{name}" for name in ("first", "stalls", "missing"))
 
     def told(cache: RemoteCache | ModelCache) -> list[tuple[object, ...]]:
         looks: dict[int, Progress] = {}
@@ -155,13 +155,14 @@ def test_a_prewarm_that_is_broken_off_tells_the_same(node: RunningAgent, server:
             if len(looks) == 2 and looks[0].phase is Phase.DONE and looks[1].bytes_done >= CHUNK_BYTES:
                 cancel.cancel()
 
-        report = cache.prewarm([first, stalls, "s3://", first], jobs=2, progress=look, cancel=cancel)
+        report = cache.prewarm([first, stalls, "s3://", first, missing], jobs=2, progress=look, cancel=cancel)
         assert report.cancelled
+        assert [type(each.error) for each in report.outcomes] == [type(None), Cancelled, InvalidUri, NotFound]
         return [(each.uri, each.snapshot, str(each.error), each.progress is None) for each in report.outcomes]
 
     with RemoteCache(node.admin) as remote, ModelCache(node.root) as cache:
         through = told(remote)
-        assert [uri for uri, *_ in through] == [first, stalls, "s3://"]
+        assert [uri for uri, *_ in through] == [first, stalls, "s3://", missing]
         assert through == told(cache)
 
 

@@ -17,7 +17,7 @@ from modelcache.errors import BadConfig, Cancelled, NoSpace, NotFound, OriginUnr
 from modelcache.fetch.plan import Priority
 from modelcache.fetch.progress import Phase, Progress
 from modelcache.patience import Cancellation
-from modelcache.prewarm import Asking, Lookup, Prewarm, PrewarmReport, read_list
+from modelcache.prewarm import Asking, Lookup, Prewarm, PrewarmOutcome, PrewarmReport, read_list
 from modelcache.store.store import LocalStore
 from modelcache.testing.memory_source import MemorySource
 from modelcache.testing.store_filling import content, digest_of, fill, manifest_of, table_of, wanted, write_chunks
@@ -69,7 +69,10 @@ class Origins:
 
     def prewarm(self, *uris: str, jobs: int = 2, pin_for: str | None = None, cancel: Cancellation | None = None) -> PrewarmReport:
         asking = Asking(self.ask, self.bring, jobs, pin_for)
-        return Prewarm(self._store, asking, None, cancel or Cancellation()).run(uris)
+        told: dict[int, PrewarmOutcome] = {}
+        report = Prewarm(self._store, asking, cancel or Cancellation(), ended=told.__setitem__).run(uris)
+        assert told == dict(enumerate(report.outcomes))
+        return report
 
 
 @pytest.fixture

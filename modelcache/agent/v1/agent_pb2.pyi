@@ -380,23 +380,50 @@ class PrewarmReply(_message.Message):
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
+    @_typing.final
+    class Ended(_message.Message):
+        """What came of that one, as soon as it is known: who breaks the call off has no report. May be told again."""
+
+        DESCRIPTOR: _descriptor.Descriptor
+
+        NUMBER_FIELD_NUMBER: _builtins.int
+        OUTCOME_FIELD_NUMBER: _builtins.int
+        number: _builtins.int
+        @_builtins.property
+        def outcome(self) -> Global___PrewarmReport.Outcome: ...
+        def __init__(
+            self,
+            *,
+            number: _builtins.int = ...,
+            outcome: Global___PrewarmReport.Outcome | None = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _typing.Literal["outcome", b"outcome"]  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["number", b"number", "outcome", b"outcome"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     LOOK_FIELD_NUMBER: _builtins.int
     REPORT_FIELD_NUMBER: _builtins.int
+    ENDED_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def look(self) -> Global___PrewarmReply.Look: ...
     @_builtins.property
     def report(self) -> Global___PrewarmReport: ...
+    @_builtins.property
+    def ended(self) -> Global___PrewarmReply.Ended: ...
     def __init__(
         self,
         *,
         look: Global___PrewarmReply.Look | None = ...,
         report: Global___PrewarmReport | None = ...,
+        ended: Global___PrewarmReply.Ended | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["look", b"look", "report", b"report", "what", b"what"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["ended", b"ended", "look", b"look", "report", b"report", "what", b"what"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["look", b"look", "report", b"report", "what", b"what"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ended", b"ended", "look", b"look", "report", b"report", "what", b"what"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_what: _TypeAlias = _typing.Literal["look", "report"]  # noqa: Y015
+    _WhichOneofReturnType_what: _TypeAlias = _typing.Literal["look", "report", "ended"]  # noqa: Y015
     _WhichOneofArgType_what: _TypeAlias = _typing.Literal["what", b"what"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_what) -> _WhichOneofReturnType_what | None: ...
 
