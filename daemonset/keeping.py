@@ -17,11 +17,11 @@ from daemonset.backoff import Backoff
 from daemonset.metrics import Metrics
 from daemonset.own_right import brought_by_node
 from daemonset.pins import Pins, namespace_of
-from daemonset.shares import Share
+from daemonset.shares import Share, given_by
 from modelcache.abc.snapshot import Snapshot
 from modelcache.abc.store import CLUSTERS, Lease, SnapshotInfo
 from modelcache.cache import ModelCache
-from modelcache.errors import BadInput, Cancelled, ErrorCode, InUse, ModelCacheError, NotCached
+from modelcache.errors import Cancelled, ErrorCode, InUse, ModelCacheError, NotCached
 from modelcache.fetch.plan import Priority
 from modelcache.fetch.progress import Phase, Progress
 from modelcache.k8s.node import ModelReport, Object, State, WantedModel, times_of
@@ -53,6 +53,7 @@ class _Kept:
         told: what an earlier agent reported of it.
         begun_s: Unix time of the last look.
         size_bytes, file_count: of the version that is here.
+        coming: digest of the version that is pinned next, and not reported yet.
     """
 
     wanted: WantedModel
@@ -62,6 +63,7 @@ class _Kept:
     begun_s: float = 0.0
     size_bytes: int = 0
     file_count: int = 0
+    coming: str | None = None
     running: bool = False
     failures: int = 0
     cancel: Cancellation = field(default_factory=Cancellation)
@@ -100,6 +102,7 @@ class Keeper:
         self._said = False
         self._ending = False
         self._running = 0
+        self._pinning = threading.Lock()
         self._pool = ThreadPoolExecutor(DEFAULT_JOBS, "agent prewarm")
         self._thread = threading.Thread(target=self._work, name="agent keeper", daemon=True)
 
@@ -267,7 +270,7 @@ class Keeper:
                 else:
                     snapshot = brought_by_node(self._cache, model.uri, ask, look, kept.cancel)
             try:
-                self._pin(model.key, snapshot)
+                self._pin(kept, snapshot)
             except NotCached:
                 continue
             return snapshot
@@ -281,9 +284,11 @@ class Keeper:
         own = kept.report.digest if kept.report.state is State.DOWNLOADED else None
         return own is not None and (had is None or str(had.snapshot.digest) == own)
 
-    def _pin(self, key: str, snapshot: Snapshot) -> None:
-        if not any(pin.manifest == snapshot.digest for pin in self._pins.of(key)):
-            self._cache.pin_for_cluster(str(snapshot.digest), key=key)
+    def _pin(self, kept: _Kept, snapshot: Snapshot) -> None:
+        with self._pinning:  # or a sweep would take it for what is no longer wanted
+            kept.coming = str(snapshot.digest)
+            if not any(pin.manifest == snapshot.digest for pin in self._pins.of(kept.wanted.key)):
+                self._cache.pin_for_cluster(kept.coming, key=kept.wanted.key)
 
     def _look(self, kept: _Kept, progress: Progress) -> None:
         with self._changed:
@@ -356,18 +361,22 @@ class Keeper:
     def _sweep(self, evicts: bool) -> None:
         """End the pins that nobody wants any more, of older versions too."""
         try:
-            pins = self._pins.all()
-            with self._changed:
-                reports = {f"{CLUSTERS}{key}": kept.report for key, kept in self._kept.items()}
-            for pin in pins:
-                report = reports.get(pin.holder)
-                if report is None or (report.state is State.DOWNLOADED and report.digest != str(pin.manifest)):
-                    self._drop(pin, evicts)
+            for pin in self._pins.all():
+                with self._pinning:
+                    if not self._stays(pin):
+                        self._drop(pin, evicts)
         except ModelCacheError as error:
             logger.warning("what is no longer wanted can't be dropped, again in %.0f s: %s", SWEEP_AGAIN_S, error, extra={"error": error})
             with self._changed:
                 if self._sweep_due_s is None:
                     self._sweep_due_s = time.monotonic() + SWEEP_AGAIN_S
+
+    def _stays(self, pin: Lease) -> bool:
+        with self._changed:
+            kept = self._kept.get(pin.holder.removeprefix(CLUSTERS))
+            return kept is not None and (
+                kept.report.state is not State.DOWNLOADED or str(pin.manifest) in (kept.report.digest, kept.coming)
+            )
 
     def _drop(self, pin: Lease, evicts: bool) -> None:
         name = str(pin.manifest)
@@ -381,16 +390,3 @@ class Keeper:
             logger.info("no longer wanted, and in use: %s", name)
         except NotCached:
             logger.debug("no longer wanted, and gone: %s", name)
-
-
-def given_by(models: Mapping[str, WantedModel]) -> dict[tuple[str, str | None], str]:
-    """Keys by canonical URI and namespace; of two caches of one namespace and URI the first."""
-    found: dict[tuple[str, str | None], str] = {}
-    for key, model in models.items():
-        try:
-            uri, secrets = parse_uri(model.uri)
-        except BadInput:
-            continue  # told where it is fetched
-        if not secrets:  # what a presigned URL opens, it opens to who has it
-            found.setdefault((str(uri), model.namespace), key)
-    return found

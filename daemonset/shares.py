@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Protocol
@@ -112,6 +112,19 @@ class Shares:
         if giver is None or share.wanted is None:
             raise NotCached(f"`{share.uri}` is not here", address=share.uri)
         return giver.caller_of(share.wanted, cancel)
+
+
+def given_by(models: Mapping[str, WantedModel]) -> dict[tuple[str, str | None], str]:
+    """Keys by canonical URI and namespace; of two caches of one namespace and URI the first."""
+    found: dict[tuple[str, str | None], str] = {}
+    for key, model in models.items():
+        try:
+            uri, secrets = parse_uri(model.uri)
+        except BadInput:
+            continue  # told where it is fetched
+        if not secrets:  # what a presigned URL opens, it opens to who has it
+            found.setdefault((str(uri), model.namespace), key)
+    return found
 
 
 def _another_place(uri: StorageUri, own: Config, node: Config) -> bool:

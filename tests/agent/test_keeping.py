@@ -11,6 +11,8 @@ import pytest
 
 from daemonset.keeping import Keeper
 from daemonset.metrics import Metrics
+from modelcache.abc.snapshot import Snapshot
+from modelcache.abc.store import SnapshotInfo
 from modelcache.cache import ModelCache
 from modelcache.config import Config
 from modelcache.errors import OriginBusy
@@ -94,3 +96,29 @@ def test_an_origin_that_is_away_is_told_beside_what_is_here_and_takes_nothing_of
         while_asking = keeper.reports()["m"]
     assert (found.state, found.error_code) == (State.DOWNLOADED, "origin-unreachable")
     assert [(each.bytes_done, each.bytes_total) for each in (found, while_asking)] == [(1000, 1000)] * 2
+
+
+def test_a_sweep_in_the_middle_of_a_newer_version_s_coming_leaves_it_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("daemonset.keeping.LEAST_REFRESH_S", 0.05)
+    changed = threading.Event()
+    with (
+        FaultServer() as origin,
+        ModelCache(config=Config(root=tmp_path / "root", limits=NO_LIMITS, refresh_s=0.0)) as cache,
+        Keeper(cache, Metrics(cache), lambda model, cancel: None, changed.set) as keeper,
+    ):
+        look_for = keeper._info
+
+        def swept_first(model: WantedModel, snapshot: Snapshot) -> tuple[SnapshotInfo | None, str | None]:
+            keeper._sweep(evicts=True)  # for another model: this one's new version is pinned, and not reported yet
+            return look_for(model, snapshot)
+
+        monkeypatch.setattr(keeper, "_info", swept_first)
+        keeper.want({"m": WantedModel("m", f"{origin.endpoint}/m/weights")}, {})
+        before = None
+        for version in ("1", "2"):
+            origin.put("/m/weights", version.encode() * 1000, etag=f'"{version}"')
+            while (digest := keeper.reports()["m"].digest) == before:
+                assert changed.wait(30.0)
+                changed.clear()
+            before = digest
+            assert [lease.holder for lease in cache.find(str(digest)).leases] == ["cluster:m"]
