@@ -1,11 +1,11 @@
-"""Ctrl-C and SIGTERM: the first one asks the work to stop, the second one ends the process."""
+"""Ctrl-C and SIGTERM: the first one asks the work to stop, the second one ends the process, at whatever it is then."""
 
 from __future__ import annotations
 
 import os
 import signal
 import threading
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import TYPE_CHECKING
@@ -23,7 +23,8 @@ CLEAR_LINE, SHOW_CURSOR = b"\r\x1b[2K", b"\x1b[?25h"
 
 @contextmanager
 def cancelled_by_signals(cancel: Cancellation, output: Output, *, keeps: bool = True) -> Iterator[None]:
-    """SIGINT and SIGTERM cancel inside the block; the second of them ends the process the way its default does.
+    """SIGINT and SIGTERM cancel inside the block; the second of them ends the process the way its default does, behind the block, too: a
+    command that was stopped only has to clean up and to tell.
 
     In the main thread only, as Python has it. One that is ignored stays so: a shell has its background jobs ignore SIGINT, so that
     Ctrl-C ends what runs in the foreground alone.
@@ -39,8 +40,7 @@ def cancelled_by_signals(cancel: Cancellation, output: Output, *, keeps: bool = 
         if stopping:
             if output.drawing:
                 _say(SHOW_CURSOR + b"\n")
-            signal.signal(number, signal.SIG_DFL)
-            os.kill(os.getpid(), number)
+            _end(number)
             return
         stopping = True
         if output.style.as_json:
@@ -51,14 +51,14 @@ def cancelled_by_signals(cancel: Cancellation, output: Output, *, keeps: bool = 
             _say(b"\n" + words + b"\n")
         cancel.cancel()
 
-    heard = [number for number in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(number) is not signal.SIG_IGN]
+    heard = _heard()
     before = [(number, signal.signal(number, stop)) for number in heard]
     try:
         with _heard_at_once(heard, cancel.cancel):
             yield
     finally:
-        for number, previous in before:
-            signal.signal(number, previous)
+        if not stopping:
+            _restore(before)
 
 
 @contextmanager
@@ -95,13 +95,34 @@ def _say(text: bytes) -> None:
 
 
 @contextmanager
-def sigterm_interrupts() -> Iterator[None]:
-    """Inside the block SIGTERM raises KeyboardInterrupt, as SIGINT does; unless it is ignored."""
-    if signal.getsignal(signal.SIGTERM) is signal.SIG_IGN:
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+def interrupted_by_signals() -> Iterator[None]:
+    """Inside the block the first SIGINT or SIGTERM raises KeyboardInterrupt, the next one ends the process the way its default does. One
+    that is ignored stays so."""
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        for each in heard:
+            signal.signal(each, lambda number, frame: _end(number))
+        raise KeyboardInterrupt
+
+    heard = _heard()
+    before = [(number, signal.signal(number, interrupt)) for number in heard]
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        _restore(before)
+
+
+def _heard() -> Sequence[signal.Signals]:
+    """Those that aren't ignored."""
+    return [number for number in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(number) is not signal.SIG_IGN]
+
+
+def _restore(before: Iterable[tuple[signal.Signals, signal.Handlers | Callable[[int, FrameType | None], object] | int | None]]) -> None:
+    for number, previous in before:
+        signal.signal(number, previous)
+
+
+def _end(number: int) -> None:
+    """As if nobody had heard the signal."""
+    signal.signal(number, signal.SIG_DFL)
+    os.kill(os.getpid(), number)

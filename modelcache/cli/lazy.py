@@ -1,4 +1,4 @@
-"""What the command line imports late, and the only place where it does.
+"""What the command line imports late, and the only place where it does, but for the executable's own start (`modelcache.__main__`).
 
 The floors below take longer to import (tens of milliseconds) than `--help` may take, and only terminals need rich. So
 commands name them in annotations alone and get them here, inside the call that needs them. Everywhere else in modelcache

@@ -1,4 +1,4 @@
-"""The entry point of the `modelcache` executable."""
+"""The command line: from arguments to an exit code."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from modelcache.cli.app import Start, build
 from modelcache.cli.completion import COMPLETE_VARIABLE, complete_in_bash
 from modelcache.cli.exit_codes import ExitCode
 from modelcache.cli.failures import report, report_usage
-from modelcache.cli.interrupts import sigterm_interrupts
+from modelcache.cli.interrupts import interrupted_by_signals
 from modelcache.cli.options import CommonOptions
 from modelcache.cli.session import Session
 
@@ -36,10 +36,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = list(sys.argv[1:] if arguments is None else arguments)
     if "--no-color" in given:
         os.environ["NO_COLOR"] = "1"  # what draws the help knows this alone
-    with sigterm_interrupts():
-        if os.environ.get(COMPLETE_VARIABLE) == "complete_bash" and "COMP_WORDS" in os.environ:
-            complete_in_bash(os.environ, lambda: _run(given))
-        return _run(given)
+    try:
+        with interrupted_by_signals():
+            if os.environ.get(COMPLETE_VARIABLE) == "complete_bash" and "COMP_WORDS" in os.environ:
+                complete_in_bash(os.environ, lambda: _run(given))
+            return _run(given)
+    except KeyboardInterrupt:  # before a command began, or while its end was told
+        return ExitCode.CANCELLED
 
 
 def _run(given: list[str]) -> int:

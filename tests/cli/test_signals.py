@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 from subprocess import PIPE
 
 import pytest
@@ -13,7 +15,7 @@ import pytest
 from modelcache.chunks import CHUNK_BYTES
 from modelcache.testing.fault_server import FaultServer
 from tests.cli.conftest import WEIGHTS, stalled_from
-from tests.cli.executable import DEADLINE_S, Executable, started
+from tests.cli.executable import DEADLINE_S, EXECUTABLE, Executable, started
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -65,6 +67,33 @@ with cancelled_by_signals(Cancellation(), Output(Style(), out=sys.stdout, err=sy
         sys.stdin.read(1)
 """
 
+CLEANING = """
+import sys
+from contextlib import suppress
+from modelcache.cli.interrupts import cancelled_by_signals
+from modelcache.cli.output import Output, Style
+from modelcache.errors import Cancelled
+from modelcache.patience import Cancellation
+cancel = Cancellation()
+with cancelled_by_signals(cancel, Output(Style(), out=sys.stdout, err=sys.stderr)), suppress(Cancelled):
+    print("ready", flush=True)
+    cancel.wait(100)
+print("cleaning", flush=True)
+while True:
+    sys.stdin.read(1)
+"""
+
+TELLING = """
+import sys
+from modelcache.cli import app, main
+def told(session, error):
+    print("cleaning", flush=True)
+    while True:
+        sys.stdin.read(1)
+app.report = told
+sys.exit(main.main(["pull", "-"]))
+"""
+
 
 ASLEEP = """
 import signal, sys, threading
@@ -106,12 +135,48 @@ def test_the_second_signal_ends_a_process_that_does_not_stop(number: signal.Sign
     assert process.returncode == -number
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("program", [CLEANING, TELLING])
+def test_the_second_signal_ends_a_command_that_was_stopped_and_cleans_up(program: str, number: signal.Signals) -> None:
+    with started([sys.executable, "-c", program], stdin=PIPE, stdout=PIPE, stderr=PIPE) as process:
+        assert process.stdout is not None
+        if program is CLEANING:
+            assert process.stdout.readline() == "ready\n"
+        else:
+            wait_until_stdin_is_read(process.pid)
+        process.send_signal(number)
+        assert process.stdout.readline() == "cleaning\n"
+        process.send_signal(number)
+        out, err = process.communicate(timeout=DEADLINE_S)
+
+    assert (process.returncode, out) == (-number, "")
+    assert "Traceback" not in err
+
+
+INTERRUPTING = """
+import os, signal, sys
+class Interrupting:
+    def find_spec(self, name, path=None, target=None):
+        if name == {name!r}:
+            os.kill(os.getpid(), signal.SIGINT)
+sys.meta_path.insert(0, Interrupting())
+"""
+
+
+@pytest.mark.parametrize(("command", "name"), [([EXECUTABLE], "typer"), ([sys.executable, "-m", "modelcache"], "modelcache.cli.main")])
+def test_ctrl_c_while_the_command_line_is_imported_is_no_traceback(tmp_path: Path, command: list[str | Path], name: str) -> None:
+    (tmp_path / "sitecustomize.py").write_text(INTERRUPTING.format(name=name))  # Python imports it at its start
+    environ = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    ran = subprocess.run([*command, "--version"], env=environ, capture_output=True, text=True, timeout=DEADLINE_S)
+    assert (ran.returncode, ran.stdout, ran.stderr) == (-signal.SIGINT, "", "")
+
+
 IGNORED = """
 import signal, sys
-from modelcache.cli.interrupts import cancelled_by_signals, sigterm_interrupts
+from modelcache.cli.interrupts import cancelled_by_signals, interrupted_by_signals
 from modelcache.cli.output import Output, Style
 from modelcache.patience import Cancellation
-with sigterm_interrupts(), cancelled_by_signals(Cancellation(), Output(Style(), out=sys.stdout, err=sys.stderr)):
+with interrupted_by_signals(), cancelled_by_signals(Cancellation(), Output(Style(), out=sys.stdout, err=sys.stderr)):
     print(*(signal.getsignal(number) is signal.SIG_IGN for number in (signal.SIGINT, signal.SIGTERM)))
 """
 
