@@ -7,7 +7,7 @@ import time
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from daemonset.ensuring import Ensuring, outcome_of
-from daemonset.room import RoomCollector
+from daemonset.room import REQUEST, RoomCollector
 from daemonset.spans import NO_SPANS, Spans
 from modelcache import __version__
 from modelcache.cache import ModelCache
@@ -99,9 +99,9 @@ class Metrics:
         self._repairs.labels("repaired").inc(repaired)
         self._repairs.labels("failed").inc(failed)
 
-    def evicted(self, freed_bytes: int) -> None:
-        """A snapshot, on request."""
-        self._room.evicted(freed_bytes)
+    def evicted(self, freed_bytes: int, why: str = REQUEST) -> None:
+        """A snapshot."""
+        self._room.evicted(freed_bytes, why)
 
 
 def known_scheme(uri: str) -> str:

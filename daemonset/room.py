@@ -19,6 +19,8 @@ from modelcache.fetch.plan import Priority
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
+REQUEST, ROOM_MADE = "request", "room"
+"""Why something was evicted."""
 USAGE_AGE_S = 15.0
 """Where the room went is counted anew at most so often: it takes 1.3 s for 100,000 blobs."""
 ROOM = {
@@ -41,11 +43,12 @@ class RoomCollector(Collector):
         self._cache = cache
         self._usage = Aged(cache.usage, USAGE_AGE_S)
         self._lock = threading.Lock()
-        self._requested: Counter[str] = Counter()
+        self._told: dict[str, Counter[str]] = {REQUEST: Counter(), ROOM_MADE: Counter()}
 
-    def evicted(self, freed_bytes: int) -> None:
+    def evicted(self, freed_bytes: int, why: str) -> None:
+        """What the store itself evicts for what comes is not told: it counts that."""
         with self._lock:
-            self._requested.update(snapshots=1, freed_bytes=freed_bytes)
+            self._told[why].update(snapshots=1, freed_bytes=freed_bytes)
 
     def collect(self) -> Iterable[Metric]:
         try:
@@ -82,14 +85,14 @@ class RoomCollector(Collector):
     def _evictions(self) -> Iterable[Metric]:
         made = self._cache.made_room
         with self._lock:
-            requested = self._requested.copy()
+            requested, room = self._told[REQUEST].copy(), self._told[ROOM_MADE].copy()
         for name, meaning, of_requests, for_room in (
-            ("evictions", "Snapshots that were evicted.", requested["snapshots"], made.snapshots),
-            ("evicted_bytes", "Freed by that.", requested["freed_bytes"], made.freed_bytes),
+            ("evictions", "Snapshots that were evicted.", requested["snapshots"], room["snapshots"] + made.snapshots),
+            ("evicted_bytes", "Freed by that.", requested["freed_bytes"], room["freed_bytes"] + made.freed_bytes),
         ):
             family = CounterMetricFamily(f"modelcache_{name}", meaning, labels=("why",))
-            family.add_metric(("request",), of_requests)
-            family.add_metric(("room",), for_room)
+            family.add_metric((REQUEST,), of_requests)
+            family.add_metric((ROOM_MADE,), for_room)
             yield family
 
     def describe(self) -> Iterable[Metric]:

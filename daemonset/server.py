@@ -139,7 +139,7 @@ class Agent:
             metrics = Metrics(cache, stack.enter_context(closing(self._watching.spans())))
             self._calls.refused = metrics.refused
             announce = self._announcer(stack)
-            watermarks = stack.enter_context(WatermarkKeeper(cache, self._kubelet, self._volumes.pods, self._calls.ending))
+            watermarks = stack.enter_context(WatermarkKeeper(cache, metrics, self._kubelet, self._volumes.pods, self._calls.ending))
             seen, shares = Seen(metrics, self._watching.recent, announce, lambda: watermarks.now), Shares(cache)
             self._serve_web(stack, metrics, cache)
             stack.callback(self._end_servers)

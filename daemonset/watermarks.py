@@ -15,7 +15,9 @@ from typing import Any, Self
 from daemonset import kubelet
 from daemonset.backoff import Backoff
 from daemonset.kubelet import FILE_SYSTEM_OF, IMAGEFS, NODEFS, Sizes, Thresholds
+from daemonset.metrics import Metrics
 from daemonset.mounts import share_file_system
+from daemonset.room import ROOM_MADE
 from modelcache.abc.store import Limits
 from modelcache.agent.watermarks import FLAGS, KUBELET, NONE, Watermarks
 from modelcache.cache import ModelCache
@@ -52,12 +54,13 @@ class WatermarkKeeper:
     """Has the store's watermarks clear of kubelet's thresholds: those of the flags at once, kubelet's own when it has told them, and as it
     tells them then. A context manager."""
 
-    def __init__(self, cache: ModelCache, known: Kubelet, pods: Path | None, ending: Cancellation) -> None:
+    def __init__(self, cache: ModelCache, metrics: Metrics, known: Kubelet, pods: Path | None, ending: Cancellation) -> None:
         """
         Args:
             pods: kubelet's directory of pods: nodefs is the file system that it is on. None: the one of the size that kubelet tells.
         """
         self._cache = cache
+        self._metrics = metrics
         self._limits = cache.config.limits
         self._known = known
         self._places = {name: place for name, place in ((NODEFS, pods), (IMAGEFS, known.images)) if place is not None}
@@ -153,6 +156,7 @@ class WatermarkKeeper:
             logger.warning("no room could be made under kubelet's thresholds: %s", error, extra={"error": error})
             return
         for evicted in report.evicted:
+            self._metrics.evicted(evicted.freed_bytes, why=ROOM_MADE)
             fields = {"freed_bytes": evicted.freed_bytes, "digest": str(evicted.digest)}
             model = evicted.uris[0] if evicted.uris else None
             said = "evicted for kubelet's thresholds: %s"

@@ -16,6 +16,7 @@ from daemonset import watermarks
 from daemonset.__main__ import main
 from daemonset.backoff import Backoff
 from daemonset.kubelet import parse
+from daemonset.metrics import Metrics
 from daemonset.watermarks import CONFIGZ, Kubelet, WatermarkKeeper
 from modelcache.agent.client import AgentClient
 from modelcache.agent.watermarks import FLAGS, KUBELET, NONE, Watermarks
@@ -70,7 +71,8 @@ def test_flags_count_until_kubelet_has_told_and_the_last_it_told_stays(
     monkeypatch.setattr(watermarks, "EVERY_S", 0.01)
     monkeypatch.setattr(watermarks, "AGAIN", Backoff(0.01, 0.01))
     asked = Asked(AccessDenied("the API server answered 403 Forbidden"), summary(None, size_of(tmp_path)))
-    with WatermarkKeeper(cache, Kubelet(parse(FLAGGED), asked), tmp_path, Cancellation()) as keeper:
+    metrics = Metrics(cache)
+    with WatermarkKeeper(cache, metrics, Kubelet(parse(FLAGGED), asked), tmp_path, Cancellation()) as keeper:
 
         def expect(source: str, high: float, why: str | None) -> Watermarks:
             until(lambda: (keeper.now.source, round(keeper.now.high, 6), keeper.now.why) == (source, high, why), f"{source}, {high}, {why}")
@@ -93,6 +95,7 @@ def test_flags_count_until_kubelet_has_told_and_the_last_it_told_stays(
         asked.answer = {"kubeletconfig": {"evictionHard": {"nodefs.available": "100Pi"}}}
         expect(KUBELET, 0.0, None)
         until(lambda: [info.leases[0].holder for info in cache.list() if info.leases] == ["pod"] and len(cache.list()) == 1, "room")
+        until(lambda: metrics.registry.get_sample_value("modelcache_evictions_total", {"why": "room"}) == 1, "it to be counted")
         with pytest.raises(NoSpace):
             cache.ensure(_model(tmp_path, "more"))
         asked.answer = {"kubeletconfig": {"evictionHard": {"nodefs.available": "much"}}}
@@ -132,14 +135,16 @@ def test_only_thresholds_of_the_store_s_own_disk_count(
 ) -> None:
     known = {name: tmp_path if where == "here" else Path("/proc") for name, where in (each.split() for each in places.split(", ") if each)}
     told = None if sizes is None else summary(*(None if share is None else int(share * size_of(tmp_path)) for share in sizes))
-    with WatermarkKeeper(cache, Kubelet((), Asked(TOLD, told), known.get("images")), known.get("pods"), Cancellation()) as keeper:
+    with WatermarkKeeper(
+        cache, Metrics(cache), Kubelet((), Asked(TOLD, told), known.get("images")), known.get("pods"), Cancellation()
+    ) as keeper:
         until(lambda: keeper.now.source == KUBELET, "kubelet's answer")
         assert (",".join(keeper.now.thresholds), keeper.now.why) == (expected, why)
 
 
 def test_what_an_option_names_counts_wherever_the_store_is(cache: ModelCache) -> None:
     known = Kubelet(parse("imagefs.available=1%,imageGCHighThresholdPercent=99"), Asked(TOLD))
-    with WatermarkKeeper(cache, known, Path("/proc"), Cancellation()) as keeper:
+    with WatermarkKeeper(cache, Metrics(cache), known, Path("/proc"), Cancellation()) as keeper:
         until(lambda: keeper.now.source == KUBELET, "kubelet's answer")
         assert (",".join(keeper.now.thresholds), keeper.now.why) == (IMAGES, None)
 
