@@ -69,13 +69,15 @@ def _emerging(path: Path, address: str, size_bytes: int) -> Iterator[int]:
     temporary = path.with_name(f".{path.name[:200]}.{secrets.token_hex(4)}.part")
     with _faults(address):
         _check_room(path.parent, address, size_bytes)
-        with _filling(address, size_bytes):
-            fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
+            with _filling(address, size_bytes):
+                fd, named = _begun(temporary)
             try:
                 with _filling(address, size_bytes, fd):
                     yield fd
                     os.fsync(fd)
+                    if not named:
+                        _name(fd, temporary)
             finally:
                 os.close(fd)
             temporary.replace(path)
@@ -87,6 +89,26 @@ def _emerging(path: Path, address: str, size_bytes: int) -> Iterator[int]:
             os.fsync(directory)
         finally:
             os.close(directory)
+
+
+def _begun(temporary: Path) -> tuple[int, bool]:
+    """A new file, and whether it has its name already. One without a name (open(2), O_TMPFILE) goes with a process that is killed; not
+    every file system has such, or lets them be named later."""
+    flags = os.O_WRONLY | os.O_CLOEXEC
+    with suppress(OSError):
+        tried = os.open(temporary.parent, flags | os.O_TMPFILE, 0o600)
+        try:
+            _name(tried, temporary)
+        finally:
+            os.close(tried)
+        temporary.unlink()
+        return os.open(temporary.parent, flags | os.O_TMPFILE, 0o600), False
+    return os.open(temporary, flags | os.O_CREAT | os.O_EXCL, 0o600), True
+
+
+def _name(fd: int, path: Path) -> None:
+    """Give a file that has none a name. Raises FileExistsError."""
+    os.link(f"/proc/self/fd/{fd}", path, src_dir_fd=fd)  # without a descriptor Python calls link(2), which follows no link
 
 
 def _check_room(directory: Path, address: str, size_bytes: int) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import io
 import os
+import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,17 +27,28 @@ from tests.unit.carry.stores import ONE, SHARED, carried_in, carried_out, flip, 
 
 
 class Until(Cancellation):
-    """Cancelled at the n-th look."""
+    """Cancelled at the n-th look. `seen`: names in a directory, at any of them."""
 
-    def __init__(self, looks: int) -> None:
+    def __init__(self, looks: int, directory: Path | None = None) -> None:
         super().__init__()
         self.left = looks
+        self.seen: set[str] = set()
+        self._directory = directory
 
     def check(self) -> None:
+        if self._directory is not None:
+            self.seen |= set(os.listdir(self._directory))
         self.left -= 1
         if self.left <= 0:
             self.cancel()
         super().check()
+
+
+@pytest.fixture
+def memory() -> Iterator[Path]:
+    """A directory in memory: files without a name can be had there whatever the disk's file system."""
+    with tempfile.TemporaryDirectory(prefix="modelcache-test-", dir="/dev/shm") as made:
+        yield Path(made)
 
 
 @pytest.mark.parametrize("looks", [1, 3, 8, 20])
@@ -49,16 +61,22 @@ def test_a_cancelled_import_leaves_nothing(target: LocalStore, file: Path, looks
     assert tree(target.root) == before
 
 
+@pytest.mark.parametrize("without_a_name", [True, False])
 @pytest.mark.parametrize("looks", [1, 4, 20])
-def test_a_cancelled_export_leaves_the_file_that_was_there(origin: LocalStore, tmp_path: Path, looks: int) -> None:
-    place = tmp_path / "backup" / "f.tar"
-    place.parent.mkdir()
+def test_a_cancelled_export_leaves_the_file_that_was_there(
+    origin: LocalStore, memory: Path, looks: int, without_a_name: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not without_a_name:
+        monkeypatch.setattr(os, "O_TMPFILE", 0)  # as a kernel that doesn't know it
+    place = memory / "f.tar"
     place.write_bytes(b"older")
+    cancel = Until(looks, memory)
 
     with pytest.raises(Cancelled):
-        carried_out(origin, place, cancel=Until(looks))
+        carried_out(origin, place, cancel=cancel)
 
     assert shown(place.parent) == {"f.tar": b"older"}
+    assert (cancel.seen == {"f.tar"}) is without_a_name  # and so one that is killed leaves nothing
     carried_out(origin, place)
     assert list(shown(place.parent)) == ["f.tar"]
     assert place.stat().st_mode & 0o777 == 0o600
