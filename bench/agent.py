@@ -24,6 +24,7 @@ import psutil
 from bench import machine
 from bench.lines import add_options, facts, file_for, record
 from bench.model import make_model
+from bench.narrow_line import narrow_line
 from bench.store import FILES, fill_store
 from modelcache.agent.client import AgentClient
 from modelcache.errors import Cancelled, NotCached
@@ -42,6 +43,8 @@ P99_LIMIT_MS = 5.0
 RSS_LIMIT_MIB = 300
 FIRST_BYTE_LIMIT_S = 1.0
 """When a pod starts to wait, its model has the bandwidth within a second (DESIGN, promise 6)."""
+NARROW_BYTES_PER_S = 10 * MIB
+"""Of a line on which chunks of 4 MiB, several at once, take seconds."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -60,6 +63,7 @@ def verdicts(line: dict[str, Any]) -> Iterator[str]:
     bounds = (
         ("a hit at 200 a second, p99 ms", line["hit_p99_ms"], P99_LIMIT_MS),
         ("first byte of who waits while 20 models are prewarmed, s", line["busy_first_s"], FIRST_BYTE_LIMIT_S),
+        ("how much later its last byte comes then, s, on a line of 10 MiB/s", line["narrow_late_s"], FIRST_BYTE_LIMIT_S),
         ("the agent's peak, MiB", line["agent_peak_rss_bytes"] / MIB, RSS_LIMIT_MIB),
     )
     for what, value, limit in bounds:
@@ -80,6 +84,10 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
             with agent(place / "a", {"MODELCACHE_REFRESH_S": "86400"}) as running:
                 taken = _hits(running, uris[-1], options)
                 taken |= _waiting(running, uris, options.times)
+                with narrow_line(origin.port, NARROW_BYTES_PER_S) as address:
+                    narrow = [f"http://{address}/{file.relative_to(models)}" for file in files]
+                    taken |= {f"narrow_{name}": value for name, value in _waiting(running, narrow, 1).items()}
+                taken["narrow_late_s"] = taken["narrow_busy_last_s"] - taken["narrow_idle_last_s"]
                 _at_once(running, uris[:AT_ONCE])
                 [pid] = running.process.pids()
                 taken["agent_peak_rss_bytes"] = _peak_bytes(pid)

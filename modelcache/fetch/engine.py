@@ -250,18 +250,28 @@ class FetchEngine:
         return run.buffer
 
     def _make_way(self, fetch: Fetch) -> None:
-        """Somebody waits for this fetch. If it has no request, and can't have one until another ends, one that gets nowhere does."""
+        """Somebody waits for this fetch: those who go behind leave their requests; and if it has none, and can't have one until another
+        ends, one that gets nowhere does."""
+        now_s = time.monotonic()
         with self._changed:
-            if fetch.active or not fetch.left:
-                return
-            full = self._concurrency.full()
-            if not full and self._concurrency.open(fetch.origin):
-                if not self._underway.outranks(fetch, time.monotonic(), wherever=self.one_line()):
+            left = self._keep_way_free(fetch, now_s)
+            if not fetch.active and fetch.left:
+                full = self._concurrency.full()
+                if full or not self._concurrency.open(fetch.origin):
+                    run = self._underway.give_up(fetch, None if full else fetch.origin, now_s)
+                    left += [run] if run is not None else []
+                elif not self._underway.outranks(fetch, now_s, wherever=self.one_line()):
                     self._call()  # who went before it moves no more
-                return
-            run = self._underway.give_up(fetch, None if full else fetch.origin, time.monotonic())
-        if run is not None:
+        for run in left:
             run.leave()
+
+    def _keep_way_free(self, fetch: Fetch, now_s: float) -> list[Run]:
+        """The requests to leave that this fetch goes before; `outranked` says the same of each, at the end of a chunk."""
+        moves = self._underway.moves(fetch, now_s)
+        if not moves and not fetch.left:
+            return []
+        wherever = (moves and self.one_line()) or (fetch.left and self._concurrency.open(fetch.origin))
+        return self._underway.behind(fetch, now_s, wherever=wherever)
 
     def received(self, fetch: Fetch, count: int) -> None:
         """`count` bytes came from the origin of this fetch, kept or not."""

@@ -17,6 +17,7 @@ from modelcache.fetch.assembly import Assembly
 from modelcache.fetch.audience import Audiences
 from modelcache.fetch.buffers import BufferPool
 from modelcache.fetch.elsewhere import FilesElsewhere
+from modelcache.fetch.parts import Parts
 from modelcache.fetch.plan import PlannedFile, Priority, Schedule, Span
 from modelcache.fetch.progress import Meter, Phase, Progress, said
 from modelcache.fetch.request import FetchRequest
@@ -61,6 +62,7 @@ class Fetch:
         served: the engine's count of spans when it last got one.
         compared: by file number, what its origin stated and its bytes were compared with.
         context: of who began it; work on it runs in a copy.
+        parts: what came of chunks whose requests were left.
         told: by file number, what the answer that brought its bytes stated beside its listing.
     """
 
@@ -91,6 +93,7 @@ class Fetch:
         self.compared: dict[int, tuple[Digest, ...]] = {}
         self.told: dict[int, tuple[Digest, ...]] = {}
         self.audiences = Audiences()
+        self.parts = Parts()
         self.meter = Meter(sum(item.size_bytes for item in self._incoming), len(self._incoming))
         for i, item in enumerate(self._incoming):
             if i not in self._left:
@@ -99,8 +102,7 @@ class Fetch:
 
     def _left_of(self, file: int) -> dict[int, bytes]:
         """What an earlier try has left of a file and may be gone on with."""
-        remote = self._request.remote[file]
-        return dict(self._incoming[file].hints()) if remote.resumable and not remote.stated_later else {}
+        return dict(self._incoming[file].hints()) if self.goes_on_inside(file) else {}
 
     def _planned(self, file: int) -> PlannedFile:
         remote = self._request.remote[file]
@@ -121,6 +123,7 @@ class Fetch:
             ModelCacheError: the first error of any worker.
         """
         with cancel.on_cancel(self.cancel):
+            self._around.impatient(self)
             while not self._is_over(LOOK_S):
                 self._around.impatient(self)
         for assembly in self._assemblies.values():
@@ -276,6 +279,11 @@ class Fetch:
     def is_whole(self, file: int) -> bool:
         return not self._request.remote[file].resumable
 
+    def goes_on_inside(self, file: int) -> bool:
+        """Whether it may be asked for from anywhere in it, and nothing is lost by that."""
+        remote = self._request.remote[file]
+        return remote.resumable and not remote.stated_later
+
     @contextmanager
     def body(self, file: int, span: ByteRange, stop: Cancellation) -> Iterator[Body]:
         """An open body that `stop`, and the end of this fetch, can break."""
@@ -298,6 +306,16 @@ class Fetch:
         with self._changed:
             self._reused[file] += count
         self.meter.reused(count)
+
+    def take_part(self, file: int, chunk: int, into: memoryview) -> int:
+        """What was kept of this chunk is in the front of `into`: how many bytes."""
+        kept_bytes, here_bytes = self.parts.take(self._incoming[file], chunk, into)
+        self.meter.lost(kept_bytes - here_bytes)
+        return here_bytes
+
+    def forget_part(self, file: int, chunk: int) -> None:
+        """All of this chunk comes again."""
+        self.meter.lost(self.parts.forget(self._incoming[file], chunk))
 
     def missing(self, file: int, chunk: int) -> None:
         with self._changed:
@@ -355,7 +373,7 @@ class Fetch:
 
     def _start_over(self, file: int) -> None:
         incoming = self._incoming[file]
-        self.meter.lost(incoming.ranges().size_bytes, self._reused.pop(file, 0))
+        self.meter.lost(incoming.ranges().size_bytes + self.parts.forget_file(incoming), self._reused.pop(file, 0))
         incoming.restart()
         self._assemblies[file].restart()
         self.audiences.restarted(file)

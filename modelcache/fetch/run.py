@@ -35,6 +35,7 @@ class Run:
         buffer: the worker's; after a chunk it may be another one.
         done: the first chunk that is not done.
         since_s: when it began with that chunk, on the monotonic clock.
+        outranked_s: when it was first seen since then that another fetch goes before this one; None: it was not.
         left: `leave` was called.
     """
 
@@ -46,9 +47,11 @@ class Run:
         self._hashed = False
         self._unkept_bytes = 0
         self._room: ByteRange | None = None
+        self._came = memoryview(b"")
         self.buffer = buffer
         self.done = span.first
         self.since_s = time.monotonic()
+        self.outranked_s: float | None = None
         self.left = False
         self._stop = Cancellation(told=fetch.cancelled)
 
@@ -63,7 +66,7 @@ class Run:
         return self._fetch.is_whole(self._span.file)
 
     def leave(self) -> None:
-        """End the request, whatever it waits for; chunks that are done stay. From any thread."""
+        """End the request, whatever it waits for; what came stays, but for files that start over. From any thread."""
         self.left = True
         self._stop.cancel()
 
@@ -76,6 +79,7 @@ class Run:
         except Cancelled:
             if not self.left or self._fetch.cancelled.requested:
                 raise
+            self._keep_part()
         finally:
             self._fetch.meter.lost(self._unkept_bytes)  # of a chunk that broke off
             if self._room is not None:
@@ -113,26 +117,41 @@ class Run:
         """
         size_bytes = self._incoming.size_bytes
         last = self._span.stop - 1
-        span = ByteRange(chunk_range(self._span.first, size_bytes).start, chunk_range(last, size_bytes).stop)
-        leaves = not self._fetch.is_whole(self._span.file)
+        view, here_bytes = self._begin(self._span.first, buffer)
+        span = ByteRange(chunk_range(self._span.first, size_bytes).start + here_bytes, chunk_range(last, size_bytes).stop)
+        leaves = not self.starts_over
         with self._fetch.body(self._span.file, span, self._stop) as body:
             if body.stated:
                 self._fetch.told_of(self._span.file, body.stated)
             for chunk in range(self._span.first, last):
-                buffer = self._keep(chunk, self._fill(body, chunk, buffer), buffer)
+                self._fill(body, view, here_bytes)
+                buffer = self._keep(chunk, view, buffer)
                 if leaves and self._traffic.outranked(self._fetch):
                     return
-            data = self._fill(body, last, buffer)
+                self._fetch.forget_part(self._span.file, chunk + 1)
+                view, here_bytes = self._place(chunk + 1, buffer), 0
+            self._fill(body, view, here_bytes)
             _expect_end(body)
-        self._keep(last, data, buffer)
+        self._keep(last, view, buffer)
 
-    def _fill(self, body: Body, chunk: int, buffer: Buffer) -> memoryview:
-        """The bytes of a chunk: where somebody wants them, else in the buffer."""
+    def _place(self, chunk: int, buffer: Buffer) -> memoryview:
+        """Where the bytes of a chunk go: where somebody wants them, else in the buffer."""
         at = chunk_range(chunk, self._incoming.size_bytes)
         room = self._fetch.audiences.room(self._span.file, at)
         self._room = None if room is None else at
-        view = buffer.view[: at.size_bytes] if room is None else room
-        got = 0
+        return buffer.view[: at.size_bytes] if room is None else room
+
+    def _begin(self, chunk: int, buffer: Buffer) -> tuple[memoryview, int]:
+        """Where the bytes of the first chunk go, and how many of them were kept when its request was left."""
+        view = self._place(chunk, buffer)
+        here_bytes = self._fetch.take_part(self._span.file, chunk, view)
+        self._unkept_bytes += here_bytes
+        self._came = view[:here_bytes]
+        return view, here_bytes
+
+    def _fill(self, body: Body, view: memoryview, here_bytes: int) -> None:
+        """Receive a chunk, of which the first bytes are here."""
+        got = here_bytes
         try:
             while got < len(view):
                 count = body.readinto(view[got:])
@@ -142,16 +161,25 @@ class Run:
                 self._fetch.meter.fetched(count)
                 self._unkept_bytes += count
         finally:
-            self._traffic.received(self._fetch, got)
-        return view
+            self._came = view[:got]
+            self._traffic.received(self._fetch, got - here_bytes)
+
+    def _keep_part(self) -> None:
+        """The request was left: what has come of its chunk is gone on with later."""
+        size_bytes = chunk_range(self.done, self._incoming.size_bytes).size_bytes
+        if self.is_check or not self._fetch.goes_on_inside(self._span.file) or not 0 < len(self._came) < size_bytes:
+            return
+        self._fetch.parts.keep(self._incoming, self.done, self._came)
+        self._unkept_bytes = 0
 
     def _keep(self, chunk: int, data: memoryview, buffer: Buffer) -> Buffer:
         at = chunk_range(chunk, self._incoming.size_bytes)
         mark = xxhash.xxh3_128_digest(data)
         self._incoming.write(at.start, data, self._fetch.route)
         self._unkept_bytes -= at.size_bytes
+        self._came = memoryview(b"")
         buffer = self._arrived(chunk, data, buffer, mark)
-        self.done, self.since_s = chunk + 1, time.monotonic()
+        self.done, self.since_s, self.outranked_s = chunk + 1, time.monotonic(), None
         self._traffic.moved(self._fetch, at.size_bytes)
         return buffer
 

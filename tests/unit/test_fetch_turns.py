@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from unittest.mock import Mock
 
 import pytest
 
+from modelcache.abc.ingest import Route
 from modelcache.abc.source import RemoteFile
 from modelcache.fetch import underway
 from modelcache.fetch.concurrency import ConcurrencyBounds
@@ -208,12 +210,65 @@ def test_a_hurried_fetch_goes_before_those_it_was_equal_to() -> None:
     assert order[:5] == ["origin-0", *["origin-1"] * 4]
 
 
+@pytest.mark.parametrize("damaged", [False, True], ids=["", "damaged"])
+@pytest.mark.parametrize("endpoint", ["memory://origin:1", "memory://another:1"], ids=["one origin", "two"])
+def test_who_goes_behind_leaves_in_the_middle_of_a_chunk_that_takes_long(
+    monkeypatch: pytest.MonkeyPatch, endpoint: str, damaged: bool
+) -> None:
+    """However slow the line. What came of the chunk is not fetched again, unless the disk gives other bytes than came."""
+    monkeypatch.setattr(underway, "GRACE_S", 0.0)
+    monkeypatch.setattr(underway, "MOVING_S", 60.0)
+    files = {"a": content(40 * CHUNK, 1)}
+    prewarmed = MemorySource(files, piece_bytes=CHUNK // 4)
+    awaited = MemorySource({"b": content(60 * CHUNK, 2)}, endpoint=endpoint)
+    store = MemoryStore()
+    gates = [prewarmed.gate("a", chunk * CHUNK + CHUNK // 2) for chunk in (3, 18, 26)]
+    with running_engine(3) as engine:
+        request = request_for(store, prewarmed, "early", priority=Priority.PREWARM)
+        early = engine.start(request)
+        for gate in gates:
+            gate.await_readers()
+        late_gates = [awaited.gate("b", chunk * CHUNK) for chunk in (0, 16, 24)]
+        late = engine.start(request_for(store, awaited, "late"))
+        waiting = threading.Thread(target=finish, args=(late,))
+        waiting.start()
+        for gate in late_gates:
+            gate.await_readers()  # every worker has come over
+        if damaged:
+            request.ingest.files[0].write(18 * CHUNK, memoryview(b"other bytes"), Route.BUFFERED)
+        for gate in (*gates, *late_gates):
+            gate.open()
+        finish(early)
+        waiting.join()
+    check_filled(store, request, files)
+    assert prewarmed.books.bytes["a"] == 40 * CHUNK + damaged * CHUNK // 2
+    assert early.look().bytes_done == 40 * CHUNK
+
+
+def test_who_goes_behind_may_end_a_chunk_that_does_not_take_long() -> None:
+    runs = Underway()
+    fetch, run = Mock(priority=Priority.WAITING, origin="o"), _run(Priority.PREWARM)
+    runs.began(run)
+    for at_s, wherever in ((7.0, False), (7.0 + underway.GRACE_S / 2, True)):
+        assert runs.behind(fetch, at_s, wherever=wherever) == []
+    assert runs.behind(fetch, 7.0 + 2 * underway.GRACE_S, wherever=False) == [run]
+    run.outranked_s = None  # it is at its next chunk
+    assert runs.behind(fetch, 7.0 + underway.GRACE_S, wherever=False) == []
+    assert runs.behind(Mock(priority=Priority.WAITING, origin="p"), 7.0 + 9 * underway.GRACE_S, wherever=False) == []
+    assert runs.behind(Mock(priority=Priority.PREWARM, origin="o"), 7.0 + 9 * underway.GRACE_S, wherever=True) == []
+
+
+def _run(priority: Priority) -> Mock:
+    fetch = Mock(priority=priority, origin="o")
+    return Mock(fetch=fetch, left=False, is_check=False, starts_over=False, since_s=100.0, outranked_s=None)
+
+
 @pytest.mark.parametrize("resumable", [True, False], ids=["resumable", "whole"])
 @pytest.mark.parametrize("rank", [Priority.PREWARM, Priority.WAITING])
 def test_a_request_that_gets_nowhere_is_given_up_for_who_has_none(monkeypatch: pytest.MonkeyPatch, rank: Priority, resumable: bool) -> None:
     """All requests are in the middle of a chunk, at origins that go on with it whenever they like; nobody but who waits ends that."""
     crowds = not resumable or rank is Priority.WAITING
-    monkeypatch.setattr(underway, "CROWD_PATIENCE_S" if crowds else "PATIENCE_S", 0.0)
+    monkeypatch.setattr(underway, "CROWD_PATIENCE_S" if crowds else "GRACE_S", 0.0)
     stuck = MemorySource({"a": content(8 * CHUNK, 1)}, endpoint="memory://stuck:1", resumable=resumable, piece_bytes=CHUNK // 4)
     awaited = MemorySource({"b": content(12 * CHUNK, 2)}, endpoint="memory://awaited:1")
     gate = stuck.gate("a", 3 * CHUNK + CHUNK // 2)
@@ -227,7 +282,7 @@ def test_a_request_that_gets_nowhere_is_given_up_for_who_has_none(monkeypatch: p
         gate.open()
         finish(early)
     check_filled(store, request, {"a": content(8 * CHUNK, 1)})
-    lost = 3.5 if not resumable else 0.5
+    lost = 3.5 if not resumable else 0
     assert stuck.books.bytes["a"] == (8 + lost) * CHUNK
 
 
@@ -235,7 +290,7 @@ def test_a_request_that_gets_nowhere_is_given_up_for_who_has_none(monkeypatch: p
 def test_a_request_is_not_given_up_early_nor_for_who_goes_behind(ours: Priority, theirs: Priority) -> None:
     engine = Underway()
     fetch = Mock(priority=ours)
-    run = Mock(fetch=Mock(priority=theirs, origin="o"), left=False, is_check=False, starts_over=False, since_s=100.0)
+    run = _run(theirs)
     engine.began(run)
     assert engine.give_up(fetch, None, 100.0 + underway.CROWD_PATIENCE_S - 1) is None
     later = engine.give_up(fetch, None, 100.0 + underway.CROWD_PATIENCE_S)
