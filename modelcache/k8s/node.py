@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any
 
-from modelcache.k8s.names import GROUP, VERSION
+from modelcache.k8s.names import GROUP, STATUS_ANNOTATION, VERSION
 
 MAX_ERROR_TEXT = 500
 """Characters; as in the schema."""
@@ -125,9 +126,17 @@ def other_writers(node: Object, own: str) -> tuple[str, ...]:
 
 
 def told_models(node: Object) -> Mapping[str, Object]:
-    """What the status says of each model besides KServe's word."""
-    models = _part(node, "status").get("models")
+    """What was reported of each model besides KServe's word: in the status, or in the annotation where the status has no room for it."""
+    models = _part(node, "status").get("models") or _part(_annotated(node), "models")
     return {key: told for key, told in models.items() if isinstance(told, dict)} if isinstance(models, dict) else {}
+
+
+def _annotated(node: Object) -> Object:
+    try:
+        told = json.loads(str(_part(_part(node, "metadata"), "annotations").get(STATUS_ANNOTATION)))
+    except (ValueError, RecursionError):  # there is none, or somebody else wrote it
+        return {}
+    return told if isinstance(told, dict) else {}
 
 
 def times_of(told: Object) -> tuple[float | None, float | None]:

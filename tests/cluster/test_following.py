@@ -125,7 +125,9 @@ def test_a_version_that_the_api_server_no_longer_has_is_told_in_mid_stream(node:
         list(api.watch(f"{API}/{NODES}", {"resourceVersion": "1", "timeoutSeconds": "5"}, Cancellation()))
 
 
-def test_a_model_that_fails_says_why_and_kserves_definition_gets_an_annotation(node: Node, nginx: Nginx, tmp_path: Path) -> None:
+def test_a_model_that_fails_says_why_and_kserves_definition_gets_an_annotation(
+    node: Node, nginx: Nginx, origin: Path, tmp_path: Path
+) -> None:
     node.plane.allow(f"system:serviceaccount:{node.namespace}:modelcache-agent", [ANNOTATE])
     uri = f"{nginx.endpoint}/there-is-none/model.bin"
     path = f"/apis/apiextensions.k8s.io/v1/customresourcedefinitions/{NODES}.{GROUP}"
@@ -135,17 +137,25 @@ def test_a_model_that_fails_says_why_and_kserves_definition_gets_an_annotation(n
     node.plane.ask("PATCH", path, kserves, content="application/json-patch+json")
     try:
         until(lambda: not takes(node, {"observedGeneration": 1}), "KServe's definition to be in force")
-        node.want({"modelName": "gone", "sourceModelUri": uri})
+        node.want({"modelName": "gone", "sourceModelUri": uri}, model_of(nginx, origin, "here.bin", b"h" * 1000))
+
+        def annotated() -> dict[str, Any]:
+            annotations = node.plane.ask("GET", node.path)["metadata"].get("annotations") or {}
+            return dict(json.loads(annotations.get(STATUS_ANNOTATION, "{}")).get("models") or {})
+
+        def both_told() -> bool:
+            return "errorCode" in annotated().get("gone", {}) and "digest" in annotated().get("here", {})
+
         with following(node, tmp_path):
             until(lambda: node.state("gone") == "ModelDownloadError", "the error")
-
-            def annotated() -> bool:
-                annotations = node.plane.ask("GET", node.path)["metadata"].get("annotations") or {}
-                told = json.loads(annotations.get(STATUS_ANNOTATION, "{}"))
-                return bool(told) and "errorCode" in told["models"]["gone"]
-
-            until(annotated, "the annotation")
+            until(both_told, "the annotation")
             assert list(node.status()) == ["modelStatus"]
+        before = annotated()["here"]
+        assert {"startedAt", "finishedAt"} < before.keys()
+        node.plane.ask("PATCH", node.path, {"metadata": {"annotations": {STATUS_ANNOTATION: json.dumps({"models": {"here": before}})}}})
+        with following(node, tmp_path):  # what an agent before this one told is taken from there
+            until(both_told, "the annotation of another agent")
+            assert annotated()["here"] == before
     finally:
         back = [{"op": "replace", "path": status, "value": ours}]
         node.plane.ask("PATCH", path, back, content="application/json-patch+json")
