@@ -19,20 +19,20 @@ LIMITS = ArchiveLimits()
 ADDRESS = "memory://origin/model.tar"
 
 
-def opened(data: bytes, *, limits: ArchiveLimits = LIMITS, include: tuple[str, ...] = ()) -> tuple[ArchiveSource, tuple[RemoteFile, ...]]:
+def opened(
+    data: bytes, *, name: str = "model.tar", limits: ArchiveLimits = LIMITS, include: tuple[str, ...] = ()
+) -> tuple[ArchiveSource, tuple[RemoteFile, ...]]:
     """A source over one archive, and what it lists."""
     archive = MemoryArchive(data)
-    source = ArchiveSource(
-        MemorySource({"model.tar": data}), lambda listing, cancel: archive, lambda revision, listing, cancel: None, limits
-    )
-    found: Listing = source.list(StorageUri("memory", "origin", "model.tar", include=include), Cancellation())
+    source = ArchiveSource(MemorySource({name: data}), lambda listing, cancel: archive, lambda revision, listing, cancel: None, limits)
+    found: Listing = source.list(StorageUri("memory", "origin", name, include=include), Cancellation())
     assert found.origin == Origin("memory://origin:1")
     return source, found.files
 
 
-def unpacked(data: bytes, *, limits: ArchiveLimits = LIMITS, include: tuple[str, ...] = ()) -> dict[str, bytes]:
+def unpacked(data: bytes, *, name: str = "model.tar", limits: ArchiveLimits = LIMITS, include: tuple[str, ...] = ()) -> dict[str, bytes]:
     """Path → bytes, compared with what the archive states of them."""
-    source, files = opened(data, limits=limits, include=include)
+    source, files = opened(data, name=name, limits=limits, include=include)
     found = {}
     for file in files:
         content = read(source, file) if file.size_bytes else b""

@@ -225,6 +225,31 @@ def test_headers_that_nobody_needs_are_refused(head: bytes, said: str) -> None:
         unpacked(head + GOOD["tar"])
 
 
+@pytest.mark.parametrize(
+    ("name", "data", "said"),
+    [
+        ("m.zip", b"words" * 200, "as a zip: it has no end"),
+        ("m.zip", b"", "as a zip: it has no end"),
+        ("m.tar", b"words" * 200, "as a tar: a header at byte 0"),
+        ("m.zip", gz(b"words" * 200), "as a tar packed with gzip: a header at byte 0"),
+        ("m.ZIP", b"7z\xbc\xaf\x27\x1c" + bytes(600), "'m.ZIP' is packed as 7z, and no tar"),
+        ("m.tar", b"BZh9" + bytes(600), "'m.tar' is packed with bzip2"),
+        ("m.tgz", b"<!DOCTYPE html>", "'m.tgz' is a web page"),
+    ],
+)
+def test_what_is_no_archive_is_told_by_its_name_and_by_what_it_is(name: str, data: bytes, said: str) -> None:
+    with pytest.raises(BadArchive, match=said):
+        unpacked(data, name=name)
+
+
+@pytest.mark.parametrize("name", ["m.zip", "m.tar", "m.tgz"])
+@pytest.mark.parametrize("kind", GOOD)
+def test_an_archive_is_read_as_what_it_is_whatever_its_name_says(kind: str, name: str) -> None:
+    assert unpacked(GOOD[kind], name=name) == EXPECTED
+    if kind == "zip" and name == "m.zip":
+        assert unpacked(b"#!/bin/sh\n" + GOOD[kind], name=name) == EXPECTED  # one that unpacks itself
+
+
 def test_a_sparse_file_and_an_unknown_kind_are_refused() -> None:
     for kind in (tarfile.GNUTYPE_SPARSE, b"Z"):
         with pytest.raises(BadArchive, match="sparse" if kind == tarfile.GNUTYPE_SPARSE else "unknown kind"):

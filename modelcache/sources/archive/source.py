@@ -14,15 +14,13 @@ from modelcache.patience import Cancellation
 from modelcache.ranges import ByteRange
 from modelcache.sources.archive.limits import ArchiveLimits
 from modelcache.sources.archive.members import ArchiveBytes, Bytes, Entry, selected_files
+from modelcache.sources.archive.packing import entries_of
 from modelcache.sources.archive.streams import Inflated, skip
-from modelcache.sources.archive.tar import TarEntries
-from modelcache.sources.archive.zip import ZipEntries
 from modelcache.units import KIB
 from modelcache.uri import StorageUri
 
 SUFFIXES = (".tar", ".tar.gz", ".tgz", ".zip")
 """What KServe's storage initializer unpacks. Letter case doesn't count."""
-ZIP_MAGIC = b"PK"
 MEMBER = "member of "
 """Validators of members begin so; the digest of their archive follows."""
 READ_BYTES = 256 * KIB
@@ -156,7 +154,8 @@ class ArchiveSource:
         if opened is None or opened.revision != revision or not revision:
             archive = self._bring(replace(found, uri=plain(uri)), cancel)
             selects = uri.selects if is_archive_name(uri.path) else lambda path: True
-            entries = selected_files(_entries(archive, self._limits, cancel, str(uri)), selects, address=str(uri))
+            packed = entries_of(archive, found.files[0].path, self._limits, cancel, address=str(uri))
+            entries = selected_files(packed, selects, address=str(uri))
             if not entries:
                 raise NotFound("no file in the archive that the patterns select", address=str(uri))
             self._limits.check_bytes(sum(entry.size_bytes for entry in entries.values()), archive.size_bytes, str(uri))  # links count
@@ -239,15 +238,6 @@ def look_for_archive(source: Source, uri: StorageUri, cancel: Cancellation) -> t
 def plain(uri: StorageUri) -> StorageUri:
     """The archive as the file that it is."""
     return replace(uri, include=(), exclude=(), digest=None, unpack=False)
-
-
-def _entries(archive: Archive, limits: ArchiveLimits, cancel: Cancellation, address: str) -> TarEntries | ZipEntries:
-    """By what it begins with: names are often wrong about the packing."""
-    magic = bytearray(min(len(ZIP_MAGIC), archive.size_bytes))
-    if magic:
-        archive.read(0, memoryview(magic))
-    kind = ZipEntries if bytes(magic) == ZIP_MAGIC else TarEntries
-    return kind(archive, limits, cancel, address=address)
 
 
 def _stated(entry: Entry) -> tuple[Digest, ...]:

@@ -175,7 +175,8 @@ class TarEntries:
         return data.decode("utf-8", "surrogateescape")
 
     def _bad(self, what: str, hint: str | None = None) -> BadArchive:
-        return BadArchive(f"the archive can't be read as a tar: {what}", address=self._address, hint=hint)
+        kind = "tar" if self._gzip is None else "tar packed with gzip"
+        return BadArchive(f"the archive can't be read as a {kind}: {what}", address=self._address, hint=hint)
 
 
 @dataclass(slots=True)
