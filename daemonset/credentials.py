@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from daemonset.tenants import HDFS_NAMES, HTTPS_HEADERS, HTTPS_HOST, NAMES, caller_of, config_of_secret
 from modelcache.config import Config
 from modelcache.config.headers import KSERVES_SUFFIX
-from modelcache.errors import AccessDenied, BadConfig
+from modelcache.errors import AccessDenied, BadConfig, NotFound
 from modelcache.k8s.api import ApiServer, Object
 from modelcache.k8s.names import S3_ANNOTATIONS, STORAGE_SECRET, expect_label, expect_subdomain
 from modelcache.k8s.node import Storage, WantedModel
@@ -81,11 +81,11 @@ class Credentials:
         account = self._get(namespace, "serviceaccounts", name, cancel)
         names = [str(each["name"]) for each in account.get("secrets") or () if each.get("name")]
         found: dict[str, str] = {}
-        refused: list[AccessDenied | BadConfig] = []
+        refused: list[AccessDenied | BadConfig | NotFound] = []
         for each in names:
             try:
                 found |= values_of(self._get(namespace, "secrets", each, cancel), self._config)
-            except (AccessDenied, BadConfig) as error:  # another of them may be the one that it takes
+            except (AccessDenied, BadConfig, NotFound) as error:  # another of them may be the one that it takes
                 refused.append(error)
         if not found and refused:
             raise refused[0]

@@ -145,7 +145,7 @@ def test_a_prewarm_has_the_credential_of_its_cache_alone(node: Node, seaweedfs: 
         "serving.kserve.io/s3-region": "us-east-1",
     }
     make_secret(plane, mine, "s3-keys", keys, place)
-    body: dict[str, Any] = {"metadata": {"name": "reader"}, "secrets": [{"name": "not-granted"}, {"name": "s3-keys"}]}
+    body: dict[str, Any] = {"metadata": {"name": "reader"}, "secrets": [{"name": name} for name in ("not-granted", "gone", "s3-keys")]}
     plane.ask("POST", f"/api/v1/namespaces/{mine}/serviceaccounts", body)
     entry = {"type": "s3", "endpoint_url": seaweedfs.endpoint, "access_key_id": "wrong", "secret_access_key": reader.secret_key}
     make_secret(plane, cluster, "storage-config", {"minio": json.dumps(entry)})
@@ -164,7 +164,8 @@ def test_a_prewarm_has_the_credential_of_its_cache_alone(node: Node, seaweedfs: 
         until(lambda: node.told(f"{mine}/nobodys").get("errorCode") == "access-denied", "the origin's refusal")
         assert client.list() == []
 
-        apply_grant(plane, mine, render_grant("s3-keys", mine, agent=agents, service_accounts=["reader"]))
+        for name in ("gone", "s3-keys"):
+            apply_grant(plane, mine, render_grant(name, mine, agent=agents, service_accounts=["reader"]))
         until(lambda: node.state(key) == "ModelDownloaded", "the model, once its secret may be read")
         assert weights_of(running, mine, uri) == b"w" * 10_000  # its pods prove nothing: the cache is theirs
         with pytest.raises(AccessDenied):
