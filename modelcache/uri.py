@@ -25,6 +25,7 @@ __all__ = ["StorageUri", "UriSecrets", "parse_uri", "redact_url"]
 ALIASES = {"s3a": "s3", "s3n": "s3", "gcs": "gs", "oci+native": "oci", "oci+fetch": "oci", "local": "file"}
 """Other spellings of a scheme: Hadoop's of S3, gcsfs' of Google, KServe's delivery modes of OCI, fsspec's of a file."""
 
+PATTERN_HINT = "patterns select files of one place, behind its `#`: `#include=*.json`"
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 _CHAINED = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*::|.*::[A-Za-z][A-Za-z0-9+.-]*://")
 _FRAGMENT_KEY = re.compile(r"[A-Za-z_][A-Za-z0-9_-]{0,31}")
@@ -117,7 +118,8 @@ def parse_uri(text: str, *, cwd: Path | None = None) -> tuple[StorageUri, UriSec
     address = redact_url(text)
     part = fault.part[:80] if fault.part and (fault.shown or fault.part in address) else None
     said = f"{fault.problem}: `{part}`" if part else fault.problem
-    raise InvalidUri(f"not a storage URI ({said})", address=address, got=part, hint=fault.hint)
+    hint = "; ".join(each for each in (fault.hint, PATTERN_HINT if part and "*" in part else None) if each) or None
+    raise InvalidUri(f"not a storage URI ({said})", address=address, got=part, hint=hint)
 
 
 def _parse(text: str, cwd: Path | None) -> tuple[StorageUri, UriSecrets]:

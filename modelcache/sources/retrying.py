@@ -10,9 +10,10 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 
 from modelcache.abc.source import Body, Listing, Origin, RemoteFile, Source
-from modelcache.errors import OriginBusy, OriginUnreachable, Unavailable
+from modelcache.errors import NotFound, OriginBusy, OriginUnreachable, Unavailable
 from modelcache.patience import Cancellation
 from modelcache.ranges import ByteRange
+from modelcache.sources.globs import hint_of_glob
 from modelcache.uri import StorageUri
 
 _log = logging.getLogger(__name__)
@@ -89,6 +90,9 @@ class RetryingSource:
                 return self._source.list(uri, cancel)
             except Unavailable as error:
                 tries.failed(error, cancel)
+            except NotFound as error:
+                error.hint = hint_of_glob(uri) or error.hint
+                raise
 
     def open(self, file: RemoteFile, span: ByteRange, cancel: Cancellation) -> Body:
         """As `Source.open`; opening is tried again whatever the file."""

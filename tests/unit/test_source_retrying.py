@@ -171,6 +171,33 @@ def test_what_does_not_pass_is_raised_at_once(error: ModelCacheError) -> None:
     assert (source.lists, clock.pauses) == (1, [])
 
 
+@pytest.mark.parametrize(
+    ("asked", "meant"),
+    [
+        ("s3://b/m/*.safetensors", "s3://b/m#include=*.safetensors"),
+        ("s3://b/*/w.[bs]in", "s3://b#include=*/w.[bs]in"),
+        ("gs://b/m/model-?.bin?", "gs://b/m#include=model-?.bin"),
+        ("hf://o/m:v1/sub/*.json", "hf://o/m:v1/sub#include=*.json"),
+        ("file:///srv/m/[0-9]/w", "file:///srv/m#include=[0-9]/w"),
+        ("file:///*.bin", "file:///#include=*.bin"),
+        ("az://c/*.bin", "az://c#include=*.bin"),
+    ],
+)
+def test_a_pattern_in_the_place_of_a_name_is_told_where_it_belongs(asked: str, meant: str) -> None:
+    with pytest.raises(NotFound) as caught:
+        retrying(Flaky([NotFound("x")]), Clock()).list(parse_uri(asked)[0], Cancellation())
+    assert caught.value.hint is not None
+    assert caught.value.hint.endswith(f" {meant}")
+    assert str(parse_uri(meant)[0]) == meant
+
+
+@pytest.mark.parametrize(("asked", "said"), [("https://host/m/*.bin", "each file by itself"), ("s3://b/m[1", "spelling")])
+def test_what_no_pattern_can_select_is_not_said_to_be_one(asked: str, said: str) -> None:
+    with pytest.raises(NotFound) as caught:
+        retrying(Flaky([NotFound("x")]), Clock()).list(parse_uri(asked)[0], Cancellation())
+    assert said in (caught.value.hint or "")
+
+
 @given(cuts=st.lists(st.integers(1, 3_000), max_size=12), start=st.integers(0, 4_999), size=st.integers(1, 5_000))
 def test_a_body_that_breaks_anywhere_is_whole_in_the_end(cuts: list[int], start: int, size: int) -> None:
     source = Flaky([(cut, BodyCut("x")) for cut in cuts])

@@ -50,6 +50,7 @@ def test_documented_refusals_show_the_bad_part(written: str, bad: str) -> None:
         parse_uri(written, cwd=CWD)
     assert (caught.value.got or "") == bad
     assert bad in str(caught.value)
+    assert ("#include=" in (caught.value.hint or "")) is ("*" in bad)
 
 
 def test_a_path_of_this_machine_may_be_a_path_object() -> None:
