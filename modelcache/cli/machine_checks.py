@@ -135,7 +135,7 @@ def check_proxies(proxies: Proxies) -> list[Finding]:
         except BadConfig as error:
             found.append(broken("proxy", f"{scheme}://: {error}", f"correct the variable {scheme.upper()}_PROXY"))
     if found and proxies.no_proxy:
-        found.append(fine("proxy", f"spoken to directly: {', '.join(proxies.no_proxy)}"))
+        found.append(fine("proxy", f"spoken to directly: {proxies.no_proxy}"))
     return found or [fine("proxy", "none set")]
 
 

@@ -77,13 +77,19 @@ def test_a_sound_machine_passes_and_nothing_is_made(cli: Executable) -> None:
 
 
 def test_every_finding_that_is_not_ok_has_a_next_step(cli: Executable, tmp_path: Path) -> None:
-    bad = {"HTTPS_PROXY": "ftp://user:hunter2@proxy:1", "MODELCACHE_S3_CA_FILE": str(tmp_path / "absent.pem")}
+    bad = {
+        "HTTPS_PROXY": "ftp://user:hunter2@proxy:1",
+        "HTTP_PROXY": "http://p:1",
+        "NO_PROXY": "a,.b",
+        "MODELCACHE_S3_CA_FILE": str(tmp_path / "absent.pem"),
+    }
     done = cli("doctor", "--json", **bad)
     findings = done.document["findings"]
 
     assert (done.code, done.document["ok"]) == (8, False)
     assert [finding["message"] for finding in findings if finding["level"] != "ok" and not finding["hint"]] == []
     assert {finding["check"] for finding in findings if finding["level"] == "fail"} == {"proxy", "certificates"}
+    assert "spoken to directly: a,.b" in {finding["message"] for finding in findings}
     assert "hunter2" not in done.out
 
 
