@@ -39,7 +39,7 @@ class RateLimits:
 
 
 class Allowance:
-    """So many bytes a second, for everybody who spends from it. Thread-safe."""
+    """So many bytes a second, for everybody who spends from it, in the order in which they ask. Thread-safe."""
 
     def __init__(self, bytes_per_s: int | None, pace: Pace | None = None) -> None:
         """
@@ -50,6 +50,8 @@ class Allowance:
         self._pace = pace or Pace()
         self._lock = threading.Lock()
         self._spent = 0.0
+        self._asked: dict[object, int] = {}
+        """What is not spent yet, in the order in which it was asked for."""
         self._paid = 0.0 if bytes_per_s is None else BURST_S * bytes_per_s
         """Bytes that time has paid for, until `_settled_s`."""
         self._settled_s = self._pace.now_s()
@@ -62,18 +64,36 @@ class Allowance:
         return None if rate is None else max(LEAST_PIECE_BYTES, rate // PIECES_PER_S)
 
     def spend(self, count: int, cancel: Cancellation) -> None:
-        """`count` bytes were taken: wait until they are paid for. Raises Cancelled."""
+        """Wait until `count` bytes are paid for, to be taken then. Raises Cancelled: nothing is spent, and who waits behind comes forward."""
+        turn = object()
         with self._lock:
             self._settle()
-            self._spent += count
-            due = self._spent
-        while True:
+            self._asked[turn] = count
+        is_paid = False
+        try:
+            while not is_paid:
+                with self._lock:
+                    self._settle()
+                    changed = self._changed
+                    wait_s = 0.0 if self._rate is None else (self._due(turn) - self._paid) / self._rate
+                is_paid = wait_s <= 0 or self._paused(wait_s, cancel, changed)
+        finally:
             with self._lock:
-                self._settle()
-                changed = self._changed
-                wait_s = 0.0 if self._rate is None else (due - self._paid) / self._rate
-            if wait_s <= 0 or self._paused(wait_s, cancel, changed):
-                return
+                del self._asked[turn]
+                if is_paid:
+                    self._spent += count
+                else:
+                    changed, self._changed = self._changed, Cancellation()
+            if not is_paid:
+                changed.cancel()
+
+    def _due(self, turn: object) -> float:
+        due = self._spent
+        for other, count in self._asked.items():
+            due += count
+            if other is turn:
+                break
+        return due
 
     def change(self, bytes_per_s: int | None) -> None:
         """Another rate from now on, for those, too, who wait: what is not paid yet is paid at the new one."""
@@ -96,10 +116,11 @@ class Allowance:
 
     def _settle(self) -> None:
         now_s = self._pace.now_s()
+        owed = self._spent + sum(self._asked.values())
         if self._rate is None:
-            self._paid = self._spent
+            self._paid = owed
         else:
-            self._paid = min(self._paid + (now_s - self._settled_s) * self._rate, self._spent + BURST_S * self._rate)
+            self._paid = min(self._paid + (now_s - self._settled_s) * self._rate, owed + BURST_S * self._rate)
         self._settled_s = now_s
 
 
@@ -170,7 +191,7 @@ class ThrottledSource:
 
     def open(self, file: RemoteFile, span: ByteRange, cancel: Cancellation) -> Body:
         """As `Source.open`."""
-        return _ThrottledBody(self._source.open(file, span, cancel), self._source, self._allowances, cancel)
+        return _ThrottledBody(self._source.open(file, span, cancel), span, self._source, self._allowances, cancel)
 
     def close(self) -> None:
         """As `Source.close`."""
@@ -178,14 +199,16 @@ class ThrottledSource:
 
 
 class _ThrottledBody:
-    """A body that pays for what it hands out, before it hands it out."""
+    """A body that pays for what it takes, before it takes it: whoever is aborted while waiting has lost nothing, and owes nothing."""
 
-    def __init__(self, body: Body, source: Source, allowances: Allowances, cancel: Cancellation) -> None:
+    def __init__(self, body: Body, span: ByteRange, source: Source, allowances: Allowances, cancel: Cancellation) -> None:
         self._body = body
         self._source = source
         self._allowances = allowances
         self._limits: RateLimits | None = None
         self._allowed: tuple[Allowance, ...] = ()
+        self._unpaid_bytes = span.size_bytes
+        self._paid_bytes = 0
         self._stop = Cancellation()  # its own, so that `abort` also ends a pause
         self._undo = ExitStack()
         self._undo.enter_context(cancel.on_cancel(self._stop.cancel))
@@ -201,11 +224,20 @@ class _ThrottledBody:
         if limits is not self._limits:
             self._allowed = self._allowances.for_origin(self._source.origin)
             self._limits = limits
+        if self._paid_bytes == 0 and self._unpaid_bytes > 0:
+            self._pay(min(len(buffer), self._unpaid_bytes))
+        count = self._body.readinto(buffer[: self._paid_bytes] if self._paid_bytes else buffer)
+        self._paid_bytes = max(0, self._paid_bytes - count)
+        return count
+
+    def _pay(self, count: int) -> None:
+        """Wait for the right to take the next bytes, `count` at the most."""
         pieces = [piece for allowance in self._allowed if (piece := allowance.piece_bytes) is not None]
-        count = self._body.readinto(buffer[: min(pieces)] if pieces else buffer)
+        count = min([count, *pieces])
         for allowance in self._allowed:
             allowance.spend(count, self._stop)
-        return count
+        self._paid_bytes = count
+        self._unpaid_bytes -= count
 
     def close(self) -> None:
         """As `Body.close`."""

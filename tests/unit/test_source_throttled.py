@@ -180,6 +180,32 @@ def test_a_pause_is_ended_from_another_thread(by: str) -> None:
     body.close()
 
 
+def test_who_leaves_owes_nothing_and_who_stands_behind_comes_forward() -> None:
+    clock, pausing, leaving = Clock(), threading.Semaphore(0), Cancellation()
+
+    def pause(stop: Cancellation, seconds: float) -> None:
+        if seconds > 1:
+            pausing.release()
+            stop.wait(60.0)
+        clock.pause(stop, seconds)
+
+    allowance = Allowance(1000, Pace(lambda: clock.now, pause))
+    allowance.spend(int(BURST_S * 1000), Cancellation())
+
+    def ahead() -> None:
+        with pytest.raises(Cancelled):
+            allowance.spend(1_000_000, leaving)
+
+    threads = [threading.Thread(target=ahead), threading.Thread(target=allowance.spend, args=(100, Cancellation()))]
+    for thread in threads:
+        thread.start()
+        assert pausing.acquire(timeout=30)
+    leaving.cancel()
+    for thread in threads:
+        thread.join()
+    assert clock.now - 1000 == pytest.approx(0.1)
+
+
 def test_sources_of_several_registries_spend_from_one_allowance() -> None:
     """As those of a cache's owner and of its callers do."""
     clock = Clock()
