@@ -64,7 +64,7 @@ class Allowance:
         return None if rate is None else max(LEAST_PIECE_BYTES, rate // PIECES_PER_S)
 
     def spend(self, count: int, cancel: Cancellation) -> None:
-        """Wait until `count` bytes are paid for, to be taken then. Raises Cancelled: nothing is spent, and who waits behind comes forward."""
+        """Wait until `count` bytes are paid for, to be taken then. Raises Cancelled: nothing is spent then."""
         turn = object()
         with self._lock:
             self._settle()
