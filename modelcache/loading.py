@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from modelcache.arriving.opening import How, open_source
 from modelcache.cache import ModelCache
 from modelcache.config import Config
-from modelcache.errors import BadConfig, BadShard
+from modelcache.errors import BadShard, NotInstalled
 from modelcache.loader.checkpoint import Checkpoint, Order
 from modelcache.loader.checkpoint import open_checkpoint as open_local
 from modelcache.loader.group import Member, NodeGroup
@@ -73,6 +73,7 @@ def load(
         progress: called with the bytes of tensors that are done.
 
     Raises:
+        NotInstalled: there is no torch.
         NotFound: there are no safetensors files.
         NoSuchTensor: a name fits no tensor, of `names` or of the plan.
         BadCheckpoint: the files are no checkpoint, or changed while they were read.
@@ -114,7 +115,7 @@ def stream(
 
 
 def _wishes(device: Device | Mapping[str, Device] | None, dtype: torch.dtype | None, order: Order, cache: ModelCache | None) -> Wishes:
-    """Raises BadConfig: there is no torch. What `Wishes` raises."""
+    """Raises NotInstalled: there is no torch. What `Wishes` raises."""
     expect_torch()
     from modelcache.loader.loading import Wishes
 
@@ -204,11 +205,11 @@ def timed_load(
 
 
 def expect_torch() -> None:
-    """Raises BadConfig: it is not installed."""
+    """Raises NotInstalled."""
     try:
         import torch  # noqa: F401
     except ModuleNotFoundError as error:
-        raise BadConfig(f"tensors need {error.name}, which is not installed", hint="pip install 'modelcache[torch]'") from None
+        raise NotInstalled.needed_for("tensors need", error, "modelcache[torch]") from None
 
 
 def load_into(

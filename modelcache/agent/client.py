@@ -10,8 +10,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self, TypeVar
 
-import grpc
-import grpc.experimental
+from modelcache.errors import NotInstalled
+
+try:
+    import grpc
+    import grpc.experimental
+except ModuleNotFoundError as error:
+    raise NotInstalled.needed_for("an agent takes", error, "modelcache[agent]") from None
 
 from modelcache.abc.snapshot import Ref, Snapshot
 from modelcache.abc.store import Evicted, Lease, SnapshotInfo, Usage, VerifyReport, new_lease_id

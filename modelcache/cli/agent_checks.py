@@ -7,7 +7,7 @@ import os
 from modelcache.cli.findings import Finding, broken, doubtful, fine
 from modelcache.cli.reaching import SOCKET, at_socket, is_named, of_this_root, setting
 from modelcache.config import Settings
-from modelcache.errors import AgentUnreachable, BadConfig
+from modelcache.errors import AgentUnreachable, BadConfig, NotInstalled
 
 OTHERWISE = "start the agent, or leave its socket out of the settings (`--agent none`): commands work on the store itself then"
 
@@ -28,7 +28,7 @@ def check_agent(settings: Settings) -> list[Finding]:
             if marks is not None and marks.high == 0:
                 return [doubtful("agent", f"it fetches nothing: {said}", "give the store a disk of its own")]
             return [fine("agent", said)]
-    except (AgentUnreachable, BadConfig) as error:
+    except (AgentUnreachable, BadConfig, NotInstalled) as error:
         if is_named(place):
             return [broken("agent", str(error), OTHERWISE if isinstance(error, AgentUnreachable) else error.hint or OTHERWISE)]
         if os.path.exists(place.value):

@@ -12,7 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from modelcache.errors import BadConfig, InvalidUri
+from modelcache.errors import InvalidUri, NotInstalled
 
 if TYPE_CHECKING:
     from modelcache.agent.remote import RemoteCache
@@ -44,16 +44,16 @@ def cache_of(config: Config) -> ModelCache:
 
 
 def remote_cache(socket: Path) -> RemoteCache:
-    """The agent at a socket. Raises AgentUnreachable; BadConfig: grpc isn't installed."""
+    """The agent at a socket. Raises AgentUnreachable, NotInstalled."""
     try:
         from modelcache.agent.remote import RemoteCache
     except ImportError as error:
-        raise BadConfig(f"an agent takes {error.name}, which is not installed", hint="pip install 'modelcache[agent]'") from None
+        raise NotInstalled.needed_for("an agent takes", error, "modelcache[agent]") from None
     return RemoteCache(socket.absolute())
 
 
 def reached(settings: Settings, output: Output, fetches_with: Mapping[str, str], schemes: Collection[str]) -> RemoteCache | None:
-    """The agent that a command asks, if it asks one. Raises AgentUnreachable, BadConfig."""
+    """The agent that a command asks, if it asks one. Raises AgentUnreachable, BadConfig, NotInstalled."""
     from modelcache.cli.reaching import reached
 
     return reached(settings, output, fetches_with, schemes)

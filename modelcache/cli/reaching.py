@@ -13,7 +13,7 @@ from modelcache.cli.output import Output
 from modelcache.config import Resolved, Settings
 from modelcache.config.file import MACHINE_FILE
 from modelcache.config.resolving import Place
-from modelcache.errors import AgentUnreachable, BadConfig, ModelCacheError
+from modelcache.errors import AgentUnreachable, BadConfig, ModelCacheError, NotInstalled
 
 if TYPE_CHECKING:
     from modelcache.agent.remote import RemoteCache
@@ -59,7 +59,7 @@ def reached(settings: Settings, output: Output, fetches_with: Mapping[str, str],
         return None
     try:
         found = of_this_root(at_socket(settings), settings)
-    except (AgentUnreachable, BadConfig) as error:
+    except (AgentUnreachable, BadConfig, NotInstalled) as error:
         if is_named(place):
             raise
         if os.path.exists(place.value):
@@ -74,7 +74,8 @@ def reached(settings: Settings, output: Output, fetches_with: Mapping[str, str],
 
 
 def at_socket(settings: Settings) -> RemoteCache:
-    """The agent at the socket of these settings, whatever it keeps. The caller closes it. Raises AgentUnreachable, BadConfig."""
+    """The agent at the socket of these settings, whatever it keeps. The caller closes it. Raises AgentUnreachable, BadConfig,
+    NotInstalled."""
     place = setting(settings, SOCKET)
     if place.value is None:
         raise BadConfig("these settings name no agent", got="none", hint="name its socket with --agent or MODELCACHE_AGENT")

@@ -26,6 +26,7 @@ from modelcache.errors.caller import (
     NoSuchTensor,
     NotCached,
     NotFound,
+    NotInstalled,
     UnknownScheme,
     UnsafePath,
 )
@@ -97,6 +98,7 @@ __all__ = [
     "NoSuchTensor",
     "NotCached",
     "NotFound",
+    "NotInstalled",
     "OriginBusy",
     "OriginStalled",
     "OriginUnreachable",

@@ -50,6 +50,25 @@ class FileFault(BadInput):
     code = ErrorCode.FILE_FAULT
 
 
+class NotInstalled(BadInput, ImportError):
+    """A package that only some need is not installed; the hint names what brings it. Also an ImportError, as Python's own would be."""
+
+    code = ErrorCode.NOT_INSTALLED
+
+    @classmethod
+    def needed_for(cls, what: str, error: ImportError, install: str) -> NotInstalled:
+        """
+        Args:
+            what: needs it, or takes it: with that verb.
+            error: of importing it.
+            install: what pip installs.
+        """
+        package = (error.name or "a package").partition(".")[0]
+        found = cls(f"{what} {package}, which is not installed", hint=f"pip install '{install}'")
+        found.name = error.name
+        return found
+
+
 class NoSuchTensor(BadInput):
     """A name or pattern that no tensor of the checkpoint has."""
 

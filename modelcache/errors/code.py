@@ -14,6 +14,7 @@ class ErrorCode(StrEnum):
     AMBIGUOUS_NAME = "ambiguous-name"
     BAD_CONFIG = "bad-config"
     FILE_FAULT = "file-fault"
+    NOT_INSTALLED = "not-installed"
     NO_SUCH_TENSOR = "no-such-tensor"
     MODULE_MISMATCH = "module-mismatch"
     BAD_SHARD = "bad-shard"

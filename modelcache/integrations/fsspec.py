@@ -15,8 +15,13 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, ClassVar, NoReturn
 
-from fsspec.implementations.chained import ChainedFileSystem
-from fsspec.utils import stringify_path
+from modelcache.errors import NotInstalled
+
+try:
+    from fsspec.implementations.chained import ChainedFileSystem
+    from fsspec.utils import stringify_path
+except ModuleNotFoundError as error:
+    raise NotInstalled.needed_for("file systems need", error, "modelcache[fsspec]") from None
 
 from modelcache.cache import ModelCache, Refresh
 from modelcache.config import Config

@@ -14,9 +14,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
-import transformers
-from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
+from modelcache.errors import NotInstalled
+
+try:
+    import torch
+    import transformers
+    from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
+except ModuleNotFoundError as error:
+    raise NotInstalled.needed_for("models of transformers need", error, "modelcache[serve]") from None
 
 from modelcache.arriving.model import AskedModel
 from modelcache.arriving.opening import How

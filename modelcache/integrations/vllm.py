@@ -14,10 +14,15 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 from weakref import WeakKeyDictionary
 
-import torch
-from vllm.config import get_current_vllm_config
-from vllm.logger import init_logger
-from vllm.model_executor.model_loader import BaseModelLoader, register_model_loader
+from modelcache.errors import NotInstalled
+
+try:
+    import torch
+    from vllm.config import get_current_vllm_config
+    from vllm.logger import init_logger
+    from vllm.model_executor.model_loader import BaseModelLoader, register_model_loader
+except ModuleNotFoundError as error:
+    raise NotInstalled.needed_for("the load format needs", error, "vllm") from None
 
 from modelcache.arriving.model import AskedModel
 from modelcache.arriving.opening import How
