@@ -16,6 +16,7 @@ from modelcache.cli.config import config
 from modelcache.cli.dedupe import dedupe
 from modelcache.cli.df import df
 from modelcache.cli.doctor import doctor
+from modelcache.cli.evictions import telling_evictions
 from modelcache.cli.exit_codes import ExitCode
 from modelcache.cli.export import export
 from modelcache.cli.failures import report
@@ -112,7 +113,8 @@ def _as_command(function: Command) -> Callable[..., int]:
         arguments = gather(values)
         session = Session.of(arguments.pop("more").over(begun.options), begun.environ)
         try:
-            return function(session, **arguments)
+            with telling_evictions(session.output):
+                return function(session, **arguments)
         except (Exception, KeyboardInterrupt) as error:
             return report(session, error)
 

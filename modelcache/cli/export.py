@@ -17,7 +17,7 @@ from modelcache.cli.output import ReaderGone
 from modelcache.cli.progress_view import Reading, progress_view
 from modelcache.cli.session import Session
 from modelcache.cli.tables import counted
-from modelcache.errors import BadConfig
+from modelcache.errors import BadConfig, FileFault
 from modelcache.patience import Cancellation
 from modelcache.units import format_bytes, format_duration
 
@@ -78,3 +78,5 @@ def _export(session: Session, cache: ModelCache, names: list[str] | None, file: 
                 return cache.export(names, out, progress=show, cancel=cancel)
         except BrokenPipeError as error:
             raise ReaderGone from error
+        except OSError as error:  # what goes wrong with the store has been made one of ours
+            raise FileFault(f"stdout can't be written ({error.strerror})", hint="name a file, or another pipe") from error

@@ -16,6 +16,7 @@ from modelcache.cli.failures import report, report_usage
 from modelcache.cli.interrupts import interrupted_by_signals
 from modelcache.cli.options import CommonOptions
 from modelcache.cli.session import Session
+from modelcache.errors import FileFault
 
 NAME = "modelcache"
 GARBAGE_OBJECTS = 10_000
@@ -64,6 +65,9 @@ def _outside_of_commands(error: BaseException, given: Sequence[str]) -> int:
     """What typer raises about the arguments (its class differs between versions of typer, its methods don't), and defects."""
     session = Session.of(CommonOptions(as_json="--json" in given, verbose="-v" in given or "--verbose" in given), os.environ)
     say = getattr(error, "format_message", None)
+    if say is None and isinstance(error, OSError):  # what typer writes by itself: the help, a shell's completion
+        where = "stdout" if error.filename is None else f"`{error.filename}`"
+        error = FileFault(f"{where} can't be written ({error.strerror})")
     if say is None:
         return report(session, error)
     context = getattr(error, "ctx", None)

@@ -7,6 +7,7 @@ import os
 import shutil
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from io import TextIOWrapper
 from itertools import chain
@@ -134,11 +135,12 @@ class Output:
             result: what was done before the failure, in the keys of the command's own document.
             details: more lines for people, shown as they are (`--verbose`).
         """
-        if self.style.as_json and self._lost:
-            self._write_err(json.dumps({"event": "error", "error": dict(fields)}))
-            return
         if self.style.as_json:
-            self.document({**result, "error": dict(fields)})
+            with suppress(FileFault):
+                if not self._lost:
+                    self.document({**result, "error": dict(fields)})
+            if self._lost:
+                self._write_err(json.dumps({"event": "error", "error": dict(fields)}))
             return
         if details:
             self._write_err(printable(details.rstrip()))

@@ -35,7 +35,11 @@ STDIN = "-"
 Uris = Annotated[
     list[str],
     typer.Argument(
-        metavar="[URI]...", default_factory=list, show_default=False, help="Storage URIs or paths.", autocompletion=complete_name
+        metavar="[URI]...",
+        default_factory=list,
+        show_default=False,
+        help="Storage URIs or paths; - reads them from stdin, one a line.",
+        autocompletion=complete_name,
     ),
 ]
 Lists = Annotated[
@@ -55,14 +59,15 @@ def prewarm(
     Looks all of them up first: if what is missing doesn't fit, nothing is fetched. One that fails doesn't stop the others; then the
     command exits with 11. The same command goes on where it was broken off.
     """
-    wanted = [*uris, *(text for place in file or () for text in _listed(place))]
+    given = [(STDIN, True) if text == STDIN else (text, False) for text in uris] + [(place, True) for place in file or ()]
+    wanted = [text for one, is_list in given for text in (_listed(one) if is_list else (one,))]
     if not wanted:
         raise BadConfig("name URIs, or a file of them with --file")
     if len(wanted) > MAX_URIS:
         raise BadConfig(f"{len(wanted):,} URIs are more than {MAX_URIS:,}", got=str(len(wanted)))
-    for text in uris:
+    for text in (one for one, is_list in given if not is_list):
         with suppress(InvalidUri):  # told as its outcome
-            warn_of_secrets(session.output, text, "modelcache prewarm -f -")
+            warn_of_secrets(session.output, text, "modelcache prewarm -")
     cancel = Cancellation()
     with ExitStack() as run:
         run.enter_context(cancelled_by_signals(cancel, session.output))

@@ -145,7 +145,7 @@ def look_of_fetch(progress: Progress) -> Look:
     if progress.bytes_reused and not progress.hit:
         remarks.append(f"{format_bytes(progress.bytes_reused)} reused")
     if progress.files_total:
-        remarks.append(f"{progress.files_done}/{counted(progress.files_total, 'file')}")
+        remarks.append(f"{progress.files_done:,}/{counted(progress.files_total, 'file')}")
     return Look(
         title=progress.uri,
         phase=str(progress.phase),

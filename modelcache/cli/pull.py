@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from itertools import islice
 from typing import TYPE_CHECKING, Annotated
 from urllib.parse import quote
 
@@ -18,7 +19,7 @@ from modelcache.cli.options import OriginOptions, SelectionOptions
 from modelcache.cli.progress_view import look_of_fetch, progress_view
 from modelcache.cli.session import Session
 from modelcache.cli.tables import counted
-from modelcache.errors import BadConfig, Cancelled, InvalidUri
+from modelcache.errors import BadConfig, Cancelled, InvalidUri, ModelCacheError, NotCached
 from modelcache.patience import Cancellation
 from modelcache.units import format_bytes, format_duration, format_rate
 
@@ -75,6 +76,8 @@ def _pull(session: Session, cache: Cache, uri: str, refresh: Refresh, cancel: Ca
             snapshot = cache.ensure(uri, refresh=refresh, progress=show, cancel=cancel)
         except Cancelled as error:
             raise _cancelled(error, looks) from error
+        except NotCached as error:
+            raise _from_elsewhere(cache, uri, error) from error
     return snapshot, looks[0]
 
 
@@ -88,6 +91,18 @@ def _cancelled(error: Cancelled, looks: Sequence[Progress]) -> Cancelled:
         address=last.uri,
         hint="whole chunks of that are kept: the same command goes on from there",
     )
+
+
+def _from_elsewhere(cache: Cache, uri: str, error: NotCached) -> NotCached:
+    """The same; where the URI is here from another origin than the settings lead to, the hint says from which."""
+    canonical = str(lazy.read_uri(uri)[0])
+    try:
+        origins = sorted({ref.key.origin for ref in cache.refs(uri) if ref.key.uri == canonical})
+    except ModelCacheError:
+        return error
+    shown = ", ".join(f"`{origin}`" for origin in origins)
+    hint = f"it is here from {shown}: have the settings lead there (endpoint, CA), or take what `modelcache path URI` prints"
+    return NotCached(error.message, address=error.address, hint=hint) if origins else error
 
 
 def _summary(last: Progress) -> str:
@@ -112,11 +127,10 @@ def _texts(session: Session, uris: Sequence[str]) -> Iterable[str]:
             warn_of_secrets(session.output, text, "modelcache pull -")
             yield text
             continue
-        for number, line in enumerate(stdin()):
-            if number >= MAX_STDIN_URIS:
-                raise InvalidUri(f"more than {MAX_STDIN_URIS:,} URIs on stdin")
-            if line.strip():
-                yield line.strip()
+        lines = list(islice(stdin(), MAX_STDIN_URIS + 1))
+        if len(lines) > MAX_STDIN_URIS:
+            raise InvalidUri(f"more than {MAX_STDIN_URIS:,} URIs on stdin")
+        yield from lazy.read_list(lines)
 
 
 def _warn_of_age(session: Session, last: Progress) -> None:

@@ -47,7 +47,10 @@ def _lines(now: RateLimits) -> list[str]:
 
 
 def _rate(text: str) -> int | None:
-    return None if text == NO_BOUND else parse_bytes(text)
+    rate = None if text == NO_BOUND else parse_bytes(text)
+    if rate == 0:
+        raise BadConfig("a rate is at least one byte a second", got=text, hint=f"`{NO_BOUND}` is no bound")
+    return rate
 
 
 def _host_and_rate(text: str) -> tuple[str, int | None]:

@@ -55,7 +55,8 @@ def _check_place(root: Path, place: Path) -> Finding:
     except OSError as error:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         step = "`modelcache gc` makes room; or remove something else there" if full else "have the right granted or the disk repaired"
-        return broken("root", f"can't be written ({error.strerror}): {place}", f"{step}, or {OTHER_ROOT}")
+        what = "can't be written" if place == root else f"can't be made at `{root}`"
+        return broken("root", f"{what} ({error.strerror}): {place}", f"{step}, or {OTHER_ROOT}")
     if place != root:
         return fine("root", f"not there yet; the first pull makes it: {root}")
     if Layout(root).format.exists() and status.st_mode & (stat.S_IRWXG | stat.S_IRWXO):

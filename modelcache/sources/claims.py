@@ -68,6 +68,8 @@ class ClaimSource:
             found = self._files.list(replace(uri, scheme="file", authority="", path=place), cancel)
         except ModelCacheError as error:
             error.address = str(uri)
+            if not os.path.lexists(place):
+                error.hint = f"check the spelling: the claim is mounted at `{self._mount}`"
             raise
         return replace(found, uri=uri, origin=self.origin)
 

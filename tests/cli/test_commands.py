@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import subprocess
 from collections.abc import Callable
@@ -63,9 +64,11 @@ def test_uris_come_from_stdin(cli: Executable, model: Path, sibling: Path) -> No
     assert done.code == 0
     assert [snapshot["uri"] for snapshot in done.document["snapshots"]] == [f"file://{model}", f"file://{sibling}"]
     assert cli("pull", "-", stdin="\n").code == 2  # what was to write them has failed
+    for command in ("pull", "prewarm"):
+        assert cli(command, "-q", "-", stdin=f"# a remark\n{model}\n").out == cli("path", model).out
 
 
-@pytest.mark.parametrize("command", ["pull -", "prewarm -f -", "import -"])
+@pytest.mark.parametrize("command", ["pull -", "prewarm -", "prewarm -f -", "import -"])
 def test_a_stdin_that_is_closed_is_told(cli: Executable, command: str) -> None:
     done = subprocess.run(
         ["bash", "-c", f'"$0" {command} <&-', EXECUTABLE], env=cli.variables(), capture_output=True, text=True, timeout=60
@@ -132,6 +135,19 @@ def test_a_cap_that_is_too_small_refuses_with_the_numbers(cli: Executable, model
     assert error["code"] == "no-space"
     assert error["needed_bytes"] > error["available_bytes"]
     assert cli("df", "--json").document["blobs_bytes"] == 0
+
+
+def test_what_goes_to_make_room_is_told(cli: Executable, model: Path, tmp_path: Path) -> None:
+    cap = f"--max-bytes={len(WEIGHTS) * 3 // 2}"
+    other = tmp_path / "other.bin"
+    other.write_bytes(bytes(len(WEIGHTS)))
+    cli("pull", model)
+
+    told = cli("pull", cap, other)
+    assert f"evicted to make room: file://{model}, freed 9.0 MiB" in told.err.splitlines()
+    events = [json.loads(line) for line in cli("pull", "--json", cap, model).err.splitlines()]
+    (gone,) = [event for event in events if event["event"] == "evicted"]
+    assert (gone["uri"], gone["freed_bytes"] >= len(WEIGHTS)) == (f"file://{other}", True)
 
 
 def test_ls_and_path_and_show_tell_what_is_here(cli: Executable, model: Path, sibling: Path) -> None:

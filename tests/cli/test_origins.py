@@ -39,6 +39,8 @@ def test_s3_by_options(cli: Executable, seaweedfs: SeaweedFS, bucket: str, profi
     assert (refused.code, refused.document["error"]["code"]) == (4, "access-denied")
     assert (absent.code, absent.document["error"]["code"]) == (3, "not-found")
     assert unknown.code not in (0, 1)
+    offline = cli("pull", "--json", "--offline", f"{uri}#exclude=*.txt")  # the settings lead to AWS
+    assert (offline.code, f"`{seaweedfs.endpoint}`" in offline.document["error"]["hint"]) == (3, True)
     for done in (pulled, refused, absent, unknown):
         assert seaweedfs.admin.secret_key not in done.out + done.err
 

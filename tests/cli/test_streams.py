@@ -89,15 +89,28 @@ def test_a_pull_goes_on_when_nobody_reads_its_progress(cli: Executable, model: P
     assert Path(out.strip()).is_dir()
 
 
-@pytest.mark.parametrize(("option", "told"), [("-q", "error: stdout can't be written (No space left"), ("--json", '{"event": "error", ')])
-def test_a_full_disk_behind_stdout_is_told(cli: Executable, model: Path, option: str, told: str) -> None:
+FULL, FULL_JSON = "error: stdout can't be written (No space left", '{"event": "error", "error": {"code": '
+
+
+@pytest.mark.parametrize(
+    ("command", "code", "told"),
+    [
+        ("ls -q", 2, FULL),
+        ("ls --json", 2, FULL_JSON + '"file-fault"'),
+        ("--help", 2, FULL),
+        ("export -q --all -", 2, FULL),
+        ("path --json deadbeef", 3, FULL_JSON + '"not-cached"'),
+    ],
+)
+def test_a_full_disk_behind_stdout_is_told(cli: Executable, model: Path, command: str, code: int, told: str) -> None:
     cli("pull", "-q", model)
-    with open("/dev/full", "w", encoding="utf-8") as full, cli.start("ls", option, stdout=full, stderr=PIPE) as process:
+    with open("/dev/full", "w", encoding="utf-8") as full, cli.start(*command.split(), stdout=full, stderr=PIPE) as process:
         _, err = process.communicate(timeout=DEADLINE_S)
 
-    assert process.returncode == 2
+    assert process.returncode == code
     assert err.startswith(told)
     assert "Exception ignored" not in err
+    assert "Traceback" not in err
 
 
 def test_streams_may_be_closed(cli: Executable, model: Path) -> None:

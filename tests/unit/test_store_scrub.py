@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import random
 import re
 import shutil
 import subprocess
@@ -19,7 +20,7 @@ from modelcache.abc.store import Damage
 from modelcache.chunks import CHUNK_BYTES
 from modelcache.errors import Cancelled
 from modelcache.patience import Cancellation
-from modelcache.store.direct import DiskReader
+from modelcache.store.direct import DiskReader, disk_reader
 from modelcache.store.lock import StoreLock
 from modelcache.store.store import LocalStore
 from modelcache.testing.store_filling import complete_all, digest_of, fill, manifest_of, ref_of, table_of, wanted
@@ -135,6 +136,15 @@ def test_a_damaged_blob_is_kept_aside_as_it_was(store: LocalStore) -> None:
     assert (store.root / "chunks").exists()
     store.collect()
     assert aside.exists()
+
+
+@pytest.mark.parametrize("size_bytes", [0, 1, 4095, 4096, 4097, CHUNK_BYTES - 1, CHUNK_BYTES, CHUNK_BYTES + 1])
+def test_a_buffer_is_no_larger_than_the_file_takes(tmp_path: Path, size_bytes: int) -> None:
+    data = random.Random(size_bytes).randbytes(size_bytes)
+    (tmp_path / "file").write_bytes(data)
+    with disk_reader(tmp_path / "file", CHUNK_BYTES) as reader:
+        assert [bytes(view) for view in reader.chunks()] == [data[at : at + CHUNK_BYTES] for at in range(0, size_bytes, CHUNK_BYTES)]
+        assert len(reader._buffer) == min(CHUNK_BYTES, max(4096, (size_bytes + 4095) // 4096 * 4096))
 
 
 def test_a_disk_that_cant_give_the_bytes_back(store: LocalStore, monkeypatch: pytest.MonkeyPatch) -> None:
