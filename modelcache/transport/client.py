@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from modelcache.abc.source import RemoteFile
-from modelcache.errors import InvalidUri, ModelCacheError, ProtocolViolation, Unavailable
+from modelcache.errors import ModelCacheError, ProtocolViolation, Unavailable
 from modelcache.patience import Cancellation
 from modelcache.ranges import ByteRange
 from modelcache.transport.body import RangeBody, read_small
@@ -18,19 +18,18 @@ from modelcache.transport.exchange import Answer, Exchanger, Request
 from modelcache.transport.head import Headers
 from modelcache.transport.moved import MovedTargets
 from modelcache.transport.proxies import Proxies
+from modelcache.transport.redirects import MAX_REDIRECTS, redirected
 from modelcache.transport.signer import Precondition, SignedRequest, Signer
 from modelcache.transport.status import error_of_status, origin_code, wants_renewal
 from modelcache.transport.target import Target, safe_address
 from modelcache.transport.timeouts import Timeouts
 from modelcache.transport.tls import Trust
 
-MAX_REDIRECTS = 5
 RENEW_BEFORE_S = 30.0
 """A request that expires sooner than this is signed anew: it may wait for a connection before the origin sees it."""
 SMALL_BODY_BYTES = 64 << 10
 """Of an error or a probe: S3's XML errors are under 1 KiB, gateways' HTML pages a few. A larger one is not read."""
 
-_REDIRECTS = (301, 302, 303, 307, 308)
 _log = logging.getLogger(__name__)
 
 
@@ -225,12 +224,12 @@ class RangeClient:
                 if target != start:
                     self._moved.remember(call.locator, target)
                 return answer
-            location = answer.head.headers.get("location")
             response = self._over(answer, call.cancel)
-            if status not in _REDIRECTS or location is None or hops == 0:
+            there = redirected(target, status, answer.head.headers) if hops else None
+            if there is None:
                 return response
             passed.append(answer.head.headers)
-            target = _redirected(target, location)
+            target = there
         raise ProtocolViolation(f"over {hops} redirects", address=str(start))
 
     def _over(self, answer: Answer, cancel: Cancellation) -> Response:
@@ -247,14 +246,3 @@ class RangeClient:
 
 def _response(answer: Answer, body: bytes) -> Response:
     return Response(answer.head.status, answer.head.headers, body, answer.request.target.url, answer.redirects)
-
-
-def _redirected(target: Target, location: str) -> Target:
-    """Where a redirect leads; userinfo in it is ignored. Raises ProtocolViolation if it can't be followed."""
-    try:
-        there = target.redirected(location)
-    except InvalidUri as error:
-        raise ProtocolViolation(f"a redirect that can't be followed: {error.message}", address=str(target)) from None
-    if target.scheme == "https" and there.scheme != "https":
-        raise ProtocolViolation("a redirect from https to http is refused", address=str(target), got=str(there))
-    return there

@@ -13,16 +13,14 @@ from modelcache.sources.huggingface.credential import Credential
 from modelcache.sources.huggingface.location import FileLocation, is_commit
 from modelcache.sources.huggingface.options import HubOptions
 from modelcache.sources.huggingface.refusals import Asked, error_of
-from modelcache.transport import RangeClient, Response, Target, safe_address
+from modelcache.transport import MAX_REDIRECTS, RangeClient, Response, Target, redirected, safe_address
 from modelcache.units import MIB
 
 MAX_ANSWER_BYTES = 16 * MIB
 """A page of 1,000 entries with names of 1,024 bytes and their other fields is under 4 MiB."""
 MAX_PAGES = 400
 """Twice 100,000 files, 1,000 entries a page (folders are entries, too)."""
-MAX_REDIRECTS = 5
 
-_REDIRECTS = (301, 302, 303, 307, 308)
 _NEXT = re.compile(r'<([^<>]*)>\s*;[^,<]*\brel="?next"?')
 """RFC 8288, as far as the hub uses it."""
 
@@ -98,7 +96,7 @@ class Hub:
         target = Target.parse(url)
         for _ in range(MAX_REDIRECTS + 1):
             answer = self._transport.request(method, target.url, self._credential.headers(), cancel, MAX_ANSWER_BYTES, follow=False)
-            there = redirected(target, answer)
+            there = redirected(target, answer.status, answer.headers)
             if there is None or not there.same_origin(self._base):
                 return answer
             target = there
@@ -122,17 +120,3 @@ class Hub:
 
     def _asked(self, repo: str, revision: str, address: str, *, listed: bool) -> Asked:
         return Asked(repo, revision, address, f"{self.base_url}/{repo}", self._credential.token() is not None, listed)
-
-
-def redirected(target: Target, answer: Response) -> Target | None:
-    """Where an answer redirects to; None if it doesn't. Raises ProtocolViolation if that can't be followed."""
-    location = answer.headers.get("location")
-    if answer.status not in _REDIRECTS or location is None:
-        return None
-    try:
-        there = target.redirected(location)
-    except ModelCacheError as error:
-        raise ProtocolViolation(f"a redirect that can't be followed: {error.message}", address=str(target)) from None
-    if target.scheme == "https" and there.scheme != "https":
-        raise ProtocolViolation("a redirect from https to http is refused", address=str(target), got=str(there))
-    return there

@@ -19,9 +19,9 @@ from urllib.parse import parse_qsl, urlsplit
 from modelcache.abc.source import RemoteFile
 from modelcache.errors import OriginStalled, ProtocolViolation, SourceChanged
 from modelcache.patience import Cancellation
-from modelcache.sources.huggingface.hub import Hub, redirected
+from modelcache.sources.huggingface.hub import Hub
 from modelcache.sources.huggingface.location import FileLocation
-from modelcache.transport import Response, Target
+from modelcache.transport import Response, Target, redirected
 
 MAX_KEPT = 4096
 MAX_KEPT_S = 300.0
@@ -128,7 +128,7 @@ def _check(file: RemoteFile, answer: Response) -> None:
 
 
 def _place(answer: Response, asked_at_s: float) -> Place:
-    there = redirected(Target.parse(answer.url), answer)
+    there = redirected(Target.parse(answer.url), answer.status, answer.headers)
     if there is None:
         return Place(None, asked_at_s + MAX_KEPT_S)
     lifetime_s = _lifetime_s(there.url, answer.headers)
