@@ -144,6 +144,7 @@ class Agent:
             self._serve_web(stack, metrics, cache)
             stack.callback(self._end_servers)
             self._health.set(SERVICE, health_pb2.HealthCheckResponse.SERVING)  # before a socket answers
+            stack.enter_context(self._calls.ending.on_cancel(self._health.enter_graceful_shutdown))
             self._serving = True
             for path, access in self._accesses():
                 door: list[grpc.ServerInterceptor] = [DriversDoor(self._calls)] if access.speaks_for_callers else []
@@ -162,7 +163,6 @@ class Agent:
         """Take no new work, wait for what is under way, and end. Idempotent."""
         if self._ended.is_set():
             return
-        self._health.enter_graceful_shutdown()
         left = self._calls.drain(self._grace_s)
         if left:
             logger.warning("%d calls are cancelled: they did not end within %g s", left, self._grace_s)

@@ -128,15 +128,20 @@ def test_bytes_are_counted_once_whoever_waits_for_them(node: RunningAgent) -> No
 
 
 def test_an_agent_that_drains_is_alive_and_not_ready(node: RunningAgent) -> None:
-    with grpc.insecure_channel(f"unix:{node.admin}") as channel:
-        health: Any = health_pb2_grpc.HealthStub(channel)  # its stubs know no calls
-        assert health.Check(health_pb2.HealthCheckRequest(service=SERVICE), timeout=10).status == health_pb2.HealthCheckResponse.SERVING
+    def serving() -> bool:
+        with grpc.insecure_channel(f"unix:{node.admin}") as channel:
+            health: Any = health_pb2_grpc.HealthStub(channel)  # its stubs know no calls
+            status = health.Check(health_pb2.HealthCheckRequest(service=SERVICE), timeout=10).status
+        return bool(status == health_pb2.HealthCheckResponse.SERVING)
+
+    assert serving()
     assert (get(node, "/healthz"), get(node, "/readyz")) == ("ok\n", "ok\n")
     with AgentClient(node.admin) as client:
         assert client.drain(5.0) == 0
         with pytest.raises(AgentDraining):
             client.ensure("http://127.0.0.1:1/x")
         assert client.status().draining
+    assert not serving()
     assert get(node, "/healthz") == "ok\n"
     with pytest.raises(HTTPError, match="503"):
         get(node, "/readyz")
