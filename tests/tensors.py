@@ -10,10 +10,21 @@ from pathlib import Path
 import torch
 
 from modelcache.loader.residency import resident_share
+from modelcache.loader.tensors import TORCH_DTYPES
 from modelcache.ranges import ByteRange
 from modelcache.testing.polling import until
 
 Tensors = Mapping[str, torch.Tensor]
+
+
+def of_every_dtype() -> dict[str, torch.Tensor]:
+    """Some rows of each, with any bits; a scalar; and one without elements."""
+    source = torch.Generator().manual_seed(0)
+    tensors = {}
+    for number, dtype in enumerate(TORCH_DTYPES.values()):
+        raw = torch.randint(0, 2 if dtype is torch.bool else 256, (6, dtype.itemsize * (5 + number)), dtype=torch.uint8, generator=source)
+        tensors[f"of.{number}"] = raw.view(dtype) if dtype is not torch.bool else raw.bool()
+    return tensors | {"scalar": torch.tensor(3.5), "nothing": torch.empty(0, 7, dtype=torch.bfloat16)}
 
 
 def same(mine: Tensors, theirs: Tensors) -> bool:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from urllib.parse import quote
 
 import fsspec
@@ -54,17 +53,19 @@ class Memory:
         return StorageUri("memory", self._name, path)
 
 
-class FtpDirectory(Directory):
-    """A directory behind an FTP server."""
+class ServedDirectory(Directory):
+    """A new directory behind a server of files."""
 
-    unsafe_names: tuple[str, ...] = ("tab\t",)
-
-    def __init__(self, server: FtpServer, root: Path, source: Source) -> None:
+    def __init__(self, scheme: str, server: FtpServer | WebHdfs, source: Source, unsafe_names: tuple[str, ...]) -> None:
+        root = server.root / secrets.token_hex(6)
+        root.mkdir()
         super().__init__(root, source)
+        self.unsafe_names = unsafe_names
+        self._scheme = scheme
         self._server = server
 
     def uri(self, path: str = "") -> StorageUri:
-        return StorageUri("ftp", self._server.authority, f"{self.root.relative_to(self._server.root)}/{path}".rstrip("/"))
+        return StorageUri(self._scheme, self._server.authority, f"{self.root.relative_to(self._server.root)}/{path}".rstrip("/"))
 
 
 @pytest.fixture(scope="module")
@@ -95,27 +96,12 @@ class TestMemoryFaulted(FaultedContract, TestMemory):
 class TestFtp(SourceContract):
     @pytest.fixture
     def place(self, ftp: FtpServer) -> Iterator[Place]:
-        root = ftp.root / secrets.token_hex(6)
-        root.mkdir()
         with source_of(StorageUri("ftp", ftp.authority, ""), ftp_secrets(ftp)) as source:
-            yield FtpDirectory(ftp, root, RetryingSource(source))
+            yield ServedDirectory("ftp", ftp, RetryingSource(source), ("tab\t",))
 
 
 class TestFtpFaulted(FaultedContract, TestFtp):
     pass
-
-
-class HdfsDirectory(Directory):
-    """A directory behind WebHDFS."""
-
-    unsafe_names: tuple[str, ...] = ("new\nline", "tab\t")
-
-    def __init__(self, server: WebHdfs, root: Path, source: Source) -> None:
-        super().__init__(root, source)
-        self._server = server
-
-    def uri(self, path: str = "") -> StorageUri:
-        return StorageUri("webhdfs", self._server.authority, f"{self.root.relative_to(self._server.root)}/{path}".rstrip("/"))
 
 
 @pytest.fixture(scope="module")
@@ -127,10 +113,8 @@ def hdfs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WebHdfs]:
 class TestWebHdfs(SourceContract):
     @pytest.fixture
     def place(self, hdfs: WebHdfs) -> Iterator[Place]:
-        root = hdfs.root / secrets.token_hex(6)
-        root.mkdir()
         with source_of(StorageUri("webhdfs", hdfs.authority, "")) as source:
-            yield HdfsDirectory(hdfs, root, source)
+            yield ServedDirectory("webhdfs", hdfs, source, ("new\nline", "tab\t"))
 
 
 class TestWebHdfsFaulted(FaultedContract, TestWebHdfs):

@@ -21,6 +21,7 @@ from modelcache.testing.faulted_contract import FaultedContract
 from modelcache.testing.listings import listing_of
 from modelcache.testing.servers import FakeGcs
 from modelcache.testing.source_contract import Place, SourceContract, read
+from tests.contract.buckets import BucketContract
 from tests.contract.places import Bucket
 
 UNSAFE_NAMES = ("n" * 256, "tab\t")
@@ -62,15 +63,12 @@ class TestGcsRetrying(SourceContract):
         return Bucket("gs", fake_gcs, bucket, RetryingSource(source), unsafe_names=UNSAFE_NAMES)
 
 
-def test_a_prefix_is_everything_below_it(source: GcsSource, fake_gcs: FakeGcs, bucket: str) -> None:
-    for name in ("m/config.json", "m/deep/er/weights", "m-other/file", "mm", "m.json"):
-        fake_gcs.put(bucket, name, name.encode())
-    for uri in (f"gs://{bucket}/m", f"gcs://{bucket}/m/"):
-        found = listing_of(source, uri)
-        assert [(file.path, file.size_bytes) for file in found.files] == [("config.json", 13), ("deep/er/weights", 17)]
-        assert [read(source, file) for file in found.files] == [b"m/config.json", b"m/deep/er/weights"]
-        assert not found.immutable
-    assert found.origin.endpoint == fake_gcs.endpoint
+class TestGcsBucket(BucketContract):
+    schemes = ("gs", "gcs")
+
+    @pytest.fixture
+    def server(self, fake_gcs: FakeGcs) -> FakeGcs:
+        return fake_gcs
 
 
 def test_a_name_is_one_file_even_beside_a_prefix_of_its_name(source: GcsSource, fake_gcs: FakeGcs, bucket: str) -> None:
@@ -79,12 +77,6 @@ def test_a_name_is_one_file_even_beside_a_prefix_of_its_name(source: GcsSource, 
     found = listing_of(source, f"gs://{bucket}/m/weights.bin")
     assert [(file.path, read(source, file)) for file in found.files] == [("weights.bin", b"one")]
     assert (found.revision, found.immutable) == (generation, False)
-
-
-def test_markers_of_folders_are_left_out_and_empty_files_are_kept(source: GcsSource, fake_gcs: FakeGcs, bucket: str) -> None:
-    for name, body in (("m/", b""), ("m/sub/", b""), ("m/empty", b""), ("m/sub/full", b"x")):
-        fake_gcs.put(bucket, name, body)
-    assert [(file.path, file.size_bytes) for file in listing_of(source, f"gs://{bucket}/m").files] == [("empty", 0), ("sub/full", 1)]
 
 
 @pytest.mark.parametrize("name", ["m//x", "m/./x", "m/../x", "m/f/", "m/" + "n" * 256])

@@ -27,6 +27,7 @@ from modelcache.testing.servers import SeaweedFS
 from modelcache.testing.source_contract import read
 from modelcache.units import MIB
 from modelcache.uri import StorageUri
+from tests.contract.buckets import BucketContract
 
 CHECKSUMS = ("CRC32", "CRC32C", "CRC64NVME", "SHA1", "SHA256")
 
@@ -40,15 +41,12 @@ def source(request: pytest.FixtureRequest, seaweedfs: SeaweedFS) -> Iterator[S3S
 # -- what a URI stands for ------------------------------------------------------------------------------------------
 
 
-def test_a_prefix_is_everything_below_it(source: S3Source, seaweedfs: SeaweedFS, bucket: str) -> None:
-    for key in ("m/config.json", "m/deep/er/weights", "m-other/file", "mm", "m.json"):
-        seaweedfs.put(bucket, key, key.encode())
-    for uri in (f"s3://{bucket}/m", f"s3://{bucket}/m/"):
-        found = listing_of(source, uri)
-        assert [(file.path, file.size_bytes) for file in found.files] == [("config.json", 13), ("deep/er/weights", 17)]
-        assert [read(source, file) for file in found.files] == [b"m/config.json", b"m/deep/er/weights"]
-        assert not found.immutable
-    assert found.origin.endpoint == seaweedfs.endpoint
+class TestS3Bucket(BucketContract):
+    schemes = ("s3", "s3a")
+
+    @pytest.fixture
+    def server(self, seaweedfs: SeaweedFS) -> SeaweedFS:
+        return seaweedfs
 
 
 def test_a_bucket_is_everything_in_it(source: S3Source, seaweedfs: SeaweedFS, bucket: str) -> None:
@@ -62,22 +60,6 @@ def test_a_key_is_one_file_even_beside_a_prefix_of_its_name(source: S3Source, se
     seaweedfs.put(bucket, "m/weights.bin.index", b"other")
     found = listing_of(source, f"s3://{bucket}/m/weights.bin")
     assert [(file.path, read(source, file)) for file in found.files] == [("weights.bin", b"one")]
-
-
-def test_markers_of_folders_are_left_out_and_empty_files_are_kept(source: S3Source, seaweedfs: SeaweedFS, bucket: str) -> None:
-    for key, body in (("m/", b""), ("m/sub/", b""), ("m/empty", b""), ("m/sub/full", b"x")):
-        seaweedfs.put(bucket, key, body)
-    assert [(file.path, file.size_bytes) for file in listing_of(source, f"s3://{bucket}/m").files] == [("empty", 0), ("sub/full", 1)]
-
-
-def test_patterns_select(source: S3Source, seaweedfs: SeaweedFS, bucket: str) -> None:
-    for key in ("m/a.safetensors", "m/a.bin", "m/sub/b.safetensors"):
-        seaweedfs.put(bucket, key, b"x")
-    found = listing_of(source, f"s3://{bucket}/m#include=*.safetensors&exclude=sub/*")
-    assert [file.path for file in found.files] == ["a.safetensors"]
-    for uri in (f"s3://{bucket}/m#include=*.gguf", f"s3://{bucket}/m/a.bin#exclude=*.bin"):
-        with pytest.raises(NotFound, match="patterns select"):
-            listing_of(source, uri)
 
 
 @pytest.mark.parametrize("path", ["", "/nothing", "/m/a.b", "/m/a/"])

@@ -18,10 +18,9 @@ from modelcache.loader.files import Way
 from modelcache.loader.layout import TENSOR_ALIGNMENT
 from modelcache.loader.options import RING_BYTES
 from modelcache.loader.report import LoadReport
-from modelcache.loader.tensors import TORCH_DTYPES
 from modelcache.patience import Cancellation
 from modelcache.units import MIB
-from tests.tensors import directory_on_disk, drop_from_cache, same, same_tensor
+from tests.tensors import directory_on_disk, drop_from_cache, of_every_dtype, same, same_tensor
 
 pytestmark = pytest.mark.gpu
 GPU = "cuda:0"
@@ -60,13 +59,7 @@ def theirs(directory: Path) -> dict[str, torch.Tensor]:
 
 
 def test_every_dtype_and_no_bytes(disk: Path) -> None:
-    source = torch.Generator().manual_seed(0)
-    tensors = {}
-    for number, dtype in enumerate(TORCH_DTYPES.values()):
-        raw = torch.randint(0, 2 if dtype is torch.bool else 256, (6, dtype.itemsize * (5 + number)), dtype=torch.uint8, generator=source)
-        tensors[f"of.{number}"] = raw.view(dtype) if dtype is not torch.bool else raw.bool()
-    tensors |= {"scalar": torch.tensor(3.5), "nothing": torch.empty(0, 7, dtype=torch.bfloat16)}
-    save_file(tensors, disk / "model.safetensors")
+    save_file(of_every_dtype(), disk / "model.safetensors")
     loaded = modelcache.load(disk / "model.safetensors", device=GPU)
     assert same(loaded, theirs(disk))
     assert all(tensor.data_ptr() % TENSOR_ALIGNMENT == 0 for tensor in loaded.values())

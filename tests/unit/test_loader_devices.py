@@ -25,11 +25,10 @@ from modelcache.loader.pinned import PinnedRing
 from modelcache.loader.report import LoadReport
 from modelcache.loader.shard_file import ShardFile
 from modelcache.loader.staging import DeviceStaging
-from modelcache.loader.tensors import TORCH_DTYPES
 from modelcache.patience import Cancellation
 from modelcache.testing.device_double import DoubleMachine
 from modelcache.units import KIB
-from tests.tensors import same, same_tensor
+from tests.tensors import of_every_dtype, same, same_tensor
 
 BLOCK_BYTES = 16 * KIB
 EXTENT_BYTES = 64 * KIB
@@ -86,12 +85,7 @@ def write_raw(path: Path, header: str, data: bytes) -> None:
 
 
 def test_every_dtype_and_no_bytes(machine: DoubleMachine, ring: PinnedRing, tmp_path: Path) -> None:
-    source = torch.Generator().manual_seed(0)
-    tensors = {}
-    for number, dtype in enumerate(TORCH_DTYPES.values()):
-        raw = torch.randint(0, 2 if dtype is torch.bool else 256, (6, dtype.itemsize * (5 + number)), dtype=torch.uint8, generator=source)
-        tensors[f"of.{number}"] = raw.view(dtype) if dtype is not torch.bool else raw.bool()
-    tensors |= {"scalar": torch.tensor(3.5), "nothing": torch.empty(0, 7, dtype=torch.bfloat16)}
+    tensors = of_every_dtype()
     save_file(tensors, tmp_path / "model.safetensors")
     loaded = modelcache.load(tmp_path / "model.safetensors", device=GPU)
     assert same(loaded, tensors)
