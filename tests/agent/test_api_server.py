@@ -42,12 +42,6 @@ EVENT = json.dumps({"type": "MODIFIED", "object": {"metadata": {"resourceVersion
 
 
 @pytest.fixture
-def server() -> Iterator[FaultServer]:
-    with FaultServer() as made:
-        yield made
-
-
-@pytest.fixture
 def api(server: FaultServer, tmp_path: Path) -> Iterator[ApiServer]:
     (tmp_path / "token").write_text(f"{TOKEN}\n")
     place = ApiPlace(server.endpoint, None, tmp_path / "token")

@@ -44,12 +44,6 @@ def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningAgent]:
 
 
 @pytest.fixture
-def client(node: RunningAgent) -> Iterator[AgentClient]:
-    with AgentClient(node.admin) as made:
-        yield made
-
-
-@pytest.fixture
 def server() -> Iterator[FaultServer]:
     with FaultServer() as made:
         made.put("/m/weights", b"w" * 100_000)

@@ -44,12 +44,6 @@ def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningAgent]:
         yield running
 
 
-@pytest.fixture
-def server() -> Iterator[FaultServer]:
-    with FaultServer() as made:
-        yield made
-
-
 def under_way(node: RunningAgent) -> float:
     return samples(node).get(("modelcache_ensures_under_way", "waiting"), 0)
 

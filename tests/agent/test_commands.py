@@ -56,12 +56,6 @@ def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningAgent]:
 
 
 @pytest.fixture
-def server() -> Iterator[FaultServer]:
-    with FaultServer() as made:
-        yield made
-
-
-@pytest.fixture
 def ways(node: RunningAgent, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Ways:
     for name in os.environ:
         if name.startswith(("AWS_", "CLOUDSDK_", *ROOMY)):

@@ -30,18 +30,6 @@ def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningAgent]:
         yield running
 
 
-@pytest.fixture
-def client(node: RunningAgent) -> Iterator[AgentClient]:
-    with AgentClient(node.admin) as made:
-        yield made
-
-
-@pytest.fixture
-def server() -> Iterator[FaultServer]:
-    with FaultServer() as made:
-        yield made
-
-
 class Asking:
     """Asks for models of one server, each in a thread of its own."""
 
