@@ -74,7 +74,7 @@ class WatermarkKeeper:
         limits = self._capped(self._known.flags)
         kubelet.expect_room(limits, self._known.flags)
         self._cache.change_limits(limits)
-        if self._known.ask is not None:
+        if self._known.ask is not None or self._known.flags:
             self._thread.start()
         return self
 
@@ -90,8 +90,10 @@ class WatermarkKeeper:
 
     def _work(self) -> None:
         failures = 0
+        if self._known.flags:
+            self._make_room()
         try:
-            while True:
+            while self._known.ask is not None:
                 wait_s = EVERY_S * random.uniform(1.0, 1.2)
                 try:
                     why = self._take(*self._asked())

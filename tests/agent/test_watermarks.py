@@ -149,6 +149,14 @@ def test_what_an_option_names_counts_wherever_the_store_is(cache: ModelCache) ->
         assert (",".join(keeper.now.thresholds), keeper.now.why) == (IMAGES, None)
 
 
+def test_what_came_under_looser_options_goes_when_an_agent_begins_under_stricter_ones(cache: ModelCache, tmp_path: Path) -> None:
+    cache.lease(str(cache.ensure(_model(tmp_path, "held")).digest), holder="pod", ttl_s=600.0)
+    cache.ensure(_model(tmp_path, "here"))
+    all_but_a_block = int(size_of(tmp_path) * (0.98 - 1e-9))
+    with WatermarkKeeper(cache, Metrics(cache), Kubelet(parse(f"nodefs.available={all_but_a_block}")), None, Cancellation()):
+        until(lambda: [[lease.holder for lease in info.leases] for info in cache.list()] == [["pod"]], "room")
+
+
 def test_flags_that_leave_nothing_end_the_agent(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     options = ["--root", str(tmp_path / "store"), "--socket", str(tmp_path / "s"), "--kubelet-eviction", "nodefs.available=99%"]
     assert main(options) == 1
