@@ -5,7 +5,7 @@ from __future__ import annotations
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -131,6 +131,20 @@ class Cancellation:
         finally:
             with self._lock:
                 self._callbacks.pop(key, None)
+
+
+def begin(threads: Iterable[threading.Thread], end: Callable[[], None]) -> None:
+    """Start them. Where that is broken off (Ctrl-C, which may come when one runs already; this machine has no more) `end` ends what runs.
+
+    Raises:
+        RuntimeError: there are no more threads.
+    """
+    try:
+        for thread in threads:
+            thread.start()
+    except BaseException:
+        end()
+        raise
 
 
 def end_of(thread: threading.Thread) -> None:

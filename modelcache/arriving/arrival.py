@@ -20,7 +20,7 @@ from modelcache.cache import ModelCache
 from modelcache.digest import Digest
 from modelcache.errors import DigestMismatch
 from modelcache.fetch.begun import Begun
-from modelcache.patience import Cancellation, end_of
+from modelcache.patience import Cancellation, begin, end_of
 from modelcache.ranges import ByteRange
 from modelcache.uri import parse_uri
 
@@ -74,11 +74,7 @@ class Arrival:
         self._thread = threading.Thread(target=self._bring, name="arrival", daemon=True)
 
     def __enter__(self) -> Self:
-        try:
-            self._thread.start()
-        except BaseException:  # Ctrl-C comes when the thread may run already
-            self._end()
-            raise
+        begin([self._thread], self._end)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:

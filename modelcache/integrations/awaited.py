@@ -10,7 +10,7 @@ from typing import Any, Self
 
 import torch
 
-from modelcache.patience import Cancellation, end_of
+from modelcache.patience import Cancellation, begin, end_of
 
 LOOK_S = 0.5
 """Longest sleep of a thread that Ctrl-C may reach."""
@@ -63,11 +63,7 @@ class AwaitedTensors:
 
     def __enter__(self) -> Self:
         self._linked.__enter__()
-        try:
-            self._thread.start()
-        except BaseException:  # Ctrl-C comes when the thread may run already
-            self._end()
-            raise
+        begin([self._thread], self._end)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:

@@ -22,7 +22,7 @@ from modelcache.errors import Cancelled, GroupBroken, ModelCacheError
 from modelcache.errors.told import error_of
 from modelcache.loader.group import Member
 from modelcache.loader.meeting import Arrival, Terms, meet
-from modelcache.patience import Cancellation, Deadline, end_of
+from modelcache.patience import Cancellation, Deadline, begin, end_of
 
 LOOK_S = 0.5
 """Longest sleep between two looks, for a thread that can be interrupted."""
@@ -97,11 +97,8 @@ class Council:
     def __enter__(self) -> Self:
         """Raises GroupBroken: this machine has no more threads."""
         try:
-            self._listener.start()
-        except BaseException as error:  # Ctrl-C comes when the thread may run already
-            self._end()
-            if not isinstance(error, RuntimeError):
-                raise
+            begin([self._listener], self._end)
+        except RuntimeError as error:
             raise GroupBroken(f"rank {self._member.rank} can't listen to its group ({error})") from error
         return self
 

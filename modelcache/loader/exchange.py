@@ -20,7 +20,7 @@ from modelcache.errors import GroupBroken, StoreFault
 from modelcache.loader.files import TensorFile, Way
 from modelcache.loader.meeting import Seat
 from modelcache.loader.segment import Segment
-from modelcache.patience import Cancellation, end_of
+from modelcache.patience import Cancellation, begin, end_of
 from modelcache.ranges import ByteRange
 
 READS = 4
@@ -137,12 +137,8 @@ class Exchange:
     def __enter__(self) -> Self:
         """Raises GroupBroken: this machine has no more threads; nothing is left then, and the others see this rank go."""
         try:
-            for thread in (*self._threads, self._listener):
-                thread.start()
-        except BaseException as error:  # Ctrl-C comes when threads may run already
-            self._end()
-            if not isinstance(error, RuntimeError):
-                raise
+            begin((*self._threads, self._listener), self._end)
+        except RuntimeError as error:
             raise GroupBroken(f"rank {self._rank} can't read for its group ({error})", hint="give this process more threads") from error
         return self
 
