@@ -94,6 +94,6 @@ def digits_of(name: str) -> str | None:
     """
     found = _SHORT.fullmatch(name)
     if found is None and name.startswith("sha256:"):
-        hint = "write 64 hex digits, or the first 8 or more; a file of that name is `./sha256:…`"
+        hint = "write 64 hex digits in small letters, or the first 8 or more; a file of that name is `./sha256:…`"
         raise InvalidUri(f"`{name}` is not a digest", got=name, hint=hint)
     return None if found is None else found.group(1)

@@ -38,7 +38,11 @@ class ManyBars:
 def _drawn(found: Sum, width: int, height: int) -> RenderableType:
     room = max(1, height - OTHER_LINES)
     head = Table.grid(padding=(0, 1))
-    head.add_row(ProgressBar(total=1.0, completed=found.share, width=BAR_CELLS), Text(f"{found.share:4.0%}"), Text(found.words()))
+    head.add_row(
+        ProgressBar(total=1.0, completed=found.share, width=BAR_CELLS),
+        Text(f"{found.share:4.0%}"),
+        Text(found.words(), no_wrap=True, overflow="ellipsis"),
+    )
     rows = Table.grid(padding=(0, 1))
     for look in found.running[:room]:
         name = Text(printable(look.title), no_wrap=True, overflow="ellipsis")

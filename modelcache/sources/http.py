@@ -220,7 +220,12 @@ def _size(answer: Response, address: str) -> tuple[int, bool]:
         if text is None:
             raise _sizeless(address)
         return int(text.partition(",")[0]), False
-    raise answer.error(listed=False) if answer.status != 416 else ProtocolViolation("no first byte, but not empty either", address=address)
+    if answer.status == 416:
+        raise ProtocolViolation("no first byte, but not empty either", address=address)
+    error = answer.error(listed=False)
+    if answer.status == 401:
+        error.hint = "give a header for its host (`http.headers` in the settings), or a URI with user and password on stdin"
+    raise error
 
 
 def _expect_no_page(headers: Mapping[str, str], name: str, address: str) -> None:

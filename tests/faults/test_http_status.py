@@ -52,6 +52,7 @@ def test_a_status_means_one_error(
         assert error.address is not None
         assert PATH in error.address
         assert "secret details" not in str(error)
+    assert (code == 401) == ("`http.headers`" in (listed.value.hint or ""))
 
 
 @pytest.mark.parametrize(
