@@ -8,7 +8,8 @@ import torch
 
 from modelcache.loader.files import Expecting, TensorFile, Way
 from modelcache.loader.header import TensorEntry
-from modelcache.loader.memory import HostMemory, Memory, populate
+from modelcache.loader.memory import HostMemory, Memory
+from modelcache.loader.page_tables import populate
 from modelcache.loader.placement import HOST
 from modelcache.loader.plan import Extent
 from modelcache.loader.tensors import empty_tensor, tensor_in

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import errno
 import mmap
 import os
 import threading
@@ -127,27 +126,10 @@ def map_file(fd: int, offset: int, size_bytes: int) -> Memory:
     return lent
 
 
-def populate(memory: Memory) -> None:
-    """Have the pages of a mapped file in the page tables, and in memory: here, and not one fault of the consumer after the other. Costs the
-    CPU time of those faults; a kernel before Linux 5.14 leaves them to the consumer.
-
-    Raises:
-        OSError: a page can't be read. Its consumer would be ended by SIGBUS.
-    """
-    ctypes.set_errno(0)
-    if _LIBC.madvise(ctypes.addressof(memory), len(memory), _POPULATE_READ) != 0:
-        code = ctypes.get_errno()
-        if code != errno.EINVAL:
-            raise OSError(code, os.strerror(code))
-
-
 _NORESERVE = 0x4000
 """MAP_NORESERVE (mmap(2)): what may be written to is not booked, or a file larger than the machine's memory could not be mapped."""
-_POPULATE_READ = 22
-"""MADV_POPULATE_READ (madvise(2)); Python has no name for it."""
 _LIBC = ctypes.CDLL(None, use_errno=True)
 _LIBC.mmap.restype = ctypes.c_void_p
 _LIBC.mmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long)
 _LIBC.munmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t)
-_LIBC.madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
 _MAP_FAILED = ctypes.c_void_p(-1).value
