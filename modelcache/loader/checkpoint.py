@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -167,16 +168,14 @@ def read_header(fd: int, file_bytes: int, address: str) -> Header:
 def _shard(path: Path, *, wanted_by_index: bool) -> Shard:
     with told_of(path):
         try:
-            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            file = io.FileIO(path)
         except FileNotFoundError:
             if wanted_by_index:
                 raise BadCheckpoint("the index names a shard that is missing", address=str(path)) from None
             raise NotFound("there is no such file", address=str(path)) from None
-        try:
-            stamp = FileStamp.of(fd)
-            return Shard(path, read_header(fd, stamp.size_bytes, str(path)), stamp)
-        finally:
-            os.close(fd)
+        with file:
+            stamp = FileStamp.of(file.fileno())
+            return Shard(path, read_header(file.fileno(), stamp.size_bytes, str(path)), stamp)
 
 
 def _pread(fd: int, size_bytes: int, address: str, *, wanted: int) -> bytes:

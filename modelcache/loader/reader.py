@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from types import TracebackType
 from typing import Self
 
 from modelcache.errors import StoreFault
 from modelcache.loader.checkpoint import told_of
+from modelcache.loader.crew import Crew, Task
 from modelcache.loader.files import TensorFile, Way
 from modelcache.loader.landing import Landing, Staging
 from modelcache.loader.plan import Extent
 from modelcache.patience import Cancellation
 from modelcache.ranges import ByteRange
 
-LOOK_S = 0.5
-"""Longest sleep of a thread that Ctrl-C may reach: a signal that comes between its last look and its sleep waits for the next one."""
 THREADS = 4
 """Reads in flight: with blocks of 8 MiB, what reached the ceiling of the disk and of memory (`bench/README.md`, bench.load)."""
 
@@ -32,7 +31,7 @@ class Reading:
         landing: has its tensors, once it was waited for.
     """
 
-    def __init__(self, extent: Extent, file: TensorFile, landing: Landing, parts: list[Future[tuple[Way, int]]], owner_pid: int) -> None:
+    def __init__(self, extent: Extent, file: TensorFile, landing: Landing, parts: list[Task[tuple[Way, int]]], owner_pid: int) -> None:
         self.extent = extent
         self.file = file
         self.landing = landing
@@ -54,7 +53,7 @@ class Reading:
         _expect_owner(self._owner_pid)
         ways: dict[Way, int] = {}
         for part in self._parts:
-            way, size_bytes = _result(part)
+            way, size_bytes = part.result()
             ways[way] = ways.get(way, 0) + size_bytes
         return ways
 
@@ -70,9 +69,9 @@ class Reader:
         """
         self._cancel = cancel
         self._owner_pid = os.getpid()
-        self._threads = ThreadPoolExecutor(threads, thread_name_prefix="load")
+        self._crew = Crew(threads, "load", cancel)
         # others, so that the disk isn't idle while what is in memory gets into page tables: 0.1 s of a half resident load of 4 GiB
-        self._mapping_threads = ThreadPoolExecutor(MAPPING_THREADS, thread_name_prefix="load-mapped")
+        self._mapping_crew = Crew(MAPPING_THREADS, "load-mapped", cancel)
 
     def __enter__(self) -> Self:
         return self
@@ -82,16 +81,18 @@ class Reader:
             return  # a fork has none of the threads
         if kind is not None:
             self._cancel.cancel()
-        for threads in (self._mapping_threads, self._threads):
-            threads.shutdown(wait=True, cancel_futures=True)
+        try:
+            self._mapping_crew.dismiss()
+        finally:
+            self._crew.dismiss()
 
     def start(self, extent: Extent, file: TensorFile, staging: Staging) -> Reading:
         """Begin to read an extent; blocks are read in the order in which extents were started. Raises MemoryError, StoreFault."""
         _expect_owner(self._owner_pid)
         with told_of(file.path):
             landing = staging.land(extent, file)
-        threads = self._threads if landing.lent_bytes else self._mapping_threads
-        parts = [threads.submit(self._fill, landing, file, block) for block in landing.missing]
+        crew = self._crew if landing.lent_bytes else self._mapping_crew
+        parts = [crew.give(partial(self._fill, landing, file, block)) for block in landing.missing]
         return Reading(extent, file, landing, parts, self._owner_pid)
 
     def _fill(self, landing: Landing, file: TensorFile, block: ByteRange) -> tuple[Way, int]:
@@ -100,14 +101,6 @@ class Reader:
             return landing.fill(file, block), block.size_bytes
         except OSError as error:
             raise StoreFault(f"the file can't be read ({error.strerror})", address=str(file.path)) from error
-
-
-def _result(part: Future[tuple[Way, int]]) -> tuple[Way, int]:
-    while True:
-        try:
-            return part.result(LOOK_S)
-        except TimeoutError:  # of this wait: what a read raises is no OSError any more
-            continue
 
 
 def _expect_owner(pid: int) -> None:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import ctypes
+import io
 import mmap
 import os
 import threading
 import time
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 from modelcache.errors import BadCheckpoint
@@ -44,13 +45,15 @@ class ShardFile:
         self.path = path
         with told_of(path):
             try:
-                self.fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+                self._file = io.FileIO(path)  # and no bare descriptor, which Ctrl-C could leave to nobody
             except FileNotFoundError:
                 raise BadCheckpoint("the file vanished after its header was read", address=str(path)) from None
+        self.fd = self._file.fileno()
         self._pages: Memory | None = None
         self._warm: bool | None = None
         self._lock = threading.Lock()
-        self._direct_fd: int | None = None
+        self._direct_file: io.FileIO | None = None
+        self._reads_direct: bool | None = None
         try:
             self._check(expected_bytes, stamp)
         except BaseException:
@@ -71,10 +74,10 @@ class ShardFile:
             )
 
     def close(self) -> None:
-        for fd in (self.fd, self._direct_fd):
-            if fd is not None and fd >= 0:
-                os.close(fd)
-        self.fd = self._direct_fd = -1
+        for file in (self._file, self._direct_file):
+            if file is not None:
+                file.close()
+        self.fd, self._direct_file = -1, None
         self._pages = None  # its tensors keep them
 
     def may_map(self, span: ByteRange) -> bool:
@@ -90,7 +93,7 @@ class ShardFile:
 
     def read(self, block: ByteRange, into: memoryview) -> Way:
         direct_fd = self._direct()
-        if direct_fd < 0:
+        if direct_fd is None:
             self._fill(self.fd, block, into[: block.size_bytes], 0)
             return Way.BUFFERED
         share = self._share(block)
@@ -101,12 +104,14 @@ class ShardFile:
             return Way.CACHED
         return self._read_direct(direct_fd, block, into)
 
-    def _direct(self) -> int:
-        """A descriptor for reads around the page cache, opened by the first of them: a file that is all mapped needs none."""
+    def _direct(self) -> int | None:
+        """A descriptor for reads around the page cache, opened by the first of them: a file that is all mapped needs none. None: the file
+        system has no such reads."""
         with self._lock:
-            if self._direct_fd is None:
-                self._direct_fd = _reopened_direct(self.fd)
-            return self._direct_fd
+            if self._reads_direct is None:
+                self._direct_file = _reopened_direct(self.fd)
+                self._reads_direct = self._direct_file is not None
+            return None if self._direct_file is None else self._direct_file.fileno()
 
     def _share(self, span: ByteRange) -> float | None:
         """Of `span` in memory; None: there is no way to know."""
@@ -148,16 +153,18 @@ def open_shard(shard: Shard, cancel: Cancellation) -> ShardFile:
     return ShardFile(shard.path, shard.header.file_bytes, stays_whole=False, stamp=shard.stamp)
 
 
-def _reopened_direct(fd: int) -> int:
-    """A descriptor of the same file with O_DIRECT that really reads, or -1: tmpfs and some others take the flag and fail, or refuse it."""
+def _reopened_direct(fd: int) -> io.FileIO | None:
+    """The same file with O_DIRECT that really reads, or None: tmpfs and some others take the flag and fail, or refuse it."""
     try:
-        direct_fd = os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_CLOEXEC | os.O_DIRECT)
+        with ExitStack() as held:
+            direct = held.enter_context(io.FileIO(f"/proc/self/fd/{fd}", opener=_open_direct))
+            with mmap.mmap(-1, ALIGNMENT) as probe:
+                os.preadv(direct.fileno(), [probe], 0)
+            held.pop_all()
+            return direct
     except OSError:
-        return -1
-    try:
-        with mmap.mmap(-1, ALIGNMENT) as probe:
-            os.preadv(direct_fd, [probe], 0)
-    except OSError:
-        os.close(direct_fd)
-        return -1
-    return direct_fd
+        return None
+
+
+def _open_direct(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_DIRECT)

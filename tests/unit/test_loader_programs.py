@@ -186,6 +186,42 @@ def test_a_fork_that_lets_go_of_a_load_whose_bytes_arrive_waits_for_none_of_its_
     assert said_by(FORKED_WHILE_BYTES_ARRIVE, str(tmp_path)) == "forked\n"
 
 
+LEFT_OPEN = """
+import sys
+from contextlib import ExitStack, contextmanager
+from unittest.mock import patch
+import torch
+from safetensors.torch import save
+import modelcache
+from modelcache.arriving import opening
+from modelcache.config import Config
+from modelcache.testing.fetching import small_chunks
+from modelcache.testing.memory_source import MemorySource
+from modelcache.testing.store_fixtures import NO_LIMITS
+
+CHUNK = 4096
+files = {f"{number}.safetensors": save({f"t{number}": torch.zeros(9 * CHUNK + 5, dtype=torch.uint8)}) for number in (1, 2)}
+source = MemorySource(files)
+source.gate("2.safetensors", len(files["2.safetensors"]) - 1)
+
+@contextmanager
+def sources(*asked):
+    yield [source]
+
+held = ExitStack()
+held.enter_context(small_chunks(CHUNK))
+cache = modelcache.ModelCache(config=Config.load({}, root=sys.argv[1], limits=NO_LIMITS))
+held.enter_context(patch.object(cache._registry, "sources", sources))
+opening.ARRIVING_EXTENT_BYTES = CHUNK
+tensors = modelcache.stream("s3://models/two", cache=cache)
+print(next(tensors)[0])
+"""
+
+
+def test_a_program_may_end_while_it_loads_what_does_not_come(tmp_path: Path) -> None:
+    assert said_by(LEFT_OPEN, str(tmp_path)) == "t1\n"
+
+
 CUT_UNDER_TENSORS = """
 import os, sys
 import modelcache
