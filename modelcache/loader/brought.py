@@ -6,14 +6,14 @@ import hashlib
 import threading
 from bisect import bisect_right
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from modelcache.loader.checkpoint import Checkpoint
 from modelcache.loader.council import Council
-from modelcache.loader.exchange import Block, Division, Exchange
+from modelcache.loader.exchange import Block, Division, Exchange, OpenFile
 from modelcache.loader.files import Opener, TensorFile, Way
 from modelcache.loader.group import Member
 from modelcache.loader.meeting import Arrival, Terms, meet
@@ -138,17 +138,17 @@ class _KeptOpen:
 class _Files:
     """Each opened once, when it is read first. Thread-safe."""
 
-    def __init__(self, open_file: Callable[[int], TensorFile], ends: ExitStack) -> None:
+    def __init__(self, open_file: OpenFile, ends: ExitStack) -> None:
         self._open_file = open_file
         self._ends = ends
         self._lock = threading.Lock()
         self._open: dict[int, _KeptOpen] = {}
 
-    def get(self, number: int) -> _KeptOpen:
+    def get(self, number: int, ended: Cancellation) -> _KeptOpen:
         """Raises what opening it raises."""
         with self._lock:
             if number not in self._open:
-                file = self._open_file(number)
+                file = self._open_file(number, ended)
                 self._ends.callback(file.close)
                 self._open[number] = _KeptOpen(file)
             return self._open[number]
@@ -183,13 +183,11 @@ def taking_part(
             for piece in found:
                 needs[piece.number] += piece.span.size_bytes
     number_of = {shard.path: number for number, shard in enumerate(checkpoint.shards)}
-    ended = Cancellation()
     with ExitStack() as ends:
         kept = ends.enter_context(ExitStack())  # before the exchange, whose threads read them
-        files = _Files(lambda number: open_file(checkpoint.shards[number], ended), kept)
+        files = _Files(lambda number, ended: open_file(checkpoint.shards[number], ended), kept)
         exchange = ends.enter_context(_exchange(blocks.all, needs, member, bringing, files.get, cancel))
-        ends.callback(ended.cancel)  # before it ends: what still arrives is waited for no longer
-        ends.enter_context(cancel.on_cancel(ended.cancel))
+        ends.enter_context(cancel.on_cancel(exchange.ended.cancel))
         yield lambda shard, cancel: BroughtFile(shard.path, wanted[number_of[shard.path]], exchange, cancel)
         exchange.finish(cancel)
 
@@ -199,7 +197,7 @@ def _exchange(
     needs: Sequence[int],
     member: Member,
     bringing: Bringing,
-    open_file: Callable[[int], TensorFile],
+    open_file: OpenFile,
     cancel: Cancellation,
 ) -> Exchange:
     group = member.group

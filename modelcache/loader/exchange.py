@@ -86,19 +86,25 @@ class Word(IntEnum):
 
 _FRAME = struct.Struct("<II")
 
+OpenFile = Callable[[int, Cancellation], TensorFile]
+"""A file by its number; its reads wait for what still arrives until they are cancelled."""
+
 
 class Exchange:
     """Block n is read by reader n mod readers into slot n mod slots, when every rank has taken block n - slots. A context manager.
 
     All ranks have the same blocks, and each takes what it needs of all of them, nearly in order (some at a time). So the first block that
     somebody still waits for can always be read, however slow the others are, and no more than the slots are in memory.
+
+    Attributes:
+        ended: what the files that it reads are cancelled by: when it ends, at the latest.
     """
 
-    def __init__(self, seat: Seat, rank: int, division: Division, open_file: Callable[[int], TensorFile], timeout_s: float) -> None:
+    def __init__(self, seat: Seat, rank: int, division: Division, open_file: OpenFile, timeout_s: float) -> None:
         """Takes the seat over.
 
         Args:
-            open_file: by its number; opened by the threads that read, and closed by them.
+            open_file: opened by the threads that read, and closed by them.
             timeout_s: for which a block is waited for when none at all comes, and of a patient division nobody waits for bytes.
 
         Raises:
@@ -117,6 +123,7 @@ class Exchange:
         self._blocks = division.blocks
         self._needs = list(division.needs)
         self._open_file = open_file
+        self.ended = Cancellation()
         self._timeout_s = timeout_s
         self._changed = threading.Condition()  # with a lock that is reentrant, so that a signal handler may cancel
         self._own = deque(number for number in range(len(self._blocks)) if division.reader_of(number) == rank)
@@ -160,6 +167,7 @@ class Exchange:
         with self._changed:
             self._closing = True
             self._changed.notify_all()
+        self.ended.cancel()
         for thread in self._threads:
             end_of(thread)
         for link in self._links.values():
@@ -239,7 +247,7 @@ class Exchange:
                     if file is not None:
                         file[1].close()
                     file = None
-                    file = block.file, self._open_file(block.file)
+                    file = block.file, self._open_file(block.file, self.ended)
                 with self._counted(), self._segment.slot(number % self._segment.slots) as slot:
                     way = file[1].read(block.span, slot)
                 if self._needs[number]:

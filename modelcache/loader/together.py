@@ -91,19 +91,17 @@ def reading_together(
             shared[extent.shard].numbers[span] = len(blocks)
             blocks.append(Block(extent.shard, span))
     number_of = {shard.path: number for number, shard in enumerate(checkpoint.shards)}
-    ended = Cancellation()
     with ExitStack() as ends:
         exchange = ends.enter_context(
             Exchange(
                 seat,
                 member.rank,
                 Division.even(blocks, member.ranks),
-                lambda file: open_file(checkpoint.shards[file], ended),
+                lambda file, ended: open_file(checkpoint.shards[file], ended),
                 member.group.timeout_s,
             )
         )
-        ends.callback(ended.cancel)  # before it ends: what still arrives is waited for no longer
-        ends.enter_context(cancel.on_cancel(ended.cancel))
+        ends.enter_context(cancel.on_cancel(exchange.ended.cancel))
         yield lambda shard, cancel: TogetherFile(open_file(shard, cancel), shared[number_of[shard.path]], exchange, cancel)
 
 

@@ -81,7 +81,7 @@ def test_each_block_is_read_once_and_comes_to_all(world: int, slots: int, count:
     joined = seats(world, slots)
     before = threading.active_count()
 
-    def open_file(number: int) -> TensorFile:
+    def open_file(number: int, ended: Cancellation) -> TensorFile:
         files.append(CountedFile(reads))
         return files[-1]
 
@@ -107,7 +107,7 @@ def broken(
 
     def run(rank: int) -> object:
         file = CountedFile(Counter(), fail_at)
-        with Exchange(joined[rank], rank, even(20, world), lambda number: file, timeout_s) as exchange:
+        with Exchange(joined[rank], rank, even(20, world), lambda number, ended: file, timeout_s) as exchange:
             return act(rank, exchange)
 
     with each(world, run) as found:
@@ -127,11 +127,11 @@ def test_whatever_ends_one_that_reads_ends_all() -> None:
     """Not only what files and disks fail with."""
     joined = seats(2, 2)
 
-    def open_file(number: int) -> TensorFile:
+    def open_file(number: int, ended: Cancellation) -> TensorFile:
         raise ValueError("an error that nobody thought of")
 
     def run(rank: int) -> object:
-        opened = (lambda number: CountedFile(Counter())) if rank else open_file
+        opened = (lambda number, ended: CountedFile(Counter())) if rank else open_file
         with Exchange(joined[rank], rank, even(20, 2), opened, WAIT_S) as exchange:
             return take_all(exchange, 20, Cancellation())
 
@@ -145,7 +145,9 @@ def test_whatever_ends_one_that_reads_ends_all() -> None:
 def test_without_threads_to_read_with_a_rank_ends_and_leaves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     before, threads = open_fds(), threading.active_count()
     ours, others = socket.socketpair()
-    exchange = Exchange(Seat({1: ours}, create_segment(2), frozenset()), 0, even(20, 2), lambda number: CountedFile(Counter()), WAIT_S)
+    exchange = Exchange(
+        Seat({1: ours}, create_segment(2), frozenset()), 0, even(20, 2), lambda number, ended: CountedFile(Counter()), WAIT_S
+    )
     start, started = threading.Thread.start, Counter[str]()
 
     def short_of_threads(thread: threading.Thread) -> None:
@@ -160,27 +162,43 @@ def test_without_threads_to_read_with_a_rank_ends_and_leaves_nothing(monkeypatch
     assert (open_fds(), threading.active_count()) == (before, threads)
 
 
-def links_of_two(kind: str) -> tuple[Exchange | Council, socket.socket]:
+class ArrivingFile(CountedFile):
+    """Nothing of it comes; its reads wait."""
+
+    def __init__(self, ended: Cancellation, waits: threading.Event) -> None:
+        super().__init__(Counter())
+        self._ended = ended
+        self._waits = waits
+
+    def read(self, block: ByteRange, into: memoryview) -> Way:
+        self._waits.set()
+        self._ended.wait(WAIT_S)
+        raise AssertionError("nobody ended it")
+
+
+def part_of_two(kind: str, waits: threading.Event) -> tuple[Exchange | Council, socket.socket]:
     """The first rank's part in a group of two, and the other end of its link."""
-    ours, others = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    ours, others = socket.socketpair()
     if kind == "council":
         return Council(NodeGroup("two").member(0, 2), {1: ours}), others
     seat = Seat({1: ours}, create_segment(2), frozenset())
-    return Exchange(seat, 0, even(20, 2), lambda number: CountedFile(Counter()), WAIT_S), others
+    return Exchange(seat, 0, even(20, 2), lambda number, ended: ArrivingFile(ended, waits), WAIT_S), others
 
 
 @pytest.mark.parametrize("runs", [True, False])
 @pytest.mark.parametrize("kind", ["exchange", "council"])
 def test_ctrl_c_while_threads_of_a_group_begin_leaves_none(kind: str, runs: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    before, threads, start = open_fds(), threading.active_count(), threading.Thread.start
+    before, threads, start, waits = open_fds(), threading.active_count(), threading.Thread.start, threading.Event()
 
     def interrupted(thread: threading.Thread) -> None:
         if not runs:
             vars(thread)["_started"].wait = lambda *timeout: None  # whoever starts a thread waits until it runs
         start(thread)
+        if runs and kind == "exchange":
+            assert waits.wait(WAIT_S)
         raise KeyboardInterrupt
 
-    part, others = links_of_two(kind)
+    part, others = part_of_two(kind, waits)
     monkeypatch.setattr(threading.Thread, "start", interrupted)
     with others, pytest.raises(KeyboardInterrupt), part:
         raise AssertionError("unreachable")
@@ -237,7 +255,7 @@ def test_a_rank_that_is_done_may_leave_while_others_still_take() -> None:
     joined = seats(2, 4)
     reads: Counter[int] = Counter()
     with ExitStack() as ends:
-        slow = ends.enter_context(Exchange(joined[1], 1, even(4, 2), lambda number: CountedFile(reads), WAIT_S))
-        with Exchange(joined[0], 0, even(4, 2), lambda number: CountedFile(reads), WAIT_S) as fast:
+        slow = ends.enter_context(Exchange(joined[1], 1, even(4, 2), lambda number, ended: CountedFile(reads), WAIT_S))
+        with Exchange(joined[0], 0, even(4, 2), lambda number, ended: CountedFile(reads), WAIT_S) as fast:
             take_all(fast, 4, Cancellation())
         assert [number for number, _ in take_all(slow, 4, Cancellation())] == [0, 1, 2, 3]
