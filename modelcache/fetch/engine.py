@@ -96,9 +96,9 @@ class FetchEngine:
     def hurry(self, fetch: Fetch, priority: Priority) -> None:
         """Of those who wait for this fetch now, this is the highest priority."""
         with self._changed:
-            before = fetch.own_priority
+            before = fetch.rank.own
             if priority != before:
-                fetch.own_priority = priority
+                fetch.rank.own = priority
                 self._shared.hurried(fetch, before)
                 self._changed.notify_all()
 
@@ -130,7 +130,7 @@ class FetchEngine:
             elif not fetch.incoming(file).claimed:
                 fetch.lead(file)
         for other, files in awaited.items():
-            if other is not fetch and fetch.own_priority <= other.priority:
+            if other is not fetch and fetch.rank.own <= other.priority:
                 other.prefer(files)
         return published
 

@@ -20,6 +20,7 @@ from modelcache.fetch.elsewhere import FilesElsewhere
 from modelcache.fetch.parts import Parts
 from modelcache.fetch.plan import PlannedFile, Priority, Schedule, Span
 from modelcache.fetch.progress import Meter, Phase, Progress, said
+from modelcache.fetch.rank import Rank
 from modelcache.fetch.request import FetchRequest
 from modelcache.fetch.small_files import Batch, SmallFiles
 from modelcache.patience import Cancellation
@@ -84,8 +85,7 @@ class Fetch:
         self._whole_tries: Counter[int] = Counter()
         self._reused: Counter[int] = Counter()
         self._error: BaseException | None = None
-        self._lent: Counter[Priority] = Counter()
-        self.own_priority = request.priority
+        self.rank = Rank(request.priority)
         self.cancelled = Cancellation()
         self.route = request.route
         self.active = 0
@@ -93,8 +93,8 @@ class Fetch:
         self.compared: dict[int, tuple[Digest, ...]] = {}
         self.told: dict[int, tuple[Digest, ...]] = {}
         self.audiences = Audiences()
-        self.parts = Parts()
         self.meter = Meter(sum(item.size_bytes for item in self._incoming), len(self._incoming))
+        self.parts = Parts(self.meter)
         for i, item in enumerate(self._incoming):
             if i not in self._left:
                 self.meter.reused(item.size_bytes)
@@ -166,15 +166,7 @@ class Fetch:
 
     @property
     def priority(self) -> Priority:
-        """Its own, or that of the most urgent fetch that waits for a file of it."""
-        return next((level for level in Priority if level < self.own_priority and self._lent[level] > 0), self.own_priority)
-
-    def lend(self, priority: Priority) -> None:
-        """A fetch of this priority waits for a file of this one."""
-        self._lent[priority] += 1
-
-    def unlend(self, priority: Priority) -> None:
-        self._lent[priority] -= 1
+        return self.rank.priority
 
     def follow(self, file: int) -> None:
         """Another fetch brings this file."""
@@ -281,8 +273,7 @@ class Fetch:
 
     def goes_on_inside(self, file: int) -> bool:
         """Whether it may be asked for from anywhere in it, and nothing is lost by that."""
-        remote = self._request.remote[file]
-        return remote.resumable and not remote.stated_later
+        return not (self.is_whole(file) or self._request.remote[file].stated_later)
 
     @contextmanager
     def body(self, file: int, span: ByteRange, stop: Cancellation) -> Iterator[Body]:
@@ -306,16 +297,6 @@ class Fetch:
         with self._changed:
             self._reused[file] += count
         self.meter.reused(count)
-
-    def take_part(self, file: int, chunk: int, into: memoryview) -> int:
-        """What was kept of this chunk is in the front of `into`: how many bytes."""
-        kept_bytes, here_bytes = self.parts.take(self._incoming[file], chunk, into)
-        self.meter.lost(kept_bytes - here_bytes)
-        return here_bytes
-
-    def forget_part(self, file: int, chunk: int) -> None:
-        """All of this chunk comes again."""
-        self.meter.lost(self.parts.forget(self._incoming[file], chunk))
 
     def missing(self, file: int, chunk: int) -> None:
         with self._changed:
@@ -373,7 +354,8 @@ class Fetch:
 
     def _start_over(self, file: int) -> None:
         incoming = self._incoming[file]
-        self.meter.lost(incoming.ranges().size_bytes + self.parts.forget_file(incoming), self._reused.pop(file, 0))
+        self.meter.lost(incoming.ranges().size_bytes, self._reused.pop(file, 0))
+        self.parts.forget_file(incoming)
         incoming.restart()
         self._assemblies[file].restart()
         self.audiences.restarted(file)

@@ -10,6 +10,7 @@ import xxhash
 from modelcache.abc.ingest import IncomingFile, Route
 from modelcache.chunks import chunk_range
 from modelcache.errors import StoreFault
+from modelcache.fetch.progress import Meter
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +23,9 @@ class _Part:
 class Parts:
     """The parts of one fetch's chunks. Thread-safe; each chunk is in one thread's hands at a time."""
 
-    def __init__(self) -> None:
+    def __init__(self, meter: Meter) -> None:
+        """`meter` counts them as done, from where they came until they are lost."""
+        self._meter = meter
         self._lock = threading.Lock()
         self._of: dict[tuple[str, int], _Part] = {}
 
@@ -32,30 +35,32 @@ class Parts:
         with self._lock:
             self._of[incoming.path, chunk] = _Part(data.nbytes, xxhash.xxh3_128_digest(data))
 
-    def forget(self, incoming: IncomingFile, chunk: int) -> int:
-        """How many bytes were kept of this chunk, and are not any more."""
+    def forget(self, incoming: IncomingFile, chunk: int) -> None:
+        """All of this chunk comes again."""
         with self._lock:
             part = self._of.pop((incoming.path, chunk), None)
-        return 0 if part is None else part.size_bytes
+        self._meter.lost(0 if part is None else part.size_bytes)
 
-    def forget_file(self, incoming: IncomingFile) -> int:
-        """As `forget`, of every chunk of it."""
+    def forget_file(self, incoming: IncomingFile) -> None:
+        """All of this file comes again."""
         with self._lock:
-            return sum(self._of.pop(key).size_bytes for key in [key for key in self._of if key[0] == incoming.path])
+            chunks = [chunk for path, chunk in self._of if path == incoming.path]
+        for chunk in chunks:
+            self.forget(incoming, chunk)
 
-    def take(self, incoming: IncomingFile, chunk: int, into: memoryview) -> tuple[int, int]:
-        """Read what was kept of this chunk into the front of `into`, and keep it no more.
-
-        Returns:
-            How many bytes were kept, and how many of them are in `into`: all, or none, if the disk gives others than came.
-        """
+    def take(self, incoming: IncomingFile, chunk: int, into: memoryview) -> int:
+        """Read what was kept of this chunk into the front of `into`, and keep it no more; how many bytes: none, if the disk gives others
+        than came."""
         with self._lock:
             part = self._of.pop((incoming.path, chunk), None)
         if part is None:
-            return 0, 0
+            return 0
         view = into[: part.size_bytes]
         try:
             incoming.read(chunk_range(chunk, incoming.size_bytes).start, view)
+            if xxhash.xxh3_128_digest(view) == part.mark:
+                return part.size_bytes
         except StoreFault:
-            return part.size_bytes, 0
-        return part.size_bytes, part.size_bytes if xxhash.xxh3_128_digest(view) == part.mark else 0
+            pass
+        self._meter.lost(part.size_bytes)
+        return 0

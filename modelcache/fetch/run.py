@@ -128,7 +128,7 @@ class Run:
                 buffer = self._keep(chunk, view, buffer)
                 if leaves and self._traffic.outranked(self._fetch):
                     return
-                self._fetch.forget_part(self._span.file, chunk + 1)
+                self._fetch.parts.forget(self._incoming, chunk + 1)
                 view, here_bytes = self._place(chunk + 1, buffer), 0
             self._fill(body, view, here_bytes)
             _expect_end(body)
@@ -144,7 +144,7 @@ class Run:
     def _begin(self, chunk: int, buffer: Buffer) -> tuple[memoryview, int]:
         """Where the bytes of the first chunk go, and how many of them were kept when its request was left."""
         view = self._place(chunk, buffer)
-        here_bytes = self._fetch.take_part(self._span.file, chunk, view)
+        here_bytes = self._fetch.parts.take(self._incoming, chunk, view)
         self._unkept_bytes += here_bytes
         self._came = view[:here_bytes]
         return view, here_bytes

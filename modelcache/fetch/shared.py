@@ -51,17 +51,17 @@ class SharedFiles:
             self._give_way(identity, (fetch, file))
             return None
         self._followers.setdefault(identity, []).append((fetch, file))
-        leader[0].lend(fetch.own_priority)
+        leader[0].rank.lend(fetch.rank.own)
         return leader
 
     def _give_way(self, identity: str, leader: tuple[Fetch, int]) -> None:
         """Who led until now, and who follows it, follow this one."""
         before, waiting = self._leader[identity], self._followers.get(identity, [])
         for follower, _ in waiting:
-            before[0].unlend(follower.own_priority)
+            before[0].rank.unlend(follower.rank.own)
         self._leader[identity], self._followers[identity] = leader, [before, *waiting]
         for follower, _ in self._followers[identity]:
-            leader[0].lend(follower.own_priority)
+            leader[0].rank.lend(follower.rank.own)
         before[0].follow(before[1])
 
     def completed(self, fetch: Fetch, file: int, digest: Digest) -> list[tuple[Fetch, int]]:
@@ -74,7 +74,7 @@ class SharedFiles:
         del self._leader[identity]
         followers = self._followers.pop(identity, [])
         for follower, _ in followers:
-            fetch.unlend(follower.own_priority)
+            fetch.rank.unlend(follower.rank.own)
         return followers
 
     def hurried(self, fetch: Fetch, before: Priority) -> None:
@@ -82,8 +82,8 @@ class SharedFiles:
         for identity, waiting in self._followers.items():
             for follower, _ in waiting:
                 if follower is fetch:
-                    self._leader[identity][0].unlend(before)
-                    self._leader[identity][0].lend(fetch.own_priority)
+                    self._leader[identity][0].rank.unlend(before)
+                    self._leader[identity][0].rank.lend(fetch.rank.own)
 
     def left(self, fetch: Fetch) -> list[tuple[Fetch, int]]:
         """This fetch has ended: forget it; who leads now in its stead."""
@@ -100,14 +100,14 @@ class SharedFiles:
             if waiting[1:]:
                 self._followers[identity] = waiting[1:]
                 for follower, _ in waiting[1:]:
-                    waiting[0][0].lend(follower.own_priority)
+                    waiting[0][0].rank.lend(follower.rank.own)
         return promoted
 
     def _unfollow(self, identity: str, fetch: Fetch) -> None:
         staying = []
         for follower, file in self._followers[identity]:
             if follower is fetch:
-                self._leader[identity][0].unlend(fetch.own_priority)
+                self._leader[identity][0].rank.unlend(fetch.rank.own)
             else:
                 staying.append((follower, file))
         if staying:

@@ -88,4 +88,4 @@ def test_a_caller_in_a_hurry_counts_whenever_it_comes(store: MemoryStore, monkey
             source.on_open = lambda file, span: hurry()
         ensure.run(Cancellation())
         assert ensure._fetch is not None
-        assert ensure._fetch.own_priority is Priority.WAITING
+        assert ensure._fetch.rank.own is Priority.WAITING
