@@ -19,7 +19,7 @@ from modelcache.cli.doctor import doctor
 from modelcache.cli.evictions import telling_evictions
 from modelcache.cli.exit_codes import ExitCode
 from modelcache.cli.export import export
-from modelcache.cli.failures import report
+from modelcache.cli.failures import report, report_usage
 from modelcache.cli.gc import gc
 from modelcache.cli.grant import grant
 from modelcache.cli.import_ import import_
@@ -89,6 +89,9 @@ def start(context: typer.Context, common: CommonOptions, version: Version = Fals
         session.output.line(f"modelcache {__version__}")
         session.finish(version=__version__)
         raise typer.Exit(ExitCode.OK)
+    if context.invoked_subcommand is None and common.as_json:
+        hint = f"`{context.command_path} --help` lists the commands"
+        raise typer.Exit(report_usage(session.output, "Missing command.", hint=hint, environ=context.obj.environ))
     if context.invoked_subcommand is None:
         with redirect_stdout(sys.stderr):
             typer.echo(context.get_help())

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from modelcache.cli import documents
 from modelcache.cli.exit_codes import ExitCode
 from modelcache.cli.session import Session
-from modelcache.cli.tables import Column, Table, format_age
+from modelcache.cli.tables import Column, Table, format_age, one_line
 from modelcache.errors import NotCached
 from modelcache.units import format_bytes
 
@@ -51,6 +51,6 @@ def _row(info: SnapshotInfo) -> tuple[str, ...]:
         format_bytes(info.freed_bytes),
         f"{info.file_count:,}",
         format_age(info.last_used_at_s),
-        "\n".join(f"{lease.kind} {lease.holder}" for lease in info.leases),
+        "\n".join(one_line(f"{lease.kind} {lease.holder}") for lease in info.leases),
         "\n".join(ref.key.uri for ref in info.refs),
     )

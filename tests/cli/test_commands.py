@@ -206,6 +206,7 @@ def test_two_uris_of_one_model_share_it_and_rm_forgets_one(cli: Executable, mode
 def test_a_pinned_model_is_not_removed(cli: Executable, model: Path) -> None:
     cli("pull", "-q", model)
     pinned = cli("pin", model, "--holder", "me")
+    cli("pin", model, "--holder", "two\nlines")
     refused = cli("rm", model)
     nobody = cli("pin", model, "--holder", "")
     listed = cli("ls").out
@@ -219,7 +220,8 @@ def test_a_pinned_model_is_not_removed(cli: Executable, model: Path) -> None:
     assert "error: " in refused.err
     assert "me" in refused.err.splitlines()[0]
     assert "pin me" in listed
-    assert (ended, kept) == (1, 0)
+    assert "pin two\N{REPLACEMENT CHARACTER}lines" in listed
+    assert (ended, kept) == (2, 0)
     assert dry["removed"] == removed["removed"]
     assert (dry["dry_run"], removed["dry_run"]) == (True, False)
     assert removed["freed_bytes"] >= len(WEIGHTS)

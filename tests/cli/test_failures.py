@@ -96,6 +96,7 @@ def test_wrong_bytes_exit_with_the_code_of_integrity(cli: Executable, server: Fa
         (["pull", "--refresh", "sometimes", "/tmp"], "usage"),
         (["pull"], "usage"),
         (["frobnicate"], "usage"),
+        ([], "usage"),
         (["ls", "--frobnicate"], "usage"),
     ],
 )

@@ -189,6 +189,9 @@ def test_where_no_credential_is_found_none_is_sent_and_a_refusal_says_so(certifi
         with source_of(GcsOptions(endpoint=secure.endpoint, ca_file=certificate.ca)) as source:
             [file] = listed(source).files
             assert read(source, file) == DATA
+            assert source.origin.ca_sha256 is not None
+        with source_of(GcsOptions(endpoint="http://localhost:1", ca_file=certificate.ca)) as plain:
+            assert plain.origin.ca_sha256 is None
             store.rights = {}
             for refused in (lambda: listed(source), lambda: read(source, file)):
                 with pytest.raises(AccessDenied) as caught:

@@ -117,6 +117,8 @@ def test_tls_with_a_ca_of_one_s_own(region: str | None, seaweedfs: SeaweedFS, fi
         with source_of(trusting) as source:
             assert read(source, listing_of(source, filled).files[0]) == BODY
             assert (source.origin.endpoint, len(source.origin.ca_sha256 or "")) == (endpoint, 64)
+        with source_of(replace(trusting, endpoint=seaweedfs.endpoint)) as source:
+            assert str(source.origin) == seaweedfs.endpoint  # over plain http no CA vouches for anything
         with source_of(options_of(seaweedfs, region=region, endpoint=endpoint)) as source, pytest.raises(OriginUnreachable):
             listing_of(source, filled)
         kserves = Config.load({"HOME": "/nowhere", "S3_VERIFY_SSL": "0", "AWS_CA_BUNDLE": "/absent"}).s3

@@ -33,7 +33,8 @@ class GcsSource:
     @property
     def origin(self) -> Origin:
         """The endpoint with its path. Raises BadConfig: a CA file that can't be read."""
-        return Origin(Target.parse(self._options.base_url).base, ca_sha256(self._options.ca_file))
+        target, ca = Target.parse(self._options.base_url), ca_sha256(self._options.ca_file)
+        return Origin(target.base, ca if target.scheme == "https" else None)
 
     def list(self, uri: StorageUri, cancel: Cancellation) -> Listing:
         """As `Source.list`."""

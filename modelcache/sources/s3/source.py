@@ -55,7 +55,8 @@ class S3Source:
         target = Target.parse(endpoint)
         if not self._options.verify_tls and target.scheme == "https":
             return Origin(target.base, verified=False)
-        return Origin(target.base, ca_sha256(self._options.ca_file))
+        ca = ca_sha256(self._options.ca_file)
+        return Origin(target.base, ca if target.scheme == "https" else None)
 
     def list(self, uri: StorageUri, cancel: Cancellation) -> Listing:
         if uri.authority.endswith(DIRECTORY_BUCKET_SUFFIX):
