@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Mapping
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Self
 
@@ -58,28 +59,38 @@ class Ensuring:
         outcome, elapsed_s = outcome_of(error, self._last), time.monotonic() - self._started_s
         self._metrics.ensures.labels(outcome, self._priority).inc()
         self._metrics.seconds.labels(outcome).observe(elapsed_s)
-        fields: dict[str, str | int | float] = {"priority": self._priority, "elapsed_s": round(elapsed_s, 6)}
-        if self._last is not None:
-            fields |= {"bytes_fetched": self._last.bytes_fetched, "bytes_reused": self._last.bytes_reused}
+        fields = fields_of(self._priority, elapsed_s, self._last)
         model = subject().model
         self._span.tell(
             {"modelcache.model": model or "", "modelcache.outcome": outcome, **{f"modelcache.{k}": v for k, v in fields.items()}}
         )
         if self._caller is not None:  # in the log alone
             fields |= {"namespace": self._caller.namespace, "service_account": self._caller.service_account}
-        if error is None:
-            level = logging.DEBUG if outcome == "hit" else logging.INFO
-            logger.log(level, "%s", outcome, extra={"event": outcome, "fields": fields})
-            return
-        self._span.failed(outcome)
-        known = isinstance(error, ModelCacheError)
-        logger.log(
-            logging.WARNING if known else logging.ERROR,
-            "not brought: %s",
-            error,
-            extra={"event": "failed", "error": error, "fields": fields},
-            exc_info=None if known else error,
-        )
+        if error is not None:
+            self._span.failed(outcome)
+        tell_outcome(error, outcome, fields)
+
+
+def tell_outcome(error: BaseException | None, outcome: str, fields: Mapping[str, str | int | float]) -> None:
+    """In the log, of the model that this thread works on."""
+    if error is None:
+        level = logging.DEBUG if outcome == "hit" else logging.INFO
+        logger.log(level, "%s", outcome, extra={"event": outcome, "fields": fields})
+        return
+    known = isinstance(error, ModelCacheError)
+    logger.log(
+        logging.WARNING if known else logging.ERROR,
+        "not brought: %s",
+        error,
+        extra={"event": "failed", "error": error, "fields": fields},
+        exc_info=None if known else error,
+    )
+
+
+def fields_of(priority: str, elapsed_s: float, last: Progress | None) -> dict[str, str | int | float]:
+    """What belongs to the event. `last`: the last word of its progress."""
+    fields: dict[str, str | int | float] = {"priority": priority, "elapsed_s": round(elapsed_s, 6)}
+    return fields if last is None else fields | {"bytes_fetched": last.bytes_fetched, "bytes_reused": last.bytes_reused}
 
 
 def outcome_of(error: BaseException | None, last: Progress | None) -> str:

@@ -6,7 +6,7 @@ import time
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
-from daemonset.ensuring import Ensuring, outcome_of
+from daemonset.ensuring import Ensuring, fields_of, outcome_of, tell_outcome
 from daemonset.room import REQUEST, RoomCollector
 from daemonset.spans import NO_SPANS, Spans
 from modelcache import __version__
@@ -15,7 +15,8 @@ from modelcache.errors import ErrorCode, ModelCacheError
 from modelcache.fetch.plan import Priority
 from modelcache.fetch.progress import Phase
 from modelcache.permission import Caller
-from modelcache.prewarm import PrewarmReport
+from modelcache.prewarm import PrewarmOutcome
+from modelcache.telemetry import about
 from modelcache.uri import parse_uri
 
 SECONDS = (0.001, 0.005, 0.025, 0.1, 0.5, 1, 5, 15, 60, 300, 1800, 7200)
@@ -61,13 +62,15 @@ class Metrics:
         """One question for a model, from its beginning. A context manager. `caller`: for whom it is asked, which the log tells."""
         return Ensuring(self, uri, priority, caller)
 
-    def prewarmed(self, report: PrewarmReport) -> None:
-        """Each model of a list counts as a question of its own."""
-        for each in report.outcomes:
-            outcome = outcome_of(each.error, each.progress)
-            self.ensures.labels(outcome, Priority.PREWARM.name.lower()).inc()
-            if each.progress is not None:
-                self.seconds.labels(outcome).observe(each.progress.elapsed_s)
+    def prewarmed(self, each: PrewarmOutcome) -> None:
+        """One model of a list, which counts as a question of its own."""
+        outcome, priority = outcome_of(each.error, each.progress), Priority.PREWARM.name.lower()
+        self.ensures.labels(outcome, priority).inc()
+        elapsed_s = 0.0 if each.progress is None else each.progress.elapsed_s
+        if each.progress is not None:
+            self.seconds.labels(outcome).observe(elapsed_s)
+        with about(model=each.uri):
+            tell_outcome(each.error, outcome, fields_of(priority, elapsed_s, each.progress))
 
     def refused(self, code: ErrorCode) -> None:
         self._refusals.labels(str(code)).inc()

@@ -39,6 +39,7 @@ from modelcache.permission import Caller
 from modelcache.prewarm import DEFAULT_JOBS, PrewarmOutcome
 from modelcache.ranges import ByteRange
 from modelcache.refresh import Refresh
+from modelcache.telemetry import subject
 from modelcache.uri import redact_url
 
 logger = logging.getLogger(__name__)
@@ -213,9 +214,8 @@ class AgentService(AgentServicer):
                 raise AccessDenied("calls on the driver's socket are made for somebody", hint=hint)
             return None
         if not self._access.speaks_for_callers:
-            raise AccessDenied(
-                "a namespace is believed on the driver's socket alone", hint="leave the caller out: this is the administrator's"
-            )
+            hint = "leave the caller out: this is the administrator's"
+            raise AccessDenied("a namespace is believed on the driver's socket alone", hint=hint)
         told = request.caller
         if not told.namespace or not told.service_account:
             raise BadConfig("a caller has a namespace and a service account", got=f"{told.namespace}/{told.service_account}")
@@ -225,18 +225,21 @@ class AgentService(AgentServicer):
         with self._calls.under_way(context, begins_work=True), self._waiters.one():
 
             def run(tell: Callable[[tuple[int, Progress | PrewarmOutcome] | None], None], cancel: Cancellation) -> pb.PrewarmReport:
+                def ended(number: int, outcome: PrewarmOutcome) -> None:
+                    self._metrics.prewarmed(outcome)
+                    tell((number, outcome))
+
                 tell(None)  # while all of them are looked up nothing else says that this lives
-                with self._cache.naming_holders():
+                with self._cache.naming_holders(), self._metrics.spans.span("prewarm", subject().trace):
                     report = self._cache.prewarm(
                         request.uris,
                         jobs=request.jobs or DEFAULT_JOBS,
                         refresh=wire.refresh_of(request.refresh),
                         pin_for=request.pin_for if request.HasField("pin_for") else None,
                         progress=lambda number, look: tell((number, look)),
-                        ended=lambda number, outcome: tell((number, outcome)),
+                        ended=ended,
                         cancel=cancel,
                     )
-                self._metrics.prewarmed(report)
                 return wire.prewarm_message(report)
 
             for what in told(run, context, lambda told: told and (told[0], _phase(told[1]))):
@@ -303,9 +306,8 @@ class AgentService(AgentServicer):
             if not files:
                 raise NotFound(f"the snapshot has no file `{request.path}`", address=request.name)
             shares = ((each, _resident(f"{info.path}/{each.path}", each.size_bytes)) for each in files)
-            return pb.ResidencyReply(
-                files=(pb.ResidencyReply.File(path=each.path, size_bytes=each.size_bytes, resident_share=share) for each, share in shares)
-            )
+            told = (pb.ResidencyReply.File(path=each.path, size_bytes=each.size_bytes, resident_share=share) for each, share in shares)
+            return pb.ResidencyReply(files=told)
         raise AssertionError("unreachable")
 
     # -- holds ------------------------------------------------------------------------------------------------------

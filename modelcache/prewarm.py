@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextvars
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 from modelcache.abc.snapshot import Ref, Snapshot
 from modelcache.abc.source import Listing
@@ -19,6 +21,7 @@ from modelcache.refresh import Refresh
 from modelcache.units import format_bytes
 from modelcache.uri import parse_uri, redact_url
 
+T = TypeVar("T")
 DEFAULT_JOBS = 4
 """Models in progress at a time. The engine shares its requests among them; more help where models are of few small files."""
 MAX_JOBS = 64
@@ -169,11 +172,11 @@ class Prewarm:
             self._ended(number, outcomes[number])
         with ThreadPoolExecutor(self._asking.jobs, "prewarm") as pool:
             try:
-                looked = dict(zip(texts, pool.map(self._look, texts, texts.values()), strict=True))
+                looked = dict(zip(texts, pool.map(_for_caller(self._look), texts, texts.values()), strict=True))
                 outcomes |= {number: replace(outcomes[number], error=error) for number, (_, error) in looked.items()}
                 self._expect_room([missing for missing, _ in looked.values()])
                 todo = {number: texts[number] for number, (_, error) in looked.items() if error is None}
-                outcomes |= dict(zip(todo, pool.map(self._bring, todo, todo.values()), strict=True))
+                outcomes |= dict(zip(todo, pool.map(_for_caller(self._bring), todo, todo.values()), strict=True))
             except BaseException:
                 self._cancel.cancel()  # what is in progress ends before the pool does
                 raise
@@ -242,6 +245,12 @@ class Prewarm:
         except ModelCacheError as error:
             return PrewarmOutcome(uri, progress=last[0] if last else None, error=error)
         return PrewarmOutcome(uri, snapshot, last[0] if last else None)
+
+
+def _for_caller(work: Callable[[int, str], T]) -> Callable[[int, str], T]:
+    """The same from another thread, for logs and spans still the caller's (`modelcache.telemetry`)."""
+    context = contextvars.copy_context()
+    return lambda number, text: context.copy().run(work, number, text)
 
 
 def each_once(uris: Iterable[str]) -> tuple[dict[int, PrewarmOutcome], dict[int, str]]:

@@ -56,6 +56,10 @@ def test_a_question_is_a_span_below_its_callers_and_phases_are_below_it(tmp_path
         list(stub.Ensure(pb.EnsureRequest(uri=uri), timeout=30, metadata=(("traceparent", "nonsense"),)))
         with suppress(grpc.RpcError):
             list(stub.Ensure(pb.EnsureRequest(uri=uri.replace("/m/", "/n/")), timeout=30))
+        with AgentClient(node.admin) as client:
+            server.put("/m/ahead", b"a" * 60_000)
+            assert client.prewarm([f"{server.endpoint}/m/{name}" for name in ("ahead", "none")]).failed
+            told = {each.event: each for each in client.recent() if each.fields.get("priority") == "prewarm"}
         node.end()
     spans = spans_of(collector)
     asked = {attributes(span)["modelcache.outcome"]: span for span in spans if span.name == "ensure"}
@@ -64,15 +68,27 @@ def test_a_question_is_a_span_below_its_callers_and_phases_are_below_it(tmp_path
     assert (asked["fetched"].trace_id.hex(), asked["fetched"].parent_span_id.hex()) == (TRACE, PARENT)
     assert asked["hit"].parent_span_id == b""
     assert asked["hit"].trace_id.hex() != TRACE
-    told = attributes(asked["fetched"])
-    assert (told["modelcache.bytes_fetched"], told["modelcache.priority"]) == (60_000, "waiting")
-    assert told["modelcache.model"] == f"http://127.0.0.1:{server.port}/m/weights"
+    said = attributes(asked["fetched"])
+    assert (said["modelcache.bytes_fetched"], said["modelcache.priority"]) == (60_000, "waiting")
+    assert said["modelcache.model"] == f"http://127.0.0.1:{server.port}/m/weights"
     phases = [span for span in spans if span.parent_span_id == asked["fetched"].span_id]
     assert sorted(span.name for span in phases) == ["fetching", "publishing", "reserving", "resolving"]
     assert {span.trace_id.hex() for span in phases} == {TRACE}
     assert all(asked["fetched"].start_time_unix_nano <= span.start_time_unix_nano <= span.end_time_unix_nano for span in phases)
     assert (asked["not-found"].status.code, asked["not-found"].status.message) == (2, "not-found")
     assert "hunter2" not in str(spans)
+
+    # of a list each model is told by itself, and one span is that of all
+    [ahead] = [span for span in spans if span.name == "prewarm"]
+    phases = [span for span in spans if span.parent_span_id == ahead.span_id]
+    assert {span.name for span in phases} == {"resolving", "reserving", "fetching", "publishing"}
+    assert {attributes(span)["modelcache.model"] for span in phases} >= {f"{server.endpoint}/m/ahead"}
+    assert {event: each.model for event, each in told.items()} == {
+        "fetched": f"{server.endpoint}/m/ahead",
+        "failed": f"{server.endpoint}/m/none",
+    }
+    assert told["fetched"].request == told["failed"].request
+    assert told["fetched"].request
 
 
 def test_without_a_collector_the_agent_works_and_ends(tmp_path: Path) -> None:
