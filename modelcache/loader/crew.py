@@ -31,13 +31,20 @@ class Task(Generic[T]):
         self._do = do
         self._outcome: queue.SimpleQueue[tuple[T, None] | tuple[None, BaseException]] = queue.SimpleQueue()
 
+    @property
+    def is_done(self) -> bool:
+        return not self._outcome.empty()
+
     def run(self) -> None:
+        """Do it, and tell how that ended. Raises what is no Exception, too: Ctrl-C belongs to the thread that it came to."""
         outcome = self._outcome
         try:
             outcome.put((self._do(), None))
         except BaseException as error:
             outcome.put((None, error))
             del self, outcome  # the error's traceback has this frame, and what that has stays until garbage is collected
+            if not isinstance(error, Exception):
+                raise
 
     def result(self) -> T:
         """Wait for it; to be asked once. Raises what was raised."""
@@ -79,6 +86,16 @@ class Crew:
             thread.start()
         return task
 
+    def help_until(self, awaited: Task[T]) -> None:
+        """Do tasks of the crew in this thread, until that one is done, or somebody has begun each."""
+        with suppress(queue.Empty):
+            while not awaited.is_done:
+                if (task := self._tasks.get_nowait()) is None:
+                    self._tasks.put(None)  # for its threads
+                    return
+                task.run()
+                del task  # and its memory
+
     def dismiss(self) -> None:
         """What was not begun is dropped; wait for what was. Ctrl-C comes after that, and a second one at once."""
         try:
@@ -109,7 +126,8 @@ class Crew:
 
 def _work(tasks: queue.SimpleQueue[Task[object] | None]) -> None:
     while (task := tasks.get()) is not None:
-        task.run()
+        with suppress(BaseException):  # which who waits for it is told
+            task.run()
         del task  # and its memory, while there is no other
     tasks.put(None)  # for the next one
 

@@ -19,7 +19,7 @@ import pytest
 import torch
 
 from modelcache.errors import BadCheckpoint, Cancelled, StoreFault
-from modelcache.loader import loading, plan
+from modelcache.loader import host, loading, plan
 from modelcache.loader.checkpoint import Shard, open_checkpoint
 from modelcache.loader.files import Opener, Way
 from modelcache.loader.loading import Wishes, stream_tensors
@@ -267,3 +267,27 @@ def test_a_page_of_a_mapping_that_cant_be_read_is_an_error_of_the_load(model: Pa
     """And not the end of the process, when somebody uses the tensor."""
     with pytest.raises(StoreFault, match="the file can't be read"):
         dict(tensors_of(model, lambda shard, own: CutWhenMapped(shard.path, shard.header.file_bytes, stays_whole=True)))
+
+
+class Mapped(ShardFile):
+    """A file that is in memory."""
+
+    def may_map(self, span: ByteRange) -> bool:
+        return True
+
+
+def test_who_waits_for_a_mapped_piece_does_others_and_ctrl_c_there_ends_the_load(
+    model: Path, memory: HostMemory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    helped = threading.Event()
+
+    def populate(piece: Memory) -> None:
+        if threading.current_thread() is threading.main_thread():
+            helped.set()
+            raise KeyboardInterrupt
+        assert helped.wait(TIMEOUT_S), "the piece after this one is left to the thread"
+
+    monkeypatch.setattr(host, "populate", populate)
+    with pytest.raises(KeyboardInterrupt):
+        dict(tensors_of(model, lambda shard, own: Mapped(shard.path, shard.header.file_bytes, stays_whole=True)))
+    assert helped.is_set()
