@@ -212,7 +212,11 @@ class Arrival:
                 self._expect(path / what.name, span, mark)
 
     def _expect(self, path: Path, span: ByteRange, mark: bytes) -> None:
-        found = _mark_of(path, span)
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            found = mark_of(fd, span)
+        finally:
+            os.close(fd)
         if found != mark:
             raise DigestMismatch(
                 f"bytes {span} of `{path.name}` were handed out while they arrived, and proved wrong when all were here",
@@ -223,14 +227,10 @@ class Arrival:
             )
 
 
-def _mark_of(path: Path, span: ByteRange) -> bytes:
-    """xxh3-128 of a range of a published file; of no bytes if it doesn't reach so far."""
+def mark_of(fd: int, span: ByteRange) -> bytes:
+    """xxh3-128 of a range of a file; of no bytes if it doesn't reach so far."""
     with mmap.mmap(-1, max(1, span.size_bytes)) as memory, memoryview(memory) as view:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            got = 0
-            while got < span.size_bytes and (count := os.preadv(fd, [view[got : span.size_bytes]], span.start + got)):
-                got += count
-        finally:
-            os.close(fd)
+        got = 0
+        while got < span.size_bytes and (count := os.preadv(fd, [view[got : span.size_bytes]], span.start + got)):
+            got += count
         return xxhash.xxh3_128_digest(view[:got])

@@ -8,6 +8,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from modelcache.abc.ingest import Route
 from modelcache.arriving.arrival import Arrival
 from modelcache.arriving.checkpoint import ArrivingFolder
 from modelcache.errors import BadCheckpoint, BadShard, GroupBroken, SourceChanged
@@ -25,16 +26,19 @@ class Company:
     All ranks ask for the same, in the same order: what one of them reads of small files and headers, the others are told.
     """
 
-    def __init__(self, council: Council, member: Member, bringer: int, version: str, arrival: Arrival, cancel: Cancellation) -> None:
+    def __init__(
+        self, council: Council, member: Member, bringer: int, said: Mapping[str, Any], arrival: Arrival, cancel: Cancellation
+    ) -> None:
         """
         Args:
             bringer: the rank whose process fetches it.
-            version: that all ranks mean.
+            said: by that one.
         """
         self._council = council
         self._bringer = bringer
         self._brings = member.rank == bringer
-        self._version = version
+        self._version: str = said["version"]
+        self._is_paged: bool = said["paged"]
         self._arrival = arrival
         self._cancel = cancel
         self._path: Path | None = None
@@ -51,8 +55,8 @@ class Company:
             if told is not None:
                 raise told from error
 
-    def bringing(self, extent_bytes: int) -> Bringing:
-        return Bringing(self._council, self._bringer, self._version, extent_bytes)
+    def bringing(self, extent_bytes: int, *, may_map: bool) -> Bringing:
+        return Bringing(self._council, self._bringer, self._version, extent_bytes, self._is_paged, may_map)
 
     def verified(self, folder: ArrivingFolder, names: Collection[str]) -> Mapping[str, bytes]:
         """Small files, each verified. Raises as `ArrivingFolder.verified`, and GroupBroken."""
@@ -127,7 +131,7 @@ def gathered(
         bringers = [rank for rank, each in said.items() if each["brings"]]
         if isinstance(found, Begun) and bringers and all(each["arrives"] for each in said.values()):
             _expect_one(member, said)
-            company = kept.enter_context(Company(council, member, bringers[0], found.listing.revision, arrival, cancel))
+            company = kept.enter_context(Company(council, member, bringers[0], said[bringers[0]], arrival, cancel))
             held.push(kept.pop_all())
             return found, company
     return arrival.published(), None
@@ -137,7 +141,8 @@ def _said(found: Begun | Path, verified_only: bool) -> Mapping[str, Any]:
     if verified_only or not isinstance(found, Begun):
         return {"arrives": False, "brings": False}
     brings = all(item.claimed or item.sha256 is not None for item in found.ingest.files)
-    return {"arrives": True, "brings": brings, "version": found.listing.revision}
+    is_paged = found.fetch.route is Route.BUFFERED and all(item.place is not None for item in found.ingest.files)
+    return {"arrives": True, "brings": brings, "version": found.listing.revision, "paged": is_paged}
 
 
 def _expect_one(member: Member, said: Mapping[int, Mapping[str, Any]]) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import xxhash
 
-from modelcache.arriving.arrival import Arrival, HandedOut
+from modelcache.arriving.arrival import Arrival, HandedOut, mark_of
 from modelcache.arriving.passing import Passing
 from modelcache.errors import BadCheckpoint, Cancelled, StoreFault
 from modelcache.fetch.begun import Begun
@@ -20,8 +20,8 @@ from modelcache.ranges import ByteRange
 
 
 class ArrivingFile:
-    """One file that is read while it arrives (a `TensorFile`): each block as soon as it is here; when the file is verified, as what it
-    is then. If its fetch ends and another takes its place, reads go on with that one.
+    """One file that is read while it arrives (a `TensorFile`, `Expecting`, `Settling`): each block as soon as it is here; when the file is
+    verified, as what it is then. If its fetch ends and another takes its place, reads go on with that one.
     """
 
     def __init__(
@@ -51,6 +51,7 @@ class ArrivingFile:
         self._owner_pid = os.getpid()
         self._lock = threading.RLock()
         self._whole: ShardFile | None = None
+        self._arriving: dict[Passing, int] = {}
         self._passing = arrival.passage(begun).file(path.name, size_bytes)
 
     # -- as a TensorFile --------------------------------------------------------------------------------------------
@@ -88,6 +89,28 @@ class ArrivingFile:
                 # else the whole model was published just then, and this file moved
             self._follow(passing)
 
+    def want(self, span: ByteRange) -> None:
+        found = self._now()
+        if isinstance(found, Passing):
+            found.want(span)
+
+    def settled(self, block: ByteRange) -> int:
+        while True:
+            found, passing = self._now(), self._passing
+            if isinstance(found, ShardFile):
+                return found.fd
+            try:
+                if self._waits(passing):
+                    passing.wait_complete(self._cancel)
+                    continue
+                fd = self._opened(passing)
+                if fd is not None:
+                    self._note(passing, block, passing.settle(block, self._cancel), fd)
+                    return fd
+            except Cancelled:
+                self._cancel.check()  # else its fetch has ended without this file
+            self._follow(passing)
+
     def close(self) -> None:
         if os.getpid() != self._owner_pid:
             return  # a fork has none of the threads that it would wait for
@@ -95,6 +118,9 @@ class ArrivingFile:
             self._passing.forget()
             if self._whole is not None:
                 self._whole.close()
+            for fd in self._arriving.values():
+                os.close(fd)
+            self._arriving.clear()
 
     # -- inside -----------------------------------------------------------------------------------------------------
 
@@ -108,6 +134,24 @@ class ArrivingFile:
             marks = {block: xxhash.xxh3_128_digest(into[: block.size_bytes])}
         self._arrival.handed_out(HandedOut(self.path.name, marks, passing, pass_number))
         return Way.ARRIVED if passed else Way.BUFFERED
+
+    def _note(self, passing: Passing, block: ByteRange, pass_number: int, fd: int) -> None:
+        """A block is handed out as it is in this file."""
+        marks = passing.marks(block, pass_number)
+        if marks is None:
+            marks = {block: mark_of(fd, block)}
+        self._arrival.handed_out(HandedOut(self.path.name, marks, passing, pass_number))
+
+    def _opened(self, passing: Passing) -> int | None:
+        """The file that its bytes arrive in; None: it moved, because the model is published, or is gone."""
+        with self._lock:
+            place = passing.incoming.place
+            if passing not in self._arriving and place is not None:
+                try:
+                    self._arriving[passing] = os.open(place, os.O_RDONLY | os.O_CLOEXEC)
+                except FileNotFoundError:
+                    return None
+            return self._arriving.get(passing)
 
     def _now(self) -> Passing | ShardFile:
         """The file itself once it is verified, else its way here."""

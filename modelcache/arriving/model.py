@@ -128,7 +128,7 @@ class AskedModel:
             try:
                 company = self._company
                 found = self._folder.open_checkpoint(named) if company is None else company.open_checkpoint(self._folder, named)
-                return Opened(found, self._folder.open_file, self._arrival, company, self._how.all_at_once)
+                return Opened(found, self._folder.open_file, self._arrival, company, self._how.all_at_once, self._how.may_map is not False)
             except BadCheckpoint:
                 self._arrival.dropped()  # whether headers make sense is said of verified ones alone
             finally:

@@ -68,11 +68,12 @@ class Opened:
     arrival: Arrival | None = None
     company: Company | None = None
     all_at_once: bool = False
+    may_map: bool = True
 
     @property
     def bringing(self) -> Bringing | None:
         """How a group has it from one of its ranks; None: this process has the files."""
-        return None if self.company is None else self.company.bringing(ARRIVING_EXTENT_BYTES)
+        return None if self.company is None else self.company.bringing(ARRIVING_EXTENT_BYTES, may_map=self.may_map)
 
     def plan(self, names: Sequence[str], order: Order, destination: Destination) -> Sequence[Extent]:
         """What is read for these tensors, and in which order."""
@@ -137,7 +138,7 @@ def _arriving(arrival: Arrival, company: Company | None, begun: Begun, how: How,
         checkpoint = folder.open_checkpoint() if company is None else company.open_checkpoint(folder)
     except BadCheckpoint:
         return _here(arrival.published(), how)  # whether headers make sense is said of verified ones alone
-    return Opened(checkpoint, folder.open_file, arrival, company, how.all_at_once)
+    return Opened(checkpoint, folder.open_file, arrival, company, how.all_at_once, how.may_map is not False)
 
 
 def _here(path: Path, how: How) -> Opened:

@@ -229,6 +229,16 @@ class Passing:
             with self._changed:
                 place.here = RangeSet()  # it may have been taken of the pass that was wrong: it is read back
 
+    def settle(self, block: ByteRange, cancel: Cancellation) -> int:
+        """Wait until a block is in the file; on which pass. Raises as `take`."""
+        while True:
+            pass_number = self.pass_number
+            self.want(block, now=True)
+            while not self.incoming.wait(block, LOOK_S, cancel):
+                pass
+            if self.pass_number == pass_number:
+                return pass_number
+
     def leave(self, block: ByteRange, into: memoryview) -> None:
         """A block is read elsewhere into `into`: nothing is put there any more once this returns, and a place that was taken is let go."""
         at = address(into)

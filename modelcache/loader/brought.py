@@ -13,18 +13,16 @@ from pathlib import Path
 
 from modelcache.loader.checkpoint import Checkpoint
 from modelcache.loader.council import Council
-from modelcache.loader.exchange import Block, Division, Exchange, OpenFile
-from modelcache.loader.files import Opener, TensorFile, Way
+from modelcache.loader.division import Block, Division
+from modelcache.loader.exchange import Exchange, OpenFile
+from modelcache.loader.files import Expecting, Opener, Settling, TensorFile, Way
 from modelcache.loader.group import Member
 from modelcache.loader.meeting import Arrival, Terms, meet
 from modelcache.loader.memory import Memory
+from modelcache.loader.pages import PageExchange, Piece
 from modelcache.loader.plan import BLOCK_BYTES, Extent
 from modelcache.patience import Cancellation
 from modelcache.ranges import ByteRange
-
-READS = 32
-"""Of the rank that brings, in flight: bytes of blocks that somebody waits for are put into their slot as they pass, those of others are
-read back; so as many as the memory has slots by default."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,26 +33,16 @@ class Bringing:
         rank: that brings it.
         version: what it is, before its digest is known.
         extent_bytes: a tensor is handed out when its extent is here.
+        is_paged: its bytes go through the page cache: ranks have them from there.
+        may_map: this rank maps them there.
     """
 
     council: Council = field(repr=False)
     rank: int
     version: str
     extent_bytes: int
-
-
-@dataclass(frozen=True, slots=True)
-class _Piece:
-    """What is taken of one block.
-
-    Attributes:
-        at: its place in the block.
-        span: of the file.
-    """
-
-    number: int
-    at: int
-    span: ByteRange
+    is_paged: bool = False
+    may_map: bool = True
 
 
 class _Blocks:
@@ -68,22 +56,31 @@ class _Blocks:
         self.all: list[Block] = []
         self._by_file: defaultdict[int, list[tuple[int, int, int]]] = defaultdict(list)  # where its bytes of tensors start and stop
         for extent in extents:
-            for span in extent.blocks():
+            for span in _blocks(extent.span):
                 wanted = _wanted(extent, span)
                 self._by_file[extent.shard].append((wanted.start, wanted.stop, len(self.all)))
                 self.all.append(Block(extent.shard, span))
         for found in self._by_file.values():
             found.sort()
 
-    def pieces(self, file: int, span: ByteRange) -> Iterator[_Piece]:
+    def pieces(self, file: int, span: ByteRange) -> Iterator[Piece]:
         """What bytes of tensors of a file consist of, in file order."""
         found = self._by_file[file]
         start = span.start
         for _, stop, number in found[max(0, bisect_right(found, (start, 1 << 63)) - 1) :]:
             if start >= span.stop:
                 return
-            yield _Piece(number, start - self.all[number].span.start, ByteRange(start, min(stop, span.stop)))
+            yield Piece(number, start - self.all[number].span.start, ByteRange(start, min(stop, span.stop)))
             start = stop
+
+
+def _blocks(span: ByteRange) -> Iterator[ByteRange]:
+    """Cut where chunks of the file end, too: those are received whole in one place."""
+    start = span.start
+    while start < span.stop:
+        stop = min(start - start % BLOCK_BYTES + BLOCK_BYTES, span.stop)
+        yield ByteRange(start, stop)
+        start = stop
 
 
 def _wanted(extent: Extent, block: ByteRange) -> ByteRange:
@@ -94,7 +91,7 @@ def _wanted(extent: Extent, block: ByteRange) -> ByteRange:
 class BroughtFile:
     """One file, all of which comes from the group (a `TensorFile`)."""
 
-    def __init__(self, path: Path, pieces: dict[ByteRange, list[_Piece]], exchange: Exchange, cancel: Cancellation) -> None:
+    def __init__(self, path: Path, pieces: dict[ByteRange, list[Piece]], exchange: Exchange, cancel: Cancellation) -> None:
         """
         Args:
             pieces: of each block that is read.
@@ -121,8 +118,28 @@ class BroughtFile:
         """Nothing is its own."""
 
 
+class BroughtPages(BroughtFile):
+    """The same, whose pages are in the page cache (a `Paged`)."""
+
+    def __init__(self, path: Path, pieces: dict[ByteRange, list[Piece]], exchange: PageExchange, cancel: Cancellation) -> None:
+        super().__init__(path, pieces, exchange, cancel)
+        self._pages = exchange
+
+    def may_map(self, span: ByteRange) -> bool:
+        return True
+
+    def pages(self, span: ByteRange) -> tuple[Memory, Way]:
+        pieces = [
+            piece
+            for start in range(span.start, span.stop, BLOCK_BYTES)
+            for piece in self._pieces[ByteRange(start, min(start + BLOCK_BYTES, span.stop))]
+        ]
+        return self._pages.pages(pieces, span, self._cancel)
+
+
 class _KeptOpen:
-    """A file that several threads read, and that stays open when one of them is through with it (a `TensorFile`)."""
+    """A file that several threads read, and that stays open when one of them is through with it (a `TensorFile`, `Expecting`,
+    `Settling`)."""
 
     def __init__(self, file: TensorFile) -> None:
         self._file = file
@@ -130,6 +147,18 @@ class _KeptOpen:
         self.may_map = file.may_map
         self.mapped = file.mapped
         self.read = file.read
+
+    def expect(self, span: ByteRange, memory: Memory) -> None:
+        if isinstance(self._file, Expecting):
+            self._file.expect(span, memory)
+
+    def want(self, span: ByteRange) -> None:
+        if isinstance(self._file, Settling):
+            self._file.want(span)
+
+    def settled(self, block: ByteRange) -> int:
+        assert isinstance(self._file, Settling)
+        return self._file.settled(block)
 
     def close(self) -> None:
         """Whoever opened it does that."""
@@ -175,7 +204,7 @@ def taking_part(
         GroupBroken, BadShard: the group could not meet. What reading raises, when the context ends. MemoryError, Cancelled.
     """
     blocks = _Blocks(whole)
-    wanted: defaultdict[int, dict[ByteRange, list[_Piece]]] = defaultdict(dict)
+    wanted: defaultdict[int, dict[ByteRange, list[Piece]]] = defaultdict(dict)
     needs = [0] * len(blocks.all)
     for extent in own:
         for span in extent.blocks():
@@ -188,7 +217,10 @@ def taking_part(
         files = _Files(lambda number, ended: open_file(checkpoint.shards[number], ended), kept)
         exchange = ends.enter_context(_exchange(blocks.all, needs, member, bringing, files.get, cancel))
         ends.enter_context(cancel.on_cancel(exchange.ended.cancel))
-        yield lambda shard, cancel: BroughtFile(shard.path, wanted[number_of[shard.path]], exchange, cancel)
+        if isinstance(exchange, PageExchange) and bringing.may_map:
+            yield lambda shard, cancel: BroughtPages(shard.path, wanted[number_of[shard.path]], exchange, cancel)
+        else:
+            yield lambda shard, cancel: BroughtFile(shard.path, wanted[number_of[shard.path]], exchange, cancel)
         exchange.finish(cancel)
 
 
@@ -201,12 +233,14 @@ def _exchange(
     cancel: Cancellation,
 ) -> Exchange:
     group = member.group
-    terms = Terms(max(1, min(group.memory_bytes // BLOCK_BYTES, len(blocks))), frozenset())
+    terms = Terms(0 if bringing.is_paged else max(1, min(group.memory_bytes // BLOCK_BYTES, len(blocks))), frozenset())
     who = Arrival(group.name, member.rank, member.ranks, _digest(blocks, bringing), group.timeout_s)
     with bringing.council.watching(cancel) as until_one_is_gone:
         seat = meet(who, lambda: terms, until_one_is_gone)
-    division = Division(blocks, [bringing.rank], needs, reads=READS, patient=True)
-    return Exchange(seat, member.rank, division, open_file, group.timeout_s)
+    division = Division(blocks, [bringing.rank], needs, patient=True)
+    if not bringing.is_paged:
+        return Exchange(seat, member.rank, division, open_file, group.timeout_s)
+    return PageExchange(seat, member.rank, division, open_file, group.timeout_s)
 
 
 def _digest(blocks: Sequence[Block], bringing: Bringing) -> str:

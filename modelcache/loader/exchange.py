@@ -9,64 +9,21 @@ import struct
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
-from dataclasses import dataclass
 from enum import IntEnum
 from types import TracebackType
 from typing import Self
 
 from modelcache.errors import GroupBroken, StoreFault
-from modelcache.loader.files import TensorFile, Way
+from modelcache.loader.division import Division
+from modelcache.loader.files import Expecting, TensorFile, Way
 from modelcache.loader.meeting import Seat
 from modelcache.loader.segment import Segment
 from modelcache.patience import Cancellation, begin, end_of
-from modelcache.ranges import ByteRange
 
-READS = 4
-"""In flight in a group, together: what reaches the ceiling of a disk (`reader.THREADS`); each rank has one at least."""
 WAITS_S = 5.0
 """How often a rank that waits for bytes of a patient division says so, at least; four times in the timeout, if that is more often."""
-
-
-@dataclass(frozen=True, slots=True)
-class Block:
-    """What is read at once.
-
-    Attributes:
-        file: number of the checkpoint's file.
-        span: of the file, from an aligned start; at most BLOCK_BYTES.
-    """
-
-    file: int
-    span: ByteRange
-
-
-@dataclass(frozen=True, slots=True)
-class Division:
-    """Which rank reads what, and what this one takes of it.
-
-    Attributes:
-        blocks: in the order in which they are read; the same for all ranks.
-        readers: ranks that read them in turn.
-        needs: bytes of each block that this rank takes; of some maybe none.
-        reads: in flight of all readers together.
-        patient: a block may take as long as its reader waits for it; else no longer than the timeout.
-    """
-
-    blocks: Sequence[Block]
-    readers: Sequence[int]
-    needs: Sequence[int]
-    reads: int = READS
-    patient: bool = False
-
-    @classmethod
-    def even(cls, blocks: Sequence[Block], ranks: Sequence[int]) -> Division:
-        """All ranks read, and take all."""
-        return cls(blocks, sorted(ranks), [block.span.size_bytes for block in blocks])
-
-    def reader_of(self, number: int) -> int:
-        return self.readers[number % len(self.readers)]
 
 
 class Word(IntEnum):
@@ -82,9 +39,12 @@ class Word(IntEnum):
     """The rank of this number is gone, and so this one will be: to every other one, which may hear of that one's end later."""
     WAITS = 5
     """This rank waits for bytes of a block and will have them: to every other one."""
+    FILE = 6
+    """With a descriptor, the next of those that READY counts from 0."""
 
 
-_FRAME = struct.Struct("<II")
+FRAME = struct.Struct("<III")
+"""A word, a number, and of READY in which file the block is, where it is in one."""
 
 OpenFile = Callable[[int, Cancellation], TensorFile]
 """A file by its number; its reads wait for what still arrives until they are cancelled."""
@@ -111,6 +71,7 @@ class Exchange:
             GroupBroken: the memory can't be used.
         """
         self._links = seat.links
+        self._files: list[int] = []
         self._owner_pid = os.getpid()
         try:
             self._segment = Segment(seat.segment_fd)
@@ -128,7 +89,8 @@ class Exchange:
         self._changed = threading.Condition()  # with a lock that is reentrant, so that a signal handler may cancel
         self._own = deque(number for number in range(len(self._blocks)) if division.reader_of(number) == rank)
         self._reading = 0
-        self._ready: set[int] = set()
+        self._ready: dict[int, int] = {}
+        self._slots = self._segment.slots or len(self._blocks)
         self._moved_at_s = time.monotonic()
         self._taken_by: Counter[int] = Counter()
         self._taken = 0
@@ -137,8 +99,13 @@ class Exchange:
         self._broken: BaseException | None = None
         self._lost: int | None = None
         self._closing = False
+        self._placed: deque[int] = deque()
+        self._places = division.patient and self._segment.slots > 0
+        self._placing = self._places
         count = min(-(-division.reads // len(division.readers)), len(self._own))
         self._threads = [threading.Thread(target=self._read_own, name=f"load-group-{number}") for number in range(count)]
+        if count and self._places:
+            self._threads.append(threading.Thread(target=self._place_own, name="load-group-places"))
         self._listener = threading.Thread(target=self._listen, name="load-group-links")
 
     def __enter__(self) -> Self:
@@ -186,9 +153,16 @@ class Exchange:
             Cancelled. What reading it raised, where this rank did.
         """
         self._await(lambda: number in self._ready, number, cancel)
-        self._segment.copy(number % self._segment.slots, at, into)
+        self._copy(number, at, into)
+        return self._used(number, len(into))
+
+    def _copy(self, number: int, at: int, into: memoryview) -> None:
+        self._segment.copy(number % self._slots, at, into)
+
+    def _used(self, number: int, size_bytes: int) -> Way:
+        """This rank needs so much less of a block; how that came."""
         with self._changed:
-            self._needs[number] -= len(into)
+            self._needs[number] -= size_bytes
             way = self._ways.get(number, Way.SHARED)
             if not self._needs[number]:
                 self._took(number)
@@ -202,7 +176,7 @@ class Exchange:
         """This rank needs no more of a block."""
         self._taken += 1
         self._ways.pop(number, None)
-        following = number + self._segment.slots
+        following = number + self._slots
         if following < len(self._blocks):
             if (reader := self._division.reader_of(following)) == self._rank:
                 self._hear(self._rank, Word.TAKEN, number)
@@ -231,8 +205,28 @@ class Exchange:
     # -- reading ------------------------------------------------------------------------------------------------------
 
     def _read_own(self) -> None:
-        try:
+        with self._telling():
             self._read_blocks()
+
+    def _place_own(self) -> None:
+        """Have bytes put into slots as they arrive, long before somebody waits for them."""
+        with self._telling():
+            while (number := self._next_own()) is not None:
+                with closing(self._open_file(self._blocks[number].file, self.ended)) as file:
+                    if isinstance(file, Expecting):
+                        file.expect(self._blocks[number].span, self._segment.memory(number % self._slots))
+                with self._changed:
+                    self._placed.append(number)
+                    self._changed.notify_all()
+        with self._changed:
+            self._placing = False
+            self._changed.notify_all()
+
+    @contextmanager
+    def _telling(self) -> Iterator[None]:
+        """Whatever ends it early, all who take blocks are told."""
+        try:
+            yield
         except OSError as error:
             self._break(StoreFault(f"a file of the checkpoint can't be read ({error.strerror})"))
         except BaseException as error:  # whatever it was, ranks wait for these blocks
@@ -241,22 +235,28 @@ class Exchange:
     def _read_blocks(self) -> None:
         file: tuple[int, TensorFile] | None = None
         try:
-            while (number := self._next_own()) is not None:
+            following = self._next_placed if self._places else self._next_own
+            while (number := following()) is not None:
                 block = self._blocks[number]
                 if file is None or file[0] != block.file:
                     if file is not None:
                         file[1].close()
                     file = None
                     file = block.file, self._open_file(block.file, self.ended)
-                with self._counted(), self._segment.slot(number % self._segment.slots) as slot:
-                    way = file[1].read(block.span, slot)
+                with self._counted():
+                    way, where = self._bring(file[1], number)
                 if self._needs[number]:
                     self._ways[number] = way
-                self._hear(self._rank, Word.READY, number)
-                self._say_all(Word.READY, number)
+                self._hear(self._rank, Word.READY, number, where)
+                self._say_all(Word.READY, number, where)
         finally:
             if file is not None:
                 file[1].close()
+
+    def _bring(self, file: TensorFile, number: int) -> tuple[Way, int]:
+        """Have a block where all can take it; how it came, and in which file it is, if in one."""
+        with self._segment.slot(number % self._slots) as slot:
+            return file.read(self._blocks[number].span, slot), 0
 
     @contextmanager
     def _counted(self) -> Iterator[None]:
@@ -275,13 +275,22 @@ class Exchange:
             if not self._own:
                 return None
             number = self._own.popleft()
-            before = number - self._segment.slots
+            before = number - self._slots
             while before >= 0 and self._taken_by[before] < len(self._ranks):
                 if self._closing or self._broken is not None:
                     return None
                 self._changed.wait()
             self._taken_by.pop(before, None)
             return None if self._closing or self._broken is not None else number
+
+    def _next_placed(self) -> int | None:
+        """The next block whose slot bytes are put into; None as of `_next_own`."""
+        with self._changed:
+            while not self._placed:
+                if not self._placing or self._closing or self._broken is not None:
+                    return None
+                self._changed.wait()
+            return None if self._closing or self._broken is not None else self._placed.popleft()
 
     def _break(self, error: BaseException) -> None:
         with self._changed:
@@ -291,13 +300,13 @@ class Exchange:
 
     # -- the others ---------------------------------------------------------------------------------------------------
 
-    def _say_all(self, word: Word, number: int) -> None:
+    def _say_all(self, word: Word, number: int, where: int = 0) -> None:
         for rank in self._links:
-            self._say(rank, word, number)
+            self._say(rank, word, number, where)
 
-    def _say(self, rank: int, word: Word, number: int) -> None:
+    def _say(self, rank: int, word: Word, number: int, where: int = 0) -> None:
         try:
-            self._links[rank].send(_FRAME.pack(word, number), socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+            self._links[rank].send(FRAME.pack(word, number, where), socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
         except BlockingIOError:  # it has not listened since before the last slots were filled
             self._break(GroupBroken(f"rank {rank} of the group stands still"))
         except OSError:  # it is gone; whether it was done is told by its link
@@ -326,19 +335,22 @@ class Exchange:
     def _read_words(self, rank: int) -> bool:
         """Hear what a rank said; False: its link has ended."""
         try:
-            data = self._links[rank].recv(_FRAME.size * 512)  # frames are sent, and so come, whole
+            data, fds, _, _ = socket.recv_fds(self._links[rank], FRAME.size, 1, socket.MSG_CMSG_CLOEXEC)  # frames come one by one
         except OSError:
-            data = b""
-        for word, number in _FRAME.iter_unpack(data):
-            self._hear(rank, word, number)
+            data, fds = b"", []
+        self._files += fds
+        if data[:4] == FRAME.pack(Word.FILE, 0, 0)[:4] and not fds:
+            self._break(GroupBroken(f"rank {self._rank} can't have more files open", hint="allow this process more of them (ulimit -n)"))
+        for word, number, where in FRAME.iter_unpack(data):
+            self._hear(rank, word, number, where)
         if not data:
             self._hear(rank, Word.LOST, rank)
         return bool(data)
 
-    def _hear(self, rank: int, word: int, number: int) -> None:
+    def _hear(self, rank: int, word: int, number: int, where: int = 0) -> None:
         with self._changed:
             if word == Word.READY:
-                self._ready.add(number)
+                self._ready[number] = where
                 self._moved_at_s = time.monotonic()
                 if not self._needs[number]:
                     self._took(number)
@@ -348,7 +360,7 @@ class Exchange:
                 self._taken_by[number] += 1
             elif word == Word.DONE:
                 self._done.add(rank)
-            elif number not in self._done and self._lost is None and not self._closing:
+            elif word == Word.LOST and number not in self._done and self._lost is None and not self._closing:
                 self._lost = number
                 self._break(GroupBroken(f"rank {number} of the group ended before its load did"))
             self._changed.notify_all()
@@ -356,3 +368,6 @@ class Exchange:
     def _close_links(self) -> None:
         for link in self._links.values():
             link.close()
+        for fd in self._files:
+            os.close(fd)
+        self._files.clear()

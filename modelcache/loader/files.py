@@ -72,6 +72,28 @@ class Expecting(Protocol):
         ...
 
 
+@runtime_checkable
+class Settling(Protocol):
+    """A file whose bytes arrive in a file of this machine, through the page cache."""
+
+    def want(self, span: ByteRange) -> None:
+        """These bytes will be asked for."""
+        ...
+
+    def settled(self, block: ByteRange) -> int:
+        """Wait for a block; a descriptor of the file that has it, for as long as this one is open. Raises as `TensorFile.read`."""
+        ...
+
+
+@runtime_checkable
+class Paged(Protocol):
+    """A file whose bytes may still be on their way, and whose own pages can be had when they are here."""
+
+    def pages(self, span: ByteRange) -> tuple[Memory, Way]:
+        """Wait for the bytes of `span`; the pages, as of `TensorFile.mapped`, and how they came. Raises as `TensorFile.read`."""
+        ...
+
+
 Opener = Callable[[Shard, Cancellation], TensorFile]
 """Opens one file of a checkpoint. The cancellation is the load's own: asked for when the caller cancels and when the load ends early, and
 the one that a `read` that waits must end with.

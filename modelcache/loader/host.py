@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-from modelcache.loader.files import Expecting, TensorFile, Way
+from modelcache.loader.files import Expecting, Paged, TensorFile, Way
 from modelcache.loader.header import TensorEntry
 from modelcache.loader.memory import HostMemory, Memory
 from modelcache.loader.page_tables import populate
@@ -31,7 +31,8 @@ class HostStaging:
         if extent.span.size_bytes == 0:
             return HostLanding(extent, file, None, self._device)
         if file.may_map(extent.span):
-            return HostLanding(extent, file, file.mapped(extent.span), self._device, is_mapped=True)
+            pages = None if isinstance(file, Paged) else file.mapped(extent.span)
+            return HostLanding(extent, file, pages, self._device, is_mapped=True)
         memory = self._memory.lend(extent.memory_bytes)
         if isinstance(file, Expecting):
             file.expect(extent.span, memory)
@@ -46,7 +47,7 @@ class HostLanding:
 
     def __init__(self, extent: Extent, file: TensorFile, memory: Memory | None, device: torch.device, *, is_mapped: bool = False) -> None:
         self.missing: Sequence[ByteRange] = (extent.span,) if is_mapped else tuple(extent.blocks())
-        self.lent_bytes = 0 if is_mapped else extent.span.size_bytes
+        self.lent_bytes = 0 if is_mapped and memory is not None else extent.span.size_bytes  # who waits for pages keeps no other back
         self._is_mapped = is_mapped
         self._start = extent.span.start
         self._address = str(file.path)
@@ -54,10 +55,14 @@ class HostLanding:
         self._device = device
 
     def fill(self, file: TensorFile, block: ByteRange) -> Way:
-        assert self._memory is not None  # an extent of no bytes misses none
         if self._is_mapped:
+            way = Way.MAPPED
+            if isinstance(file, Paged):
+                self._memory, way = file.pages(block)
+            assert self._memory is not None  # an extent of no bytes misses none
             populate(self._memory)
-            return Way.MAPPED
+            return way
+        assert self._memory is not None
         with memoryview(self._memory) as whole, whole.cast("B") as view, view[block.start - self._start :] as into:
             return file.read(block, into)
 

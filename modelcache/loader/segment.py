@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import ctypes
 import fcntl
 import mmap
 import os
 
 from modelcache.errors import GroupBroken
+from modelcache.loader.memory import Memory
 from modelcache.loader.plan import BLOCK_BYTES
 
 _SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
@@ -46,7 +48,7 @@ class Segment:
         try:
             if fcntl.fcntl(fd, fcntl.F_GET_SEALS) & _SEALS != _SEALS:
                 raise GroupBroken("the memory that a group shares is not sealed")
-            self._map = mmap.mmap(fd, 0)
+            self._map = mmap.mmap(fd, 0) if os.fstat(fd).st_size else mmap.mmap(-1, 1)
         except OSError as error:
             os.close(fd)
             raise GroupBroken(f"the memory that a group shares can't be mapped ({error.strerror})") from error
@@ -61,6 +63,10 @@ class Segment:
         """The memory of one slot, to be written and released; it begins at a page."""
         return self._view[number * BLOCK_BYTES : (number + 1) * BLOCK_BYTES]
 
+    def memory(self, number: int) -> Memory:
+        """The same, for as long as anybody has it."""
+        return (ctypes.c_ubyte * BLOCK_BYTES).from_buffer(self._map, number * BLOCK_BYTES)
+
     def copy(self, number: int, at: int, into: memoryview) -> None:
         """Fill `into` from a place in a slot. By the kernel: it lets other threads go on, where a copy between views would not."""
         done = 0
@@ -69,5 +75,5 @@ class Segment:
 
     def close(self) -> None:
         self._view.release()
-        self._map.close()
+        del self._map  # it goes with the last `memory`: who receives something just now does so to the end
         os.close(self._fd)

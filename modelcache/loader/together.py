@@ -12,7 +12,8 @@ from functools import partial
 from pathlib import Path
 
 from modelcache.loader.checkpoint import Checkpoint
-from modelcache.loader.exchange import Block, Division, Exchange
+from modelcache.loader.division import Block, Division
+from modelcache.loader.exchange import Exchange
 from modelcache.loader.files import Opener, TensorFile, Way
 from modelcache.loader.group import Member
 from modelcache.loader.meeting import Arrival, Terms, meet

@@ -20,6 +20,8 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
+from modelcache.abc.ingest import Route
+
 DEADLINE_S = 100.0
 _PR_SET_PDEATHSIG = 1
 
@@ -35,6 +37,7 @@ class Order:
         absent: the rank that is not started; -1: none.
         root: of the store, for a URI.
         brings: the rank whose process fetches it: the others are started when it has begun to; -1: whichever.
+        route: on which it is written.
     """
 
     path: str
@@ -48,6 +51,7 @@ class Order:
     absent: int = -1
     root: str = ""
     brings: int = -1
+    route: str = Route.BUFFERED
 
 
 class Crew:
@@ -108,6 +112,14 @@ def digest_of(tensor: Any) -> str:
     return hashlib.sha256(tensor.contiguous().flatten().view(torch.uint8).numpy()).hexdigest()
 
 
+def cache_at(order: Order) -> Any:
+    import modelcache
+    from modelcache.config import Config
+    from modelcache.testing.store_fixtures import NO_LIMITS
+
+    return modelcache.ModelCache(config=Config.load({}, root=order.root, limits=NO_LIMITS, write_route=Route(order.route)))
+
+
 def segments() -> list[int]:
     """Sizes of the shared memory that this process has mapped, in bytes."""
     lines = [line for line in Path("/proc/self/maps").read_text().splitlines() if "memfd:modelcache-group" in line]
@@ -118,11 +130,9 @@ def segments() -> list[int]:
 def load(order: Order, rank: int) -> dict[str, Any]:
     """One rank's load."""
     import modelcache
-    from modelcache.config import Config
     from modelcache.errors import ModelCacheError
     from modelcache.loader import loading
     from modelcache.loader.report import LoadReport
-    from modelcache.testing.store_fixtures import NO_LIMITS
 
     if order.hold == rank:
         loading.AHEAD_BYTES = 1  # it takes no block of the second file before it is asked for one
@@ -137,7 +147,7 @@ def load(order: Order, rank: int) -> dict[str, Any]:
             group=group if order.group else None,
             may_map=order.may_map,
             report=report,
-            cache=modelcache.ModelCache(config=Config.load({}, root=order.root, limits=NO_LIMITS)) if order.root else None,
+            cache=cache_at(order) if order.root else None,
         )
         for name, tensor in tensors:
             if order.hold == rank:

@@ -16,6 +16,7 @@ import pytest
 import torch
 from safetensors.torch import save, save_file
 
+from modelcache.abc.ingest import Route
 from modelcache.errors import GroupBroken
 from modelcache.loader.meeting import Arrival, Terms, meet
 from modelcache.loader.plan import BLOCK_BYTES
@@ -171,18 +172,19 @@ def origin(tensors: dict[str, torch.Tensor]) -> Iterator[Origin]:
         yield Origin(server, tensors)
 
 
-@pytest.mark.parametrize(("world", "brings"), [(2, 1), (4, 0)])
+@pytest.mark.parametrize(("world", "brings", "route"), [(2, 1, Route.DIRECT), (4, 0, Route.BUFFERED)])
 def test_of_a_model_that_arrives_slices_bit_by_bit_of_bytes_that_one_rank_fetches(
-    ranks: Crew, origin: Origin, tensors: dict[str, torch.Tensor], tmp_path: Path, world: int, brings: int
+    ranks: Crew, origin: Origin, tensors: dict[str, torch.Tensor], tmp_path: Path, world: int, brings: int, route: Route
 ) -> None:
-    order = Order(origin.uri, world, DIMS, memory_bytes=BLOCK_BYTES, root=str(tmp_path), brings=brings)
+    """Around the page cache they share memory; through it, they map it."""
+    order = Order(origin.uri, world, DIMS, memory_bytes=BLOCK_BYTES, root=str(tmp_path), brings=brings, route=route, may_map=True)
     answers = origin.brought_to(ranks, order)
     assert {rank: said.get("digests", said) for rank, said in answers.items()} == {
         rank: expected(tensors, rank, world) for rank in range(world)
     }
     assert origin.sent_bytes == len(origin.data)
     assert [rank for rank, said in answers.items() if set(said["read_bytes"]) != {"shared"}] == [brings]
-    assert {size for said in answers.values() for size in said["segments"]} == {BLOCK_BYTES}
+    assert {size for said in answers.values() for size in said["segments"]} == ({BLOCK_BYTES} if route is Route.DIRECT else set())
     assert all(said["left"] == [] for said in answers.values())
 
 

@@ -299,8 +299,8 @@ def test_an_origin_that_stands_still_for_longer_than_the_timeout_is_waited_for(t
     """The clock of the exchange goes on by two thirds of the timeout each time the others hear that their bringer waits."""
     ahead_s, heard, enough = [0.0], Exchange._hear, threading.Event()
 
-    def hear(exchange: Exchange, rank: int, word: int, number: int) -> None:
-        heard(exchange, rank, word, number)
+    def hear(exchange: Exchange, rank: int, word: int, number: int, where: int = 0) -> None:
+        heard(exchange, rank, word, number, where)
         if word == Word.WAITS and rank != exchange._rank:
             ahead_s.append(ahead_s[-1] + DEADLINE_S * 2 / 3)
             if len(ahead_s) > 4:

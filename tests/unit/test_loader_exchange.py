@@ -14,7 +14,8 @@ import pytest
 
 from modelcache.errors import Cancelled, GroupBroken, ModelCacheError, StoreFault
 from modelcache.loader.council import Council
-from modelcache.loader.exchange import Block, Division, Exchange
+from modelcache.loader.division import Block, Division
+from modelcache.loader.exchange import Exchange
 from modelcache.loader.files import TensorFile, Way
 from modelcache.loader.group import NodeGroup
 from modelcache.loader.meeting import Seat
