@@ -78,13 +78,23 @@ class Crew:
         _CREWS.add(self)
 
     def give(self, do: Callable[[], T]) -> Task[T]:
+        """Raises MemoryError: this process can't have a single thread more; else it does with those that it has."""
+        if len(self._threads) < self._most:
+            self._grow()
         task = Task(do)
         self._tasks.put(task)  # type: ignore[arg-type]  # nobody asks the queue for its result
-        if len(self._threads) < self._most:
-            thread = threading.Thread(target=_work, args=(self._tasks,), name=f"{self._name}_{len(self._threads)}", daemon=True)
-            self._threads.append(thread)  # before it runs, or Ctrl-C might leave it to nobody
-            thread.start()
         return task
+
+    def _grow(self) -> None:
+        thread = threading.Thread(target=_work, args=(self._tasks,), name=f"{self._name}_{len(self._threads)}", daemon=True)
+        self._threads.append(thread)  # before it runs, or Ctrl-C might leave it to nobody
+        try:
+            thread.start()
+        except RuntimeError as error:
+            self._threads.pop()
+            self._most = len(self._threads)
+            if not self._threads:
+                raise MemoryError(f"a load needs a thread, and there can be no more ({error})") from error
 
     def help_until(self, awaited: Task[T]) -> None:
         """Do tasks of the crew in this thread, until that one is done, or somebody has begun each."""

@@ -234,6 +234,23 @@ def test_memory_that_runs_out(model: Path, memory: HostMemory, monkeypatch: pyte
         dict(tensors_of(model))
 
 
+@pytest.mark.parametrize("most", [0, 1, 2])
+def test_threads_that_run_out(model: Path, memory: HostMemory, monkeypatch: pytest.MonkeyPatch, most: int) -> None:
+    start, starts = threading.Thread.start, count()
+
+    def scarce(thread: threading.Thread) -> None:
+        if next(starts) >= most:
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", scarce)
+    if most:
+        assert len(dict(tensors_of(model))) == SHARDS * TENSORS
+    else:
+        with pytest.raises(MemoryError, match="can't start new thread"):
+            dict(tensors_of(model))
+
+
 def test_a_stream_holds_no_more_than_what_is_ahead(model: Path, memory: HostMemory) -> None:
     most = 0
     for _, tensor in tensors_of(model):
