@@ -190,13 +190,13 @@ def test_where_no_credential_is_found_none_is_sent_and_a_refusal_says_so(certifi
             [file] = listed(source).files
             assert read(source, file) == DATA
             assert source.origin.ca_sha256 is not None
-        with source_of(GcsOptions(endpoint="http://localhost:1", ca_file=certificate.ca)) as plain:
-            assert plain.origin.ca_sha256 is None
             store.rights = {}
             for refused in (lambda: listed(source), lambda: read(source, file)):
                 with pytest.raises(AccessDenied) as caught:
                     refused()
                 assert "no Google credential was found" in str(caught.value.hint)
+    with source_of(GcsOptions(endpoint="http://localhost:1", ca_file=certificate.ca)) as plain:
+        assert plain.origin.ca_sha256 is None
 
 
 def test_without_the_extra_the_error_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
