@@ -88,16 +88,20 @@ def _wanted(extent: Extent, block: ByteRange) -> ByteRange:
     return ByteRange(max(block.start, extent.tensors[0].span.start), block.stop)
 
 
+@dataclass(slots=True)
+class _Taken:
+    """Pieces of one file, in file order, by the blocks and by the extents that consist of them."""
+
+    blocks: dict[ByteRange, list[Piece]] = field(default_factory=dict)
+    extents: dict[ByteRange, list[Piece]] = field(default_factory=dict)
+
+
 class BroughtFile:
     """One file, all of which comes from the group (a `TensorFile`)."""
 
-    def __init__(self, path: Path, pieces: dict[ByteRange, list[Piece]], exchange: Exchange, cancel: Cancellation) -> None:
-        """
-        Args:
-            pieces: of each block that is read.
-        """
+    def __init__(self, path: Path, taken: _Taken, exchange: Exchange, cancel: Cancellation) -> None:
         self.path = path
-        self._pieces = pieces
+        self._taken = taken
         self._exchange = exchange
         self._cancel = cancel
 
@@ -109,7 +113,7 @@ class BroughtFile:
 
     def read(self, block: ByteRange, into: memoryview) -> Way:
         way = Way.SHARED
-        for piece in self._pieces[block]:
+        for piece in self._taken.blocks[block]:
             start = piece.span.start - block.start
             way = self._exchange.take(piece.number, piece.at, into[start : start + piece.span.size_bytes], self._cancel)
         return way
@@ -121,20 +125,15 @@ class BroughtFile:
 class BroughtPages(BroughtFile):
     """The same, whose pages are in the page cache (a `Paged`)."""
 
-    def __init__(self, path: Path, pieces: dict[ByteRange, list[Piece]], exchange: PageExchange, cancel: Cancellation) -> None:
-        super().__init__(path, pieces, exchange, cancel)
+    def __init__(self, path: Path, taken: _Taken, exchange: PageExchange, cancel: Cancellation) -> None:
+        super().__init__(path, taken, exchange, cancel)
         self._pages = exchange
 
     def may_map(self, span: ByteRange) -> bool:
         return True
 
     def pages(self, span: ByteRange) -> tuple[Memory, Way]:
-        pieces = [
-            piece
-            for start in range(span.start, span.stop, BLOCK_BYTES)
-            for piece in self._pieces[ByteRange(start, min(start + BLOCK_BYTES, span.stop))]
-        ]
-        return self._pages.pages(pieces, span, self._cancel)
+        return self._pages.pages(self._taken.extents[span], span, self._cancel)
 
 
 class _KeptOpen:
@@ -204,13 +203,15 @@ def taking_part(
         GroupBroken, BadShard: the group could not meet. What reading raises, when the context ends. MemoryError, Cancelled.
     """
     blocks = _Blocks(whole)
-    wanted: defaultdict[int, dict[ByteRange, list[Piece]]] = defaultdict(dict)
+    wanted: defaultdict[int, _Taken] = defaultdict(_Taken)
     needs = [0] * len(blocks.all)
     for extent in own:
+        taken = wanted[extent.shard]
         for span in extent.blocks():
-            found = wanted[extent.shard][span] = list(blocks.pieces(extent.shard, _wanted(extent, span)))
-            for piece in found:
-                needs[piece.number] += piece.span.size_bytes
+            taken.blocks[span] = list(blocks.pieces(extent.shard, _wanted(extent, span)))
+        found = taken.extents[extent.span] = [piece for span in extent.blocks() for piece in taken.blocks[span]]
+        for piece in found:
+            needs[piece.number] += piece.span.size_bytes
     number_of = {shard.path: number for number, shard in enumerate(checkpoint.shards)}
     with ExitStack() as ends:
         kept = ends.enter_context(ExitStack())  # before the exchange, whose threads read them

@@ -24,8 +24,8 @@ import modelcache
 from modelcache.abc.ingest import Route
 from modelcache.arriving import opening
 from modelcache.errors import BadCheckpoint, BadShard, Cancelled, DigestMismatch, GroupBroken, SourceChanged
+from modelcache.loader import brought, shard_plan
 from modelcache.loader import exchange as exchanging
-from modelcache.loader import shard_plan
 from modelcache.loader.exchange import Exchange, Word
 from modelcache.loader.files import Way
 from modelcache.loader.plan import BLOCK_BYTES
@@ -138,9 +138,17 @@ def served(source: MemorySource) -> dict[str, int]:
     memory_bytes=st.sampled_from([BLOCK_BYTES, 4 * BLOCK_BYTES]),
     route=st.sampled_from(Route),
     resumable=st.booleans(),
+    may_map=st.sampled_from([None, False]),
 )
 def test_every_rank_has_its_parts_of_bytes_that_come_once(
-    shapes: list[list[tuple[int, int]]], world: int, order: Any, shuffled: Any, memory_bytes: int, route: Route, resumable: bool
+    shapes: list[list[tuple[int, int]]],
+    world: int,
+    order: Any,
+    shuffled: Any,
+    memory_bytes: int,
+    route: Route,
+    resumable: bool,
+    may_map: bool | None,
 ) -> None:
     shards = [matrices([(6 * rows, 6 * columns) for rows, columns in each], seed) for seed, each in enumerate(shapes)]
     files = shards_of(*shards)
@@ -152,7 +160,7 @@ def test_every_rank_has_its_parts_of_bytes_that_come_once(
     group = modelcache.NodeGroup(f"arriving-{next(groups)}", memory_bytes=memory_bytes, timeout_s=DEADLINE_S)
     with TemporaryDirectory() as directory, ranks_of(Path(directory) / "root", source, world, route) as ranks:
         given = names if order == "given" else None
-        found = [coming.result(DEADLINE_S) for coming in ranks.begin(shard=plan, names=given, order=order, group=group)]
+        found = [coming.result(DEADLINE_S) for coming in ranks.begin(shard=plan, names=given, order=order, group=group, may_map=may_map)]
         if order == "file":
             names = list(in_file_order(ranks.caches[0]))
         for rank, loaded in enumerate(found):
@@ -233,6 +241,21 @@ def test_a_model_that_changes_under_the_load_is_never_mixed(tmp_path: Path) -> N
         assert all(isinstance(error, DigestMismatch | SourceChanged) for error in errors), errors
         for rank, each in enumerate(ranks.begin()):
             check(each.result(DEADLINE_S), in_file_order(ranks.caches[0]), rank, 2, [SHARDS[0], changed])
+
+
+def test_ranks_go_on_with_the_fetch_that_takes_the_place_of_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a file that is the same and has another version; what a rank maps may lie in both of its files."""
+    monkeypatch.setattr(brought, "BLOCK_BYTES", CHUNK)
+    source = MemorySource(FILES)
+    gate = source.gate(TWO, len(FILES[TWO]) // 2)
+    with ranks_of(tmp_path / "root", source, 2) as ranks:
+        coming = ranks.begin()
+        ranks.await_first()
+        source.put(TWO, FILES[TWO])
+        gate.open()
+        for rank, each in enumerate(coming):
+            check(each.result(DEADLINE_S), in_file_order(ranks.caches[0]), rank, 2, SHARDS)
+        assert source.books.listings > 2
 
 
 def test_headers_that_stay_wrong_are_no_checkpoint_for_every_rank(tmp_path: Path) -> None:
