@@ -144,10 +144,10 @@ class Leases:
             raise NotCached(f"no lease `{lease_id}` is in force", hint="it has expired or was released; take a new one")
         return self._put(replace(lease, expires_at_s=self._root.clock() + ttl_s))
 
-    def release(self, lease_id: str) -> bool:
-        """End a lease; False if none of this id was in force."""
+    def release(self, lease_id: str) -> Lease | None:
+        """End a lease, which it was; None if none of this id was in force."""
         lease = self.get(lease_id)
-        return lease is not None and lease.kind is LeaseKind.LEASE and self.remove(lease_id)
+        return lease if lease is not None and lease.kind is LeaseKind.LEASE and self.remove(lease_id) else None
 
     def remove(self, lease_id: str) -> bool:
         if not records.remove(self._layout.lease(lease_id)):

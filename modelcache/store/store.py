@@ -164,12 +164,17 @@ class LocalStore:
     @guarded
     def renew(self, lease_id: str, *, ttl_s: float) -> Lease:
         with self._root.lock.shared():
-            return self._parts.leases.renew(lease_id, ttl_s)
+            renewed = self._parts.leases.renew(lease_id, ttl_s)
+            self._parts.snapshots.use(renewed.manifest)
+            return renewed
 
     @guarded
     def release(self, lease_id: str) -> bool:
         with self._root.lock.shared():
-            return self._parts.leases.release(lease_id)
+            released = self._parts.leases.release(lease_id)
+            if released is not None:
+                self._parts.snapshots.use(released.manifest)  # until now
+            return released is not None
 
     @contextmanager
     def hold(self, manifest: Digest, *, holder: str) -> Iterator[Snapshot]:
@@ -189,6 +194,7 @@ class LocalStore:
         finally:
             with disk_faults(self.address):
                 held.end()
+                self._parts.snapshots.use(manifest)
 
     @guarded
     def pin(self, manifest: Digest, *, holder: str) -> Lease:

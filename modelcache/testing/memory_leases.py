@@ -13,12 +13,17 @@ from modelcache.errors import BadConfig, NotCached
 
 
 class MemoryLeases:
-    """Who holds which snapshot. Whether there is such a snapshot, its store knows."""
+    """Who holds which snapshot. Whether there is such a snapshot, its store knows.
+
+    Attributes:
+        last_used: when each was; by holds, and by what its store adds.
+    """
 
     def __init__(self, clock: Callable[[], float], lock: threading.RLock) -> None:
         self._clock = clock
         self._lock = lock
         self._leases: dict[str, Lease] = {}
+        self.last_used: dict[Digest, float] = {}
 
     def living(self) -> list[Lease]:
         with self._lock:
@@ -37,6 +42,7 @@ class MemoryLeases:
                     raise BadConfig("a lease of this id is in force", got=lease_id)
             lease = Lease(lease_id or secrets.token_hex(8), manifest, holder, kind, self._clock(), expires_at_s)
             self._leases[lease.id] = lease
+            self.last_used[manifest] = lease.created_at_s
             return lease
 
     def end(self, lease: Lease) -> None:
@@ -52,6 +58,7 @@ class MemoryLeases:
             if found is None or found.kind is not LeaseKind.LEASE or not self._lives(found):
                 raise NotCached(f"no living lease `{lease_id}`")
             self._leases[lease_id] = replace(found, expires_at_s=self._clock() + ttl_s)
+            self.last_used[found.manifest] = self._clock()
             return self._leases[lease_id]
 
     def release(self, lease_id: str) -> bool:
@@ -60,6 +67,7 @@ class MemoryLeases:
             if found is None or found.kind is not LeaseKind.LEASE or not self._lives(found):
                 return False
             del self._leases[lease_id]
+            self.last_used[found.manifest] = self._clock()
             return True
 
     def pins(self, manifest: Digest, holder: str | None = None) -> list[Lease]:

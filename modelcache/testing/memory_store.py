@@ -42,8 +42,8 @@ class MemoryStore:
         self._lock = self.shelf.lock
         self._refs: dict[RefKey, Ref] = {}
         self._manifests: dict[Digest, Manifest] = {}
-        self._last_used: dict[Digest, float] = {}
         self._leases = MemoryLeases(clock, self._lock)
+        self._last_used = self._leases.last_used
 
     def file(self, digest: Digest, path: str) -> bytes:
         """The bytes of one file of a snapshot."""
@@ -149,6 +149,7 @@ class MemoryStore:
             yield self._snapshot(manifest)
         finally:
             self._leases.end(lease)
+            self._last_used[manifest] = self.clock()
 
     def pin(self, manifest: Digest, *, holder: str) -> Lease:
         with self._lock:
@@ -265,9 +266,7 @@ class MemoryStore:
     def _add_lease(self, manifest: Digest, holder: str, kind: LeaseKind, expires_at_s: float | None, lease_id: str | None = None) -> Lease:
         with self._lock:
             self.manifest(manifest)
-            lease = self._leases.add(manifest, holder, kind, expires_at_s, lease_id)
-            self._last_used[manifest] = lease.created_at_s
-            return lease
+            return self._leases.add(manifest, holder, kind, expires_at_s, lease_id)
 
     def _info(self, digest: Digest) -> SnapshotInfo:
         manifest = self._manifests[digest]

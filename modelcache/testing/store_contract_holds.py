@@ -104,13 +104,19 @@ class HoldContract:
         assert store.unpin(NOWHERE) == 0
         assert leftovers() == []
 
-    def test_holding_counts_as_use(self, store: Store, clock: Clock) -> None:
+    def test_holding_counts_as_use_from_its_beginning_to_its_end(self, store: Store, clock: Clock) -> None:
         snapshot = fill(store, MODEL)
+        lease = store.lease(snapshot.digest, holder="x", ttl_s=1000)
         for use in (
             lambda: store.lease(snapshot.digest, holder="x", ttl_s=1),
             lambda: store.pin(snapshot.digest, holder="x"),
             lambda: store.snapshot(snapshot.digest),
+            lambda: store.renew(lease.id, ttl_s=1000),
+            lambda: store.release(lease.id),
         ):
             clock.pass_(10)
             use()
             assert store.list()[0].last_used_at_s == clock()
+        with store.hold(snapshot.digest, holder="x"):
+            clock.pass_(10)
+        assert store.list()[0].last_used_at_s == clock()
