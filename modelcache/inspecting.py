@@ -11,7 +11,7 @@ from modelcache.abc.source import Listing, RemoteFile, Source
 from modelcache.cache import ModelCache
 from modelcache.digest import digits_of
 from modelcache.errors import BadCheckpoint, NotCached, NotFound
-from modelcache.loader.checkpoint import SUFFIX, open_checkpoint
+from modelcache.loader.checkpoint import NO_FILES_HINT, SUFFIX, open_checkpoint
 from modelcache.loader.header import LENGTH_BYTES, Header, header_bytes, parse_header
 from modelcache.patience import Cancellation
 from modelcache.ranges import ByteRange
@@ -60,14 +60,14 @@ def inspect(cache: ModelCache, name: str, *, cancel: Cancellation | None = None)
     revision = next((ref.revision for ref in info.refs if ref.key.uri == uri), info.refs[0].revision if info.refs else "")
     paths = sorted(file.path for file in cache.manifest(info.digest.hex).files if file.path.endswith(SUFFIX))
     if not paths:
-        raise NotFound("there are no safetensors files", address=uri)
+        raise NotFound("there are no safetensors files", address=uri, hint=NO_FILES_HINT)
     return Inspected(uri, revision, True, [(path, open_checkpoint(info.path / path).shards[0].header) for path in paths], 0)
 
 
 def _remote(listing: Listing, source: Source, cancel: Cancellation) -> Inspected:
     files = sorted((item for item in listing.files if item.path.endswith(SUFFIX)), key=lambda item: item.path)
     if not files:
-        raise NotFound("there are no safetensors files", address=str(listing.uri))
+        raise NotFound("there are no safetensors files", address=str(listing.uri), hint=NO_FILES_HINT)
     with ThreadPoolExecutor(min(REQUESTS, len(files)), thread_name_prefix="inspect") as threads:
         found = list(threads.map(lambda item: _header(source, item, cancel), files))
     headers = [(item.path, header) for item, (header, _) in zip(files, found, strict=True)]

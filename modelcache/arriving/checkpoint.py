@@ -13,7 +13,7 @@ from modelcache.arriving.arrival import Arrival
 from modelcache.arriving.file import ArrivingFile
 from modelcache.errors import BadCheckpoint, NotFound
 from modelcache.fetch.begun import Begun
-from modelcache.loader.checkpoint import INDEX_SUFFIX, SUFFIX, Checkpoint, Shard, assembled, check_index_size, parse_index
+from modelcache.loader.checkpoint import INDEX_SUFFIX, NO_FILES_HINT, SUFFIX, Checkpoint, Shard, assembled, check_index_size, parse_index
 from modelcache.loader.header import LENGTH_BYTES, header_bytes, parse_header
 from modelcache.patience import Cancellation
 from modelcache.ranges import ByteRange
@@ -69,7 +69,7 @@ class ArrivingFolder:
         names = [] if named is None or index is not None else [named]
         names = names or sorted(set(index.values()) if index is not None else self._shards(""))
         if not names:
-            raise NotFound("there are no safetensors files", address=str(self.begun.listing.uri))
+            raise NotFound("there are no safetensors files", address=str(self.begun.listing.uri), hint=NO_FILES_HINT)
         for name in names:
             if name not in self._sizes:
                 raise BadCheckpoint("the index names a shard that is missing", address=str(self._root / name))

@@ -35,8 +35,8 @@ def verify(
     With --budget or --rate in the background: at lowest priority, what was longest not read back first, so that the next time goes on
     where this one ended.
 
-    What is damaged is taken out of service; --repair, or pulling it again, brings it back. Exits with 6 if anything is damaged and not
-    repaired.
+    What is damaged is taken out of service; --repair, or pulling it again, brings it back. Exits with 6 if it finds damage that it
+    doesn't repair; what is out of service is read no more, and doctor tells of it.
     """
     in_parts = budget is not None or rate is not None
     if in_parts and name is not None:

@@ -18,6 +18,7 @@ from modelcache.loader.header import LENGTH_BYTES, Header, TensorEntry, header_b
 
 INDEX_SUFFIX = ".safetensors.index.json"
 SUFFIX = ".safetensors"
+NO_FILES_HINT = "only safetensors are read: name a place that has some, or its folder that does"
 Order = Literal["file", "given"]
 """How tensors are read and handed out."""
 MAX_INDEX_BYTES = 100_000_000
@@ -138,7 +139,7 @@ def _opened(path: Path) -> Checkpoint:
         if not names and index is not None:
             raise BadCheckpoint("the index names no shard", address=str(path))
         if not names:
-            raise NotFound("there are no safetensors files", address=str(path))
+            raise NotFound("there are no safetensors files", address=str(path), hint=NO_FILES_HINT)
         shards = [_shard(path / name, wanted_by_index=index is not None) for name in names]
     else:
         index, shards = None, [_shard(path, wanted_by_index=False)]
@@ -172,7 +173,8 @@ def _shard(path: Path, *, wanted_by_index: bool) -> Shard:
         except FileNotFoundError:
             if wanted_by_index:
                 raise BadCheckpoint("the index names a shard that is missing", address=str(path)) from None
-            raise NotFound("there is no such file", address=str(path)) from None
+            hint = "check the spelling; a model of a store is named by its URI, or by the directory that `modelcache path NAME` prints"
+            raise NotFound("there is no such file", address=str(path), hint=hint) from None
         with file:
             stamp = FileStamp.of(file.fileno())
             return Shard(path, read_header(file.fileno(), stamp.size_bytes, str(path)), stamp)
