@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 import weakref
 from collections.abc import Sequence
@@ -37,6 +38,7 @@ class DeviceStaging:
         self.ring = ring
         self.cancel = cancel
         self.straight = straight
+        self._owner_pid = os.getpid()
         self._landings: weakref.WeakSet[DeviceLanding] = weakref.WeakSet()
 
     def land(self, extent: Extent, file: TensorFile) -> DeviceLanding:
@@ -45,6 +47,9 @@ class DeviceStaging:
         return landing
 
     def close(self) -> None:
+        if os.getpid() != self._owner_pid:
+            _OF_A_PARENT.extend(self._landings)
+            return
         if self.straight is not None:
             self.straight.close()
         try:
@@ -120,3 +125,7 @@ class DeviceLanding:
             self._target.drop()
         self._target = None
         self._copies = []
+
+
+_OF_A_PARENT: list[DeviceLanding] = []
+"""In a fork, which can ask the device for nothing: what the load of its parent had there is not given back from here."""

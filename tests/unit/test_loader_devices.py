@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import threading
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -26,7 +29,7 @@ from modelcache.loader.report import LoadReport
 from modelcache.loader.shard_file import ShardFile
 from modelcache.loader.staging import DeviceStaging
 from modelcache.patience import Cancellation
-from modelcache.testing.device_double import DoubleMachine
+from modelcache.testing.device_double import DoubleDevice, DoubleMachine
 from modelcache.units import KIB
 from tests.tensors import of_every_dtype, same, same_tensor
 
@@ -224,6 +227,29 @@ def test_whoever_stops_in_the_middle_leaves_nothing_but_what_was_handed_out(
     assert machine.total_used_bytes < sum(tensor.nbytes for tensor in kept.values()) + EXTENT_BYTES, "the extent that was begun, at most"
     del kept
     assert machine.total_used_bytes == 0
+
+
+def test_a_fork_that_lets_go_of_a_load_asks_the_device_for_nothing(
+    machine: DoubleMachine, ring: PinnedRing, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = expected_of(model)
+    tensors = modelcache.stream(model, device=GPU)
+    found = dict([next(tensors)])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12 and later, of a process with threads
+        child = os.fork()
+    if child == 0:
+        signal.alarm(60)
+        try:
+            monkeypatch.setattr(DoubleDevice, "drain", lambda device: os._exit(2))  # CUDA fails in a fork
+            used_bytes = machine.total_used_bytes
+            tensors.close()
+            os._exit(0 if machine.total_used_bytes == used_bytes else 3)
+        finally:
+            os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    found.update(tensors)
+    assert same(found, expected)
 
 
 def test_threads_share_a_ring_of_two_buffers(machine: DoubleMachine, ring: PinnedRing, model: Path) -> None:
