@@ -15,6 +15,7 @@ from modelcache.cli.main import main
 from modelcache.config import Config
 from modelcache.errors import BadCheckpoint, NotCached, NotFound
 from modelcache.inspecting import FIRST_BYTES, inspect
+from modelcache.loader.checkpoint import NO_FILES_HINT
 from modelcache.testing.servers import Nginx
 from modelcache.testing.store_fixtures import NO_LIMITS
 from modelcache.units import MIB
@@ -86,8 +87,9 @@ def test_what_is_no_checkpoint(tmp_path: Path) -> None:
     (tmp_path / "bad").mkdir()
     (tmp_path / "bad" / "model.safetensors").write_bytes(b"12345")
     with modelcache.ModelCache(config=Config.load({}, root=tmp_path / "root", limits=NO_LIMITS)) as cache:
-        with pytest.raises(NotFound, match="no safetensors files"):
+        with pytest.raises(NotFound, match="no safetensors files") as caught:
             inspect(cache, f"file://{tmp_path}/readme.txt")
+        assert caught.value.hint == NO_FILES_HINT
         with pytest.raises(BadCheckpoint, match="too short"):
             inspect(cache, f"file://{tmp_path}/bad")
         with pytest.raises(BadCheckpoint, match="too short"):
