@@ -138,6 +138,7 @@ def digest_of(loaded: Loaded) -> str:
 
 def ours(*, may_map: bool | None = None) -> Callable[[list[Path]], Loaded]:
     import modelcache
+    import modelcache.arriving.tensors  # which a first load imports
     from modelcache.loader.loading import memory
     from modelcache.loader.report import LoadReport
 
