@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _thread
 import queue
 import threading
 import time
@@ -131,6 +132,16 @@ class Cancellation:
         finally:
             with self._lock:
                 self._callbacks.pop(key, None)
+
+
+class Condition(_thread.RLock, threading.Condition):  # type: ignore[misc]  # both say how they are entered, and the lock's way counts
+    """As `threading.Condition`, for threads that Ctrl-C may reach: what a block takes and gives back at its ends is the lock itself, in C.
+
+    threading's own does so by functions of Python. An interrupt as one returns, or begins, leaves the lock taken for ever (CPython 3.11).
+    """
+
+    def __init__(self) -> None:
+        threading.Condition.__init__(self, self)
 
 
 def begin(threads: Iterable[threading.Thread], end: Callable[[], None]) -> None:

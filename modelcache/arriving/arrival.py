@@ -20,7 +20,7 @@ from modelcache.cache import ModelCache
 from modelcache.digest import Digest
 from modelcache.errors import DigestMismatch
 from modelcache.fetch.begun import Begun
-from modelcache.patience import Cancellation, begin, end_of
+from modelcache.patience import Cancellation, Condition, begin, end_of
 from modelcache.ranges import ByteRange
 from modelcache.uri import parse_uri
 
@@ -61,7 +61,7 @@ class Arrival:
         self._reads_next = reads_next
         self._owner_pid = os.getpid()
         self._cancel = Cancellation()
-        self._changed = threading.Condition()
+        self._changed = Condition()
         self._begun: Begun | None = None
         self._snapshot: Snapshot | None = None
         self._error: BaseException | None = None

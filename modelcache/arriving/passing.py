@@ -14,7 +14,7 @@ from modelcache.errors import Cancelled, SourceChanged
 from modelcache.fetch.begun import Begun
 from modelcache.fetch.buffers import address
 from modelcache.loader.memory import Memory
-from modelcache.patience import Cancellation
+from modelcache.patience import Cancellation, Condition
 from modelcache.ranges import ByteRange, RangeSet
 
 LOOK_S = 0.2
@@ -112,7 +112,7 @@ class Passing:
         self.is_resumable = begun.listing.files[number].resumable
         self.pass_number = 0
         self._number = number
-        self._changed = threading.Condition()
+        self._changed = Condition()
         self._places: list[_Place] = []
         self._copying: list[_Copy] = []
         self._receiving: list[_Copy] = []

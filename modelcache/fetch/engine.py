@@ -21,6 +21,7 @@ from modelcache.fetch.run import Run
 from modelcache.fetch.shared import SharedFiles
 from modelcache.fetch.turns import Turns
 from modelcache.fetch.underway import Underway
+from modelcache.patience import Condition
 
 IDLE_S = 5.0
 """A worker without work ends after this, and its buffer's memory goes back."""
@@ -57,7 +58,7 @@ class FetchEngine:
         self._limits = limits
         self._pool = BufferPool(limits.spare_buffers)
         self._concurrency = Concurrencies(limits.concurrency)
-        self._changed = threading.Condition()
+        self._changed = Condition()
         self._fetches: list[Fetch] = []
         self._shared = SharedFiles()
         self.turns = Turns()

@@ -10,7 +10,7 @@ from typing import Any, Self
 
 import torch
 
-from modelcache.patience import Cancellation, begin, end_of
+from modelcache.patience import Cancellation, Condition, begin, end_of
 
 LOOK_S = 0.5
 """Longest sleep of a thread that Ctrl-C may reach."""
@@ -55,7 +55,7 @@ class AwaitedTensors:
         self._read = read
         self._own = Cancellation()
         self._linked = (cancel or Cancellation()).on_cancel(self._own.cancel)
-        self._changed = threading.Condition()
+        self._changed = Condition()
         self._here: dict[str, torch.Tensor] = {}
         self._error: BaseException | None = None
         self._is_over = False

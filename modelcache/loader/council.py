@@ -22,7 +22,7 @@ from modelcache.errors import Cancelled, GroupBroken, ModelCacheError
 from modelcache.errors.told import error_of
 from modelcache.loader.group import Member
 from modelcache.loader.meeting import Arrival, Terms, meet
-from modelcache.patience import Cancellation, Deadline, begin, end_of
+from modelcache.patience import Cancellation, Condition, Deadline, begin, end_of
 
 LOOK_S = 0.5
 """Longest sleep between two looks, for a thread that can be interrupted."""
@@ -75,7 +75,7 @@ class Council:
         self._member = member
         self._links = links
         self._owner_pid = os.getpid()
-        self._changed = threading.Condition()  # with a lock that is reentrant, so that a signal handler may cancel
+        self._changed = Condition()  # with a lock that is reentrant, so that a signal handler may cancel
         self._sending = threading.Lock()
         self._said: defaultdict[int, deque[Message]] = defaultdict(deque)
         self._heard_at_s = dict.fromkeys(links, time.monotonic())

@@ -20,7 +20,7 @@ from modelcache.loader.division import Division
 from modelcache.loader.files import Expecting, TensorFile, Way
 from modelcache.loader.meeting import Seat
 from modelcache.loader.segment import Segment
-from modelcache.patience import Cancellation, begin, end_of
+from modelcache.patience import Cancellation, Condition, begin, end_of
 
 WAITS_S = 5.0
 """How often a rank that waits for bytes of a patient division says so, at least; four times in the timeout, if that is more often."""
@@ -86,7 +86,7 @@ class Exchange:
         self._open_file = open_file
         self.ended = Cancellation()
         self._timeout_s = timeout_s
-        self._changed = threading.Condition()  # with a lock that is reentrant, so that a signal handler may cancel
+        self._changed = Condition()  # with a lock that is reentrant, so that a signal handler may cancel
         self._own = deque(number for number in range(len(self._blocks)) if division.reader_of(number) == rank)
         self._reading = 0
         self._ready: dict[int, int] = {}

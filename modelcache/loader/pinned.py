@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes
 import mmap
 import os
-import threading
 import weakref
 from collections import deque
 from collections.abc import Sequence
@@ -17,7 +16,7 @@ import torch
 from modelcache.errors import DeviceFault
 from modelcache.loader.device import Copy, Pinning
 from modelcache.loader.memory import Memory
-from modelcache.patience import Cancellation
+from modelcache.patience import Cancellation, Condition
 
 LOOK_AGAIN_S = 0.1
 """While every buffer is being filled: how late a cancellation is seen."""
@@ -73,7 +72,7 @@ class PinnedRing:
         _RINGS.add(self)
 
     def _begin(self) -> None:
-        self._changed = threading.Condition(threading.RLock())
+        self._changed = Condition()
         self._given: deque[Buffer] = deque()  # the one given back first is first
         self._made = 0
         self._most: int | None = None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -13,7 +12,7 @@ from modelcache.chunks import ChunkTable
 from modelcache.digest import Digest
 from modelcache.errors import Cancelled, DamagedBlob
 from modelcache.manifest import Manifest
-from modelcache.patience import Cancellation
+from modelcache.patience import Cancellation, Condition
 from modelcache.store import durable
 from modelcache.store.blobs import EMPTY, Blobs
 from modelcache.store.claims import Claims
@@ -74,7 +73,7 @@ class LocalIngest:
             workspace=workspace,
             blobs=self._blobs,
             lock=root.lock,
-            changed=threading.Condition(),
+            changed=Condition(),
             tree=workspace.tree,
             descriptors=Descriptors(OPEN_FILES),
         )

@@ -27,6 +27,7 @@ from tests.unit.arriving_model import (
     shards_of,
     tensors_of,
 )
+from tests.unit.instants import Instants
 
 pytestmark = pytest.mark.usefixtures("chunk_bytes")
 
@@ -102,6 +103,13 @@ def test_a_cancelled_load_ends_while_it_waits(tmp_path: Path, verified_only: boo
             with pytest.raises(Cancelled):
                 loading.result(DEADLINE_S)
         assert cache.list() == []
+
+
+def test_ctrl_c_can_leave_no_lock_taken(tmp_path: Path) -> None:
+    with cache_of(tmp_path / "root", MemorySource(shards_of(A, B))) as cache, (instants := Instants()):
+        modelcache.load(URI, cache=cache)
+    assert instants.locks == []
+    assert instants.count > 0
 
 
 @pytest.mark.parametrize("runs", [True, False])
