@@ -22,12 +22,16 @@ from modelcache.abc.store import Limits
 from modelcache.agent.watermarks import FLAGS, KUBELET, NONE, Watermarks
 from modelcache.cache import ModelCache
 from modelcache.errors import Cancelled, ModelCacheError
-from modelcache.patience import Cancellation
+from modelcache.patience import Cancellation, Deadline
 
 logger = logging.getLogger(__name__)
 EVERY_S = 600.0
 """kubelet reads its configuration when it starts."""
 AGAIN = Backoff(15.0, EVERY_S)
+LOOK_S = 10.0
+"""Between two looks how full the disk is; kubelet itself looks as often (its housekeeping interval)."""
+IN_VAIN_S = 120.0
+"""And so long after nothing could be freed: to look for what may leave reads every snapshot."""
 
 CONFIGZ, SUMMARY = "/configz", "/stats/summary"
 Ask = Callable[[str, Cancellation], dict[str, Any]]
@@ -52,7 +56,7 @@ class Kubelet:
 
 class WatermarkKeeper:
     """Has the store's watermarks clear of kubelet's thresholds: those of the flags at once, kubelet's own when it has told them, and as it
-    tells them then. A context manager."""
+    tells them then. When others fill the disk past them, models that nobody holds leave. A context manager."""
 
     def __init__(self, cache: ModelCache, metrics: Metrics, known: Kubelet, pods: Path | None, ending: Cancellation) -> None:
         """
@@ -93,21 +97,39 @@ class WatermarkKeeper:
         if self._known.flags:
             self._make_room()
         try:
-            while self._known.ask is not None:
+            while True:
                 wait_s = EVERY_S * random.uniform(1.0, 1.2)
                 try:
-                    why = self._take(*self._asked())
-                    failures = 0 if why is None else failures + 1
-                    wait_s = wait_s if why is None else AGAIN.after(failures)
+                    if self._known.ask is not None:
+                        why = self._take(*self._asked())
+                        failures = 0 if why is None else failures + 1
+                        wait_s = wait_s if why is None else AGAIN.after(failures)
                 except Cancelled:
                     raise
                 except ModelCacheError as error:
                     failures += 1
                     wait_s = AGAIN.after(failures, error.retry_after_s)
                     self._tell(replace(self._now, why=str(error)))
-                self._ending.wait(wait_s)
+                self._watch(Deadline.after(wait_s))
         except Cancelled:
             logger.debug("kubelet is asked no more")
+
+    def _watch(self, until: Deadline) -> None:
+        """Make room when others fill the disk. Raises Cancelled."""
+        look_s = LOOK_S
+        while not until.passed:
+            self._ending.wait(min(look_s, until.remaining_s()))
+            look_s = LOOK_S
+            if self._now.thresholds and self._is_passed() and self._make_room() == 0:
+                look_s = IN_VAIN_S
+
+    def _is_passed(self) -> bool:
+        """Whether more of the disk is in use than the high watermark allows, by anyone."""
+        try:
+            found = os.statvfs(self._cache.root)
+        except OSError:  # the disk is gone; others tell that
+            return False
+        return found.f_bavail < found.f_blocks - int(found.f_blocks * self._now.high)
 
     def _asked(self) -> tuple[Thresholds, str | None]:
         """What kubelet tells of this store's file system, and why that isn't all. Raises ModelCacheError."""
@@ -150,19 +172,20 @@ class WatermarkKeeper:
             self._make_room()
         return why
 
-    def _make_room(self) -> None:
-        """What was brought in under looser thresholds goes now, before kubelet has pods go for it."""
+    def _make_room(self) -> int:
+        """What is there beyond the thresholds goes now, before kubelet has pods go for it; the bytes freed."""
         try:
             report = self._cache.collect()
         except ModelCacheError as error:
             logger.warning("no room could be made under kubelet's thresholds: %s", error, extra={"error": error})
-            return
+            return 0
         for evicted in report.evicted:
             self._metrics.evicted(evicted.freed_bytes, why=ROOM_MADE)
             fields = {"freed_bytes": evicted.freed_bytes, "digest": str(evicted.digest)}
             model = evicted.uris[0] if evicted.uris else None
             said = "evicted for kubelet's thresholds: %s"
             logger.info(said, evicted.digest, extra={"event": "evicted", "model": model, "fields": fields})
+        return report.freed_bytes
 
     def _tell(self, now: Watermarks) -> None:
         before, self._now = self._now, now

@@ -29,7 +29,10 @@ from modelcache.testing.agents import agent, watermarks_of
 from modelcache.testing.fault_server import Call, FaultServer, Reply
 from modelcache.testing.polling import until
 from modelcache.testing.servers.certificates import Certificate
+from modelcache.testing.small_filesystem import Kind
 from modelcache.testing.store_fixtures import NO_LIMITS
+from modelcache.units import MIB
+from tests.conftest import SmallDisk
 
 FLAGGED = "nodefs.available=10%"
 TOLD = {"kubeletconfig": {"evictionHard": {"nodefs.available": "20%", "imagefs.available": "15%"}, "imageGCHighThresholdPercent": 85}}
@@ -155,6 +158,22 @@ def test_what_came_under_looser_options_goes_when_an_agent_begins_under_stricter
     all_but_a_block = int(size_of(tmp_path) * (0.98 - 1e-9))
     with WatermarkKeeper(cache, Metrics(cache), Kubelet(parse(f"nodefs.available={all_but_a_block}")), None, Cancellation()):
         until(lambda: [[lease.holder for lease in info.leases] for info in cache.list()] == [["pod"]], "room")
+
+
+@pytest.mark.root
+def test_models_that_nobody_holds_leave_when_others_fill_the_disk(
+    small_disk: SmallDisk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watermarks, "LOOK_S", 0.01)
+    disk = small_disk(size_bytes=64 * MIB, kind=Kind.TMPFS)
+    with closing(ModelCache(config=Config(root=disk / "store", limits=NO_LIMITS))) as cache:
+        cache.lease(str(cache.ensure(_model(tmp_path, "held")).digest), holder="pod", ttl_s=600.0)
+        cache.ensure(_model(tmp_path, "here"))
+        with WatermarkKeeper(cache, Metrics(cache), Kubelet(parse("nodefs.available=30%")), None, Cancellation()):
+            (disk / "logs").write_bytes(bytes(40 * MIB))
+            assert len(cache.list()) == 2
+            (disk / "images").write_bytes(bytes(8 * MIB))
+            until(lambda: [[lease.holder for lease in info.leases] for info in cache.list()] == [["pod"]], "room")
 
 
 def test_flags_that_leave_nothing_end_the_agent(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
