@@ -91,6 +91,7 @@ bench: $(MADE)/dev  ## measure against other clients: an hour; BENCH_ARGS=--quic
 	$(RUN) -m bench.load
 	$(RUN) -m bench.ranks
 	$(RUN) -m bench.stream
+	$(RUN) -m bench.arriving
 	$(RUN) -m bench.cli_start
 	$(RUN) -m bench.pictures
 

@@ -52,6 +52,7 @@ VIEWS = {
     "load": LOADED,
     "ranks": View({"world": "{} ranks"}, "contender", (("read / model", "read_share", 1.0), CPU, ("peak / model", "peak_share", 1.0))),
     "store": View({"blobs": "{} blobs"}, "question", (("s", "wall_s", 1.0), ("peak MiB", "peak_rss_bytes", MIB))),
+    "arriving": View({"world": "{} ranks"}, "contender", (("s, all tensors", "total_s", 1.0), ("s, first tensor", "first_s", 1.0), CPU)),
     "stream": View({"server": "{}"}, "contender", (("s, all tensors", "total_s", 1.0), ("s, first tensor", "first_tensor_s", 1.0), CPU)),
 }
 

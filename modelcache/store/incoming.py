@@ -51,6 +51,7 @@ class LocalIncoming:
         self._booked = False
         self._sealed = False
         self._unsynced = True
+        self._restarted = False
         self._written_bytes = 0
         self._written = ByteRange(0, 0)
 
@@ -260,6 +261,7 @@ class LocalIncoming:
             self._require_filling()
             self._here = RangeSet()
             self._hints = {}
+            self._restarted = True
         if self.wanted.version and not self._alone:
             self._filling.workspace.journal.forgotten(self.key)
 
@@ -290,6 +292,8 @@ class LocalIncoming:
         """Give the blocks back that are booked behind the last chunk that is marked, now or by an earlier ingest."""
         if not self._booked:
             return  # Who has the claim may go on with it at this moment.
+        if self._restarted:
+            return  # What is not marked any more somebody may have mapped: it must not be cut off, for an instant even.
         if self._alone:
             self._leave_alone()
             return

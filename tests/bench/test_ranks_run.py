@@ -1,4 +1,4 @@
-"""The bench of ranks runs to its end on something tiny, in the shape that its report reads."""
+"""The benches of ranks run to their end on something tiny, in the shape that their reports read."""
 
 from __future__ import annotations
 
@@ -21,4 +21,18 @@ def test_ranks(tmp_path: Path) -> None:
         expect_machine(line["machine"])
     shared = [sum(ways.get("shared", 0) for ways in line["ways"]) for line in lines]
     assert all(count > 8 * MIB for count in shared)
+    assert "2 ranks: " in printed
+
+
+def test_arriving(tmp_path: Path) -> None:
+    out = tmp_path / "arriving.jsonl"
+    tiny = ["--contenders", "group", "--worlds", "2", "--size", "16MiB", "--rounds", "1"]
+    printed = run("bench.arriving", *tiny, "--cache", str(tmp_path), "--out", str(out))
+    lines = lines_of(out)
+    assert [line["contender"] for line in lines] == ["group"]
+    for line in lines:
+        assert (line["bench"], line["world"], len(line["ways"]), len(line["phases"])) == ("arriving", 2, 2, 2)
+        assert all(line[key] > 0 for key in ("total_s", "first_s", "cpu_s_per_gib", "peak_share"))
+        expect_machine(line["machine"])
+    assert [set(ways) for ways in sorted(lines[0]["ways"], key=str)] == [{"arrived"}, {"shared"}]
     assert "2 ranks: " in printed
