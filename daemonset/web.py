@@ -101,7 +101,7 @@ class Web:
             self._server = _UnixServer.at(place) if isinstance(place, Path) else _of_address(place)
         except OSError as error:
             shown = str(place) if isinstance(place, Path) else f"{place[0]}:{place[1]}"
-            raise BadConfig(f"the agent can't listen for HTTP ({error.strerror})", got=shown) from None
+            raise BadConfig(f"the agent can't listen for HTTP at {shown} ({error.strerror})", got=shown) from None
         self._server.pages = served
         self._server.admit = admit
         self._thread = threading.Thread(target=self._server.serve_forever, name="agent http", daemon=True)

@@ -19,6 +19,14 @@ LENGTH_BYTES = 8
 MAX_HEADER_BYTES = 100_000_000
 """The format's own limit (safetensors, `MAX_HEADER_SIZE`)."""
 MAX_NUMBER = 2**64 - 1
+_OTHERS = {
+    b"version ": "what Git LFS puts in a file's place: it was uploaded without its bytes",
+    b"<": "a web page",
+    b"PK\x03\x04": "a zip, such as torch.save writes",
+    b"\x80\x02": "a pickle, such as torch.save wrote",
+    b"GGUF": "GGUF",
+}
+"""What files of weights often are instead, by how they begin; read as a length, each is beyond the limit."""
 METADATA = "__metadata__"
 FIELDS = ("dtype", "shape", "data_offsets")
 
@@ -97,6 +105,9 @@ def header_bytes(first: bytes, file_bytes: int, address: str) -> int:
         raise BadCheckpoint("the file is too short for a safetensors header", address=address, expected="8 bytes", got=str(len(first)))
     length = int.from_bytes(first[:LENGTH_BYTES], "little")
     if length > MAX_HEADER_BYTES:
+        other = next((what for begin, what in _OTHERS.items() if first.startswith(begin)), None)
+        if other is not None:
+            raise BadCheckpoint("the file is no safetensors file", address=address, expected="a header's length", got=other)
         raise BadCheckpoint("the header is longer than the format allows", address=address, expected=str(MAX_HEADER_BYTES), got=str(length))
     if length < 2:
         raise BadCheckpoint("the header is too short to be JSON", address=address, expected="2 bytes or more", got=str(length))

@@ -47,6 +47,8 @@ BAD = {
     "length 0": (struct.pack("<Q", 0), "too short to be JSON"),
     "length 2^63": (struct.pack("<Q", 2**63) + b"{}", "longer than the format allows"),
     "length over the limit": (struct.pack("<Q", MAX_HEADER_BYTES + 1) + b"{}", "longer than the format allows"),
+    "Git LFS": (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n", "no safetensors file"),
+    "a page": (b"<!DOCTYPE html>", "no safetensors file"),
     "length past the end": (struct.pack("<Q", 10) + b"{}", "beyond the file's end"),
     "a list": (file_of(b"[]"), "doesn't begin"),
     "a space first": (file_of(b" {}"), "doesn't begin"),
