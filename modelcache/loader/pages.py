@@ -24,8 +24,8 @@ AHEAD_BLOCKS = 64
 """512 MiB that are wanted before what nobody asks for, behind what is waited for."""
 LOOK_S = 0.5
 """Longest sleep between two looks whether it is over."""
-LAST_WORD_S = 2.0
-"""For which it is waited, at the end, for a rank that doesn't listen."""
+_PATIENCE_S = {Word.WAITS: 0.0, Word.DONE: 2.0, Word.LOST: 2.0}
+"""For which it is waited for a rank that doesn't listen; for other words the group's timeout."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,22 +113,22 @@ class PageExchange(Exchange):
                 self._numbers[fd] = len(self._files)
                 self._files.append(os.dup(fd))
                 for rank in self._links:
-                    self._send(rank, FRAME.pack(Word.FILE, 0, 0), [fd], self._timeout_s)
+                    self._send(rank, Word.FILE, 0, fds=[fd])
             return self._numbers[fd]
 
     def _say(self, rank: int, word: Word, number: int, where: int = 0) -> None:
-        patience_s = self._timeout_s if word == Word.READY else 0.0 if word == Word.WAITS else LAST_WORD_S
-        self._send(rank, FRAME.pack(word, number, where), [], patience_s)
+        self._send(rank, word, number, where)
 
-    def _send(self, rank: int, frame: bytes, fds: Sequence[int], patience_s: float) -> None:
+    def _send(self, rank: int, word: Word, number: int, where: int = 0, fds: Sequence[int] = ()) -> None:
         """Any number of blocks may be here before a rank listens."""
-        deadline = Deadline.after(patience_s)
+        frame, deadline = FRAME.pack(word, number, where), Deadline.after(_PATIENCE_S.get(word, self._timeout_s))
         while True:
             try:
                 socket.send_fds(self._links[rank], [frame], fds, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
                 return
             except BlockingIOError:
-                if self._broken is not None or (deadline.passed and patience_s < self._timeout_s):
+                is_needed = word in (Word.READY, Word.FILE)
+                if self._broken is not None or (self._closing if is_needed else deadline.passed):
                     return
                 if deadline.passed:
                     self._break(GroupBroken(f"rank {rank} of the group stands still"))
