@@ -144,6 +144,28 @@ class Condition(_thread.RLock, threading.Condition):  # type: ignore[misc]  # bo
         threading.Condition.__init__(self, self)
 
 
+class Event:
+    """As `threading.Event`, and as `Condition` for threads that Ctrl-C may reach."""
+
+    def __init__(self) -> None:
+        self._changed = Condition()
+        self._is_set = False
+
+    def is_set(self) -> bool:
+        return self._is_set
+
+    def set(self) -> None:
+        """Wakes who waits; for good."""
+        with self._changed:
+            self._is_set = True
+            self._changed.notify_all()
+
+    def wait(self, timeout_s: float | None = None) -> bool:
+        """Until it is set; whether it is. `timeout_s`: None: for as long as that takes."""
+        with self._changed:
+            return self._changed.wait_for(self.is_set, timeout_s)
+
+
 def begin(threads: Iterable[threading.Thread], end: Callable[[], None]) -> None:
     """Start them. Where that is broken off (Ctrl-C, which may come when one runs already; this machine has no more) `end` ends what runs.
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Hashable
 from typing import Generic, TypeVar, cast
 
 from modelcache.errors import Cancelled
-from modelcache.patience import Cancellation
+from modelcache.patience import Cancellation, Event
 
 K = TypeVar("K", bound=Hashable)
 V = TypeVar("V")
@@ -26,7 +26,7 @@ class Flight(Generic[V]):
 
     def __init__(self) -> None:
         self.cancel = Cancellation()
-        self.ended = threading.Event()
+        self.ended = Event()
         self.waiters = 0
         self.leaving = False
         self.value: V | None = None

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import queue
 import threading
 from concurrent.futures import Future, ThreadPoolExecutor
 
@@ -8,6 +9,7 @@ import pytest
 from modelcache.errors import Cancelled
 from modelcache.fetch.flight import SingleFlight
 from modelcache.patience import Cancellation
+from tests.unit.instants import Instants
 
 DEADLINE_S = 20.0
 
@@ -235,3 +237,12 @@ def test_who_is_interrupted_while_the_thread_begins_leaves_nothing_in_the_air(mo
             flights.run("a", until_cancelled)
     assert told.wait(DEADLINE_S)
     assert flights.run("a", lambda cancel: "fine") == "fine"
+
+
+def test_ctrl_c_leaves_no_lock_that_the_doing_waits_for() -> None:
+    flights: SingleFlight[str, int] = SingleFlight("counting")
+    going: queue.SimpleQueue[int] = queue.SimpleQueue()
+    instants = Instants()
+    with instants:
+        assert flights.run("k", lambda cancel: going.get(timeout=DEADLINE_S), look=lambda: going.put(1)) == 1
+    assert (instants.count > 0, instants.locks) == (True, [])
