@@ -11,7 +11,8 @@ from modelcache.fetch.fetch import Fetch
 LOOK_S = 0.1
 """From one look to the next: how late a waiting fetch notices that a file is there, or that who brought it has died."""
 SHARE = 0.1
-"""Of its time that a lookout looks, at most: with ten thousands of files it looks less often."""
+"""Of a processor's time, at most, that a lookout takes: with ten thousands of files it looks less often. What it waits for itself (a
+processor that others have, the disk) delays no look."""
 
 
 class Lookout:
@@ -58,14 +59,14 @@ class Lookout:
                 if not waiting or self._over.is_set():
                     self._thread = None
                     return
-            began_s = time.monotonic()
+            before_s = time.thread_time()
             for fetch in waiting:
                 self._attend(fetch)
             with self._changed:
                 if any(fetch.left for fetch in self._fetches()):
                     self._ready()
             waiting = []  # no ended fetch is kept alive
-            self._over.wait(max(LOOK_S, (time.monotonic() - began_s) / SHARE))
+            self._over.wait(max(LOOK_S, (time.thread_time() - before_s) / SHARE))
 
     def _attend(self, fetch: Fetch) -> None:
         """See how far others are; take what is there, and bring what nobody brings."""

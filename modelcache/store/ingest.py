@@ -151,18 +151,15 @@ class LocalIngest:
     @guarded
     def claim(self, files: Sequence[IncomingFile], *, anyway: bool = False) -> list[IncomingFile]:
         got: list[LocalIncoming] = []
-        for file in self._ours(files):
-            free = self._is_free(file)
+        ours = self._ours(files)
+        taken = self._claims.take({file.wanted.identity for file in ours if not _is_alone(file)}, self.id)
+        for file in ours:
+            free = _is_alone(file) or file.wanted.identity in taken
             if free or anyway:
                 file.claim(alone=not free)
                 got.append(file)
         self._look_again([file for file in got if not file.alone], believe=not anyway)
         return list(got)
-
-    def _is_free(self, file: LocalIncoming) -> bool:
-        """Whether nobody else brings this file, and, if there can be others, nobody else will."""
-        alone = file.size_bytes == 0 or not file.wanted.identity
-        return alone or self._claims.take(file.wanted.identity, self.id)
 
     def _look_again(self, files: Sequence[LocalIncoming], *, believe: bool) -> None:
         """Who had the claim before may have published: then the file is here. `believe`: also where its digest is only their word."""
@@ -325,3 +322,8 @@ def drop_blobs(blobs: Blobs, trash: Trash, digests: Sequence[Digest | None]) -> 
     """Delete those of these blobs that nothing names any more."""
     if blobs.drop_unnamed(digest for digest in digests if digest is not None):
         trash.empty()
+
+
+def _is_alone(file: LocalIncoming) -> bool:
+    """Whether nobody else can bring this file."""
+    return file.size_bytes == 0 or not file.wanted.identity
