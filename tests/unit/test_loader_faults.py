@@ -57,6 +57,7 @@ def memory(model: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HostMemory]
     """Of these loads alone. At the end it is all back, and there are as many threads and open files as before."""
     found = HostMemory(idle_limit_bytes=GIB)
     monkeypatch.setattr(loading, "memory", found)
+    gc.collect()  # what an earlier test left
     before = len(os.listdir("/proc/self/fd")), threading.active_count()
     yield found
     gc.collect()
@@ -143,6 +144,7 @@ def test_ctrl_c_at_any_instant_leaves_no_thread_and_no_open_file(model: Path) ->
         assert len(dict(tensors_of(model))) == SHARDS * TENSORS
 
     load()
+    gc.collect()  # what an earlier test left
     threads, files = set(threading.enumerate()), set(os.listdir("/proc/self/fd"))
     with (all_of_it := Instants()):
         load()

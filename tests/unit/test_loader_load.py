@@ -321,6 +321,7 @@ def test_a_file_that_shrinks_under_the_reader(tmp_path: Path) -> None:
 def test_a_stream_that_is_left_leaves_no_thread_and_no_open_file(tmp_path: Path) -> None:
     path = tmp_path / "model.safetensors"
     save_file({"a": torch.zeros(MIB), "b": torch.ones(MIB)}, path)
+    gc.collect()  # what an earlier test left
     files, threads = len(os.listdir("/proc/self/fd")), threading.active_count()
     stream = modelcache.stream(path)
     name, tensor = next(stream)

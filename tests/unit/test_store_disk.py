@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import gc
 import mmap
 import os
 from collections import Counter
@@ -344,6 +345,7 @@ def test_without_a_version_nothing_is_journalled(store: LocalStore) -> None:
 
 @pytest.mark.parametrize("end", ["keep", "discard", "publish"])
 def test_few_files_are_open_and_none_at_the_end(store: LocalStore, end: str) -> None:
+    gc.collect()  # what an earlier test left
     before = len(os.listdir("/proc/self/fd"))
     files = {f"{number:03}": content(CHUNK_BYTES // 1000, number) for number in range(3 * OPEN_FILES)}
     ingest = store.ingest(ref_of(files).key, wanted(files))
