@@ -12,24 +12,21 @@ import json
 import os
 import random
 import shutil
-import subprocess
 import sys
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 from bench import lines, machine
 from bench.drivers.arriving import CONTENDERS
-from bench.drivers.keeper import kept
 from bench.measure import Place
 from bench.model import make_llama
 from bench.origins import PREFIX, Served, seaweedfs_with
+from bench.rank_processes import Answer, answers_of, sums
 from modelcache.units import GIB, parse_bytes
 
 SHARDS = 4
-TIMEOUT_S = 600
 READ_SHARE = 1.05
 NEAR = 1.1
 """The total may be so many times that of a group which waits."""
@@ -72,55 +69,34 @@ def measure(chosen: Sequence[str], options: argparse.Namespace, place: Place) ->
                 yield line
 
 
-def taken(answers: Sequence[Mapping[str, Any]], size_bytes: int) -> dict[str, Any]:
+def taken(answers: Sequence[Answer], size_bytes: int) -> dict[str, Any]:
     """By all ranks together, from the beginning of the first to the end of the last; the first tensor is the last rank's."""
     started_s = min(answer["started_s"] for answer in answers)
-    cpu_s = sum(answer["cpu_s"] for answer in answers)
-    return {
-        "size_bytes": size_bytes,
+    return sums(answers, size_bytes) | {
         "first_s": max(answer["first_s"] for answer in answers) - started_s,
         "total_s": max(answer["ended_s"] for answer in answers) - started_s,
-        "cpu_s": cpu_s,
-        "cpu_s_per_gib": cpu_s * GIB / size_bytes,
-        "read_share": sum(answer["read_bytes"] for answer in answers) / size_bytes,
-        "peak_share": sum(answer["peak_bytes"] for answer in answers) / size_bytes,
-        "part_bytes": [answer["part_bytes"] for answer in answers],
-        "ways": [answer["ways"] for answer in answers],
         "phases": [answer["phases"] for answer in answers],
     }
 
 
-def run(name: str, world: int, served: Served, model: Path, place: Place) -> list[dict[str, Any]]:
-    """All ranks, each a process that has imported what it needs before any begins, over one empty store; what each says."""
+def run(name: str, world: int, served: Served, model: Path, place: Place) -> list[Answer]:
+    """All ranks, over one empty store; what each says."""
     root = place.scratch / "store"
     shutil.rmtree(place.scratch, ignore_errors=True)
     root.mkdir(parents=True)
     order = {"uri": served.uri, "model": str(model.resolve()), "root": str(root.resolve()), "group": f"bench-{os.getpid()}"}
-    environ = {"PATH": os.environ.get("PATH", os.defpath), "HOME": str(place.scratch), "OMP_NUM_THREADS": "1"}  # as torchrun has it
+    environ = {"PATH": os.environ.get("PATH", os.defpath), "HOME": str(place.scratch)}
     environ |= {**served.environ, **machine.NO_WATERMARKS, "BENCH_ARRIVING": json.dumps(order)}
-    with ExitStack() as ends:
-        ends.callback(shutil.rmtree, place.scratch, ignore_errors=True)
-        ranks = []
-        for rank in range(world):
-            argv, pipe = [sys.executable, "-m", "bench.drivers.arriving", name, str(rank), str(world)], subprocess.PIPE
-            process = ends.enter_context(subprocess.Popen(argv, env=environ, stdin=pipe, stdout=pipe, text=True))
-            ends.callback(process.kill)
-            ranks.append(process)
-        for process in ranks:
-            assert process.stdout is not None
-            if process.stdout.readline() != "ready\n":
-                raise SystemExit(f"error: {name} ended before it began")
+
+    def prepare() -> None:
         served.warm()
         os.sync()
-        ends.enter_context(kept(served.size_bytes * (3 + world) // 2))
-        for process in ranks:
-            assert process.stdin is not None
-            process.stdin.write("go\n")
-            process.stdin.flush()
-        said = [process.communicate(timeout=TIMEOUT_S)[0] for process in ranks]
-        if any(process.returncode for process in ranks):
-            raise SystemExit(f"error: {name} failed with {world} ranks")
-        return [json.loads(each) for each in said]
+
+    try:
+        ranks = (["-m", "bench.drivers.arriving", name, str(rank), str(world)] for rank in range(world))
+        return answers_of(ranks, environ, prepare, kept_bytes=served.size_bytes * (3 + world) // 2)
+    finally:
+        shutil.rmtree(place.scratch, ignore_errors=True)
 
 
 Rows = Mapping[tuple[Any, ...], Mapping[str, float]]

@@ -7,26 +7,22 @@ python -m bench.ranks --size 256MiB --rounds 1 --worlds 2
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import random
-import subprocess
 import sys
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 from bench import lines, machine
-from bench.drivers.keeper import kept
 from bench.drivers.loads import set_state
 from bench.drivers.ranks import LOADERS
 from bench.model import make_llama
+from bench.rank_processes import Answer, answers_of, sums
 from modelcache.units import GIB, parse_bytes
 
 SHARDS = 4
-TIMEOUT_S = 600
 READ_SHARE = 1.05
 HEADINGS = ("ranks", "contender", "read ÷ model", "s", "CPU s/GiB of model", "memory ÷ model", "runs")
 KEYS = ("read_share", "wall_s", "cpu_s_per_gib", "peak_share")
@@ -60,48 +56,17 @@ def measure(chosen: Sequence[str], model: Path, options: argparse.Namespace) -> 
             if len(touched[world]) > 1:
                 raise SystemExit(f"error: {name} loaded other tensors")
             wall_s = max(answer["ended_s"] for answer in answers) - min(answer["started_s"] for answer in answers)
-            cpu_s = sum(answer["cpu_s"] for answer in answers)
-            line = lines.facts("ranks", where) | {
-                "contender": name,
-                "world": world,
-                "round": number,
-                "size_bytes": size_bytes,
-                "wall_s": wall_s,
-                "cpu_s": cpu_s,
-                "cpu_s_per_gib": cpu_s * GIB / size_bytes,
-                "read_share": sum(answer["read_bytes"] for answer in answers) / size_bytes,
-                "peak_share": sum(answer["peak_bytes"] for answer in answers) / size_bytes,
-                "part_bytes": [answer["part_bytes"] for answer in answers],
-                "ways": [answer["ways"] for answer in answers],
-            }
+            line = lines.facts("ranks", where) | {"contender": name, "world": world, "round": number, "wall_s": wall_s}
+            line |= sums(answers, size_bytes)
             sys.stderr.write(f"{number} {world} ranks {name:12} {line['read_share']:.3f} × read, {wall_s:.2f} s\n")
             yield line
 
 
-def run(name: str, world: int, model: Path, files: Sequence[Path]) -> list[dict[str, Any]]:
-    """All ranks, each a process that has imported what it needs before any begins; what each says."""
-    with ExitStack() as ends:
-        ranks = []
-        for rank in range(world):
-            argv = [sys.executable, "-m", "bench.drivers.ranks", name, str(rank), str(world), str(model), f"bench-{os.getpid()}"]
-            environ = {**os.environ, "OMP_NUM_THREADS": "1"}  # as torchrun has it
-            process = ends.enter_context(subprocess.Popen(argv, env=environ, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True))
-            ends.callback(process.kill)
-            ranks.append(process)
-        for process in ranks:
-            assert process.stdout is not None
-            if process.stdout.readline() != "ready\n":
-                raise SystemExit(f"error: {name} ended before it began")
-        set_state(model, list(files), "cold")
-        ends.enter_context(kept(sum(path.stat().st_size for path in files) * (2 + world) // 2))
-        for process in ranks:
-            assert process.stdin is not None
-            process.stdin.write("go\n")
-            process.stdin.flush()
-        said = [process.communicate(timeout=TIMEOUT_S)[0] for process in ranks]
-        if any(process.returncode for process in ranks):
-            raise SystemExit(f"error: {name} failed with {world} ranks")
-        return [json.loads(each) for each in said]
+def run(name: str, world: int, model: Path, files: Sequence[Path]) -> list[Answer]:
+    """All ranks; what each says."""
+    ranks = (["-m", "bench.drivers.ranks", name, str(rank), str(world), str(model), f"bench-{os.getpid()}"] for rank in range(world))
+    kept_bytes = sum(path.stat().st_size for path in files) * (2 + world) // 2
+    return answers_of(ranks, os.environ, lambda: set_state(model, list(files), "cold"), kept_bytes=kept_bytes)
 
 
 Rows = Mapping[tuple[Any, ...], Mapping[str, float]]

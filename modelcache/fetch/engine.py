@@ -50,8 +50,9 @@ class FetchEngine:
     """Runs fetches. Thread-safe; one per process is meant.
 
     Between two chunks a worker looks whether a fetch of higher priority waits, or moves bytes from the same origin (or on the same
-    line), and if so leaves its request: someone who waits has the bandwidth within a chunk, and alone. Fetches of one priority
-    share: next is the one with the fewest requests in flight, of those the one that has waited longest for its turn.
+    line), and if so leaves its request; one that is long at its chunk is taken out of it. Someone who waits has the bandwidth soon,
+    and alone. Fetches of one priority share: next is the one with the fewest requests in flight, of those the one that has waited
+    longest for its turn.
     """
 
     def __init__(self, limits: EngineLimits) -> None:

@@ -39,7 +39,8 @@ class Parts:
         """All of this chunk comes again."""
         with self._lock:
             part = self._of.pop((incoming.path, chunk), None)
-        self._meter.lost(0 if part is None else part.size_bytes)
+        if part is not None:
+            self._meter.lost(part.size_bytes)
 
     def forget_file(self, incoming: IncomingFile) -> None:
         """All of this file comes again."""
