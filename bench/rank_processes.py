@@ -38,7 +38,7 @@ def answers_of(
         for process in ranks:
             assert process.stdout is not None
             if process.stdout.readline() != "ready\n":
-                raise SystemExit(f"error: {process.args} ended before it began")
+                raise SystemExit(f"error: {process.args!r} ended before it began")
         prepare()
         ends.enter_context(kept(kept_bytes))
         for process in ranks:
@@ -48,7 +48,7 @@ def answers_of(
         said = [process.communicate(timeout=TIMEOUT_S)[0] for process in ranks]
         for process in ranks:
             if process.returncode:
-                raise SystemExit(f"error: {process.args} failed")
+                raise SystemExit(f"error: {process.args!r} failed")
         return [json.loads(each) for each in said]
 
 
