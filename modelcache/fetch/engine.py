@@ -285,6 +285,11 @@ class FetchEngine:
             if self._concurrency.moved(fetch.origin, count, time.monotonic()):
                 self._call()
 
+    def overtaken(self, fetch: Fetch) -> bool:
+        """Whether a fetch that goes before this one moves bytes from its origin."""
+        with self._changed:
+            return self._underway.outranks(fetch, time.monotonic(), wherever=self.one_line())
+
     def outranked(self, fetch: Fetch) -> bool:
         """Whether a fetch that goes before this one could use its request, or moves bytes from its origin."""
         with self._changed:

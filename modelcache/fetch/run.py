@@ -14,8 +14,12 @@ from modelcache.errors import Cancelled, StoreFault
 from modelcache.fetch.buffers import Buffer, copy
 from modelcache.fetch.fetch import Fetch
 from modelcache.fetch.plan import Span, Work
-from modelcache.patience import Cancellation
+from modelcache.patience import Cancellation, Deadline
 from modelcache.ranges import ByteRange
+
+HOLD_S = 20.0
+"""So long nothing is read of an answer that can't be resumed while somebody goes before it: servers wait a minute for who takes nothing."""
+LOOK_S = 0.2
 
 
 class Traffic(Protocol):
@@ -26,6 +30,8 @@ class Traffic(Protocol):
     def moved(self, fetch: Fetch, count: int) -> None: ...
 
     def outranked(self, fetch: Fetch) -> bool: ...
+
+    def overtaken(self, fetch: Fetch) -> bool: ...
 
 
 class Run:
@@ -154,6 +160,8 @@ class Run:
         got = here_bytes
         try:
             while got < len(view):
+                if self.outranked_s is not None and self.starts_over:
+                    self._stand_back()
                 count = body.readinto(view[got:])
                 if count == 0:
                     raise RuntimeError(f"a source ended `{self._incoming.path}` early without saying so")
@@ -163,6 +171,13 @@ class Run:
         finally:
             self._came = view[:got]
             self._traffic.received(self._fetch, got - here_bytes)
+
+    def _stand_back(self) -> None:
+        """Take nothing while bytes come for somebody who goes before this fetch: to leave would cost all of the file."""
+        deadline = Deadline.after(HOLD_S)
+        while self._traffic.overtaken(self._fetch) and not deadline.passed:
+            self._stop.wait(LOOK_S)
+        self.outranked_s = None
 
     def _keep_part(self) -> None:
         """The request was left: what has come of its chunk is gone on with later."""

@@ -13,6 +13,7 @@ from modelcache.abc.source import RemoteFile
 from modelcache.fetch import underway
 from modelcache.fetch.concurrency import ConcurrencyBounds
 from modelcache.fetch.engine import EngineLimits, FetchEngine
+from modelcache.fetch.fetch import Fetch
 from modelcache.fetch.plan import SPAN_CHUNKS, Priority
 from modelcache.fetch.underway import Underway
 from modelcache.ranges import ByteRange
@@ -243,6 +244,41 @@ def test_who_goes_behind_leaves_in_the_middle_of_a_chunk_that_takes_long(
     check_filled(store, request, files)
     assert prewarmed.books.bytes["a"] == 40 * CHUNK + damaged * CHUNK // 2
     assert early.look().bytes_done == 40 * CHUNK
+
+
+def test_who_goes_behind_with_a_file_that_can_t_be_resumed_takes_nothing_meanwhile(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And goes on with the same answer."""
+    monkeypatch.setattr(underway, "MOVING_S", 60.0)
+    files = {"a": content(8 * CHUNK, 1)}
+    prewarmed = MemorySource(files, piece_bytes=CHUNK // 4, resumable=False)
+    awaited = MemorySource({"b": content(4 * CHUNK, 2)})
+    store, gate, late_gate = MemoryStore(), prewarmed.gate("a", CHUNK + CHUNK // 2), awaited.gate("b", CHUNK)
+    with running_engine(2) as engine:
+        request = request_for(store, prewarmed, "early", priority=Priority.PREWARM)
+        early = engine.start(request)
+        gate.await_readers()
+        late = engine.start(request_for(store, awaited, "late"))
+        waiting = threading.Thread(target=finish, args=(late,))
+        waiting.start()
+        late_gate.await_readers()
+        until(lambda: all(run.outranked_s is not None for run in engine._underway._runs if run.fetch is early), "it to be seen")
+        held, ask = threading.Event(), engine.overtaken
+
+        def overtaken(fetch: Fetch) -> bool:
+            if ask(fetch):
+                held.set()
+                return True
+            return False
+
+        monkeypatch.setattr(engine, "overtaken", overtaken)
+        gate.open()
+        assert held.wait(30)
+        assert prewarmed.books.bytes["a"] <= CHUNK + CHUNK // 2 + CHUNK // 4  # what it had begun to read
+        late_gate.open()
+        finish(early)
+        waiting.join()
+    check_filled(store, request, files)
+    assert (prewarmed.books.opened["a"], prewarmed.books.bytes["a"]) == (1, 8 * CHUNK)
 
 
 def test_who_goes_behind_may_end_a_chunk_that_does_not_take_long() -> None:
