@@ -134,7 +134,7 @@ def test_loads_work_in_both_processes_after_a_fork(tmp_path: Path) -> None:
 
 
 FORKED_WHILE_BYTES_ARRIVE = """
-import ctypes, os, signal, sys, threading
+import ctypes, os, queue, signal, sys, threading
 from contextlib import contextmanager
 from types import SimpleNamespace
 from unittest.mock import patch
@@ -164,9 +164,19 @@ def sources(*asked):
 config = Config.load({}, root=sys.argv[1], limits=NO_LIMITS)
 with small_chunks(CHUNK), modelcache.ModelCache(config=config) as cache, patch.object(cache._registry, "sources", sources):
     opening.ARRIVING_EXTENT_BYTES = CHUNK
-    gate = source.gate("2.safetensors", len(files["2.safetensors"]) - 1)  # in a chunk that is wanted in part, and so is copied
+    gate = source.gate("2.safetensors", len(files["2.safetensors"]) - 1)
+    awaited, expect = queue.SimpleQueue(), passing.Passing.expect
+
+    def expecting(self, span, memory):
+        expect(self, span, memory)
+        awaited.put((self.incoming.path, span.stop))
+
+    passing.Passing.expect = expecting
+    passing.Passing.room = lambda self, at: None  # nothing is received in its place: all is copied
     tensors = modelcache.stream("s3://models/two", cache=cache)
     next(tensors)
+    while awaited.get(timeout=60) != ("2.safetensors", len(files["2.safetensors"])):
+        pass  # else it may come before anybody wants it in memory
     passing.ctypes = SimpleNamespace(memmove=slowly, addressof=ctypes.addressof)
     gate.open()
     assert copying.wait(60)
