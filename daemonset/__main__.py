@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import gc
 import logging
+import resource
 import signal
 import sys
 import threading
@@ -52,6 +53,8 @@ def _run(options: argparse.Namespace, recent: logs.Recent) -> int:
     ending = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: ending.set())
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]  # the usual soft limit of 1,024 is for who uses select(2)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     try:
         flags = {} if options.root is None else {"root": options.root}
         config = Config.load(file=options.config, **flags)

@@ -17,6 +17,7 @@ T = TypeVar("T")
 FULL = (errno.ENOSPC, errno.EDQUOT)
 REFUSED = (errno.EROFS, errno.EACCES, errno.EPERM)
 GONE = (errno.ENOENT, errno.ENOTDIR)
+TOO_MANY = (errno.EMFILE, errno.ENFILE)
 
 
 class _Addressed(Protocol):
@@ -28,7 +29,7 @@ S = TypeVar("S", bound=_Addressed)
 
 
 def translated(error: OSError, address: str, *, needed_bytes: int = 0) -> ModelCacheError:
-    """ENOSPC and EDQUOT → NoSpace, EXDEV → StoreLocation, EROFS, EACCES and EPERM → StoreReadOnly, anything else → StoreFault."""
+    """ENOSPC and EDQUOT → NoSpace, EXDEV → StoreLocation, EROFS, EACCES and EPERM → StoreReadOnly, others → StoreFault."""
     place = os.fsdecode(error.filename) if isinstance(error.filename, (str, bytes)) else address
     if error.errno in FULL:
         available = _available_bytes(address)
@@ -49,6 +50,9 @@ def translated(error: OSError, address: str, *, needed_bytes: int = 0) -> ModelC
     if error.errno in GONE:
         hint = "was it removed, or its disk unmounted, while this ran? `modelcache doctor` looks; the same command fetches what is missing"
         return StoreFault(f"a part of the store is gone ({error.strerror})", address=place, hint=hint)
+    if error.errno in TOO_MANY:
+        hint = "raise the limit (`ulimit -n`, LimitNOFILE= of a service; of the machine: fs.file-max), or fetch fewer models at once"
+        return StoreFault(f"no more files may be open ({error.strerror})", address=place, hint=hint)
     return StoreFault(f"the store's disk failed ({error.strerror or error})", address=place)
 
 

@@ -67,8 +67,10 @@ def test_what_ends_within_the_grace_period_is_answered(tmp_path: Path, server: F
         had = asked.result(DEADLINE_S)
         assert (had.snapshot.path / "weights").read_bytes() == WEIGHTS
         assert [line.get("event") for line in ended(node, tmp_path)][-1] == "ended"
-    with agent(tmp_path) as node, AgentClient(node.admin) as client:
+    with agent(tmp_path, through=["sh", "-c", 'ulimit -Sn 256; exec "$0" "$@"']) as node, AgentClient(node.admin) as client:
         assert [lease for info in client.list() for lease in info.leases] == [had.lease]
+        soft, hard = psutil.Process(node.process.pids()[0]).rlimit(psutil.RLIMIT_NOFILE)
+        assert soft == hard > 256  # of who fetches for many at once
 
 
 def test_what_does_not_is_broken_off_and_goes_on_from_there(tmp_path: Path, server: FaultServer) -> None:

@@ -7,6 +7,7 @@ import fcntl
 import gc
 import mmap
 import os
+import resource
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -19,7 +20,7 @@ from modelcache.chunks import CHUNK_BYTES
 from modelcache.errors import ModelCacheError, NoSpace, StoreFault, StoreReadOnly, UnsafePath
 from modelcache.patience import Cancellation
 from modelcache.store import durable, incoming
-from modelcache.store.descriptors import Descriptors
+from modelcache.store.descriptors import SHARE, Descriptors
 from modelcache.store.incoming import DIRECT_BYTES, OPEN_FILES
 from modelcache.store.layout import CLAIM_FILES
 from modelcache.store.store import LocalStore
@@ -367,14 +368,39 @@ def complete_all_written(incoming: object, files: dict[str, bytes]) -> None:
         file.complete(digest_of(files[file.path]), table_of(files[file.path]))
 
 
+def test_many_ingests_keep_no_more_files_open_than_their_share(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (SHARE * 8, SHARE * 8))
+    (tmp_path / "a").write_bytes(b"a")
+    gc.collect()
+    before = len(os.listdir("/proc/self/fd"))
+    ingests = []
+    for _ in range(4):
+        ingests.append(Descriptors(limit=OPEN_FILES))
+        for number in range(OPEN_FILES):
+            with ingests[-1].using(number, tmp_path / "a", os.O_RDONLY) as fd:
+                assert os.pread(fd, 1, 0) == b"a"
+        assert len(os.listdir("/proc/self/fd")) - before <= 8
+    for each in ingests:
+        each.close()
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_too_many_open_files_are_no_fault_of_the_disk(store: LocalStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(durable, "create", failing(errno.EMFILE))
+    with pytest.raises(StoreFault, match="no more files may be open") as caught:
+        store.ingest(ref_of({"a": b"a"}).key, wanted({"a": b"a"}))
+    assert "ulimit -n" in str(caught.value.hint)
+
+
 def test_a_file_in_use_is_closed_by_its_last_user(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(b"a")
-    descriptors = Descriptors(limit=1)
-    with descriptors.using(0, tmp_path / "a", os.O_RDONLY) as first:
-        with descriptors.using(0, tmp_path / "a", os.O_RDONLY) as second:
+    opened = Descriptors(limit=1)
+    with opened.using(0, tmp_path / "a", os.O_RDONLY) as first:
+        with opened.using(0, tmp_path / "a", os.O_RDONLY) as second:
             assert first == second
-            descriptors.forget(0)
+            opened.forget(0)
             assert os.read(first, 1) == b"a"
         assert os.fstat(first).st_size == 1
     with pytest.raises(OSError, match="Bad file descriptor"):
         os.fstat(first)
+    opened.close()
