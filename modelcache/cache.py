@@ -21,7 +21,7 @@ from modelcache.carry.carrying import Carrying
 from modelcache.config import Config
 from modelcache.digest import HEX_LENGTHS, Algorithm, Digest, digits_of, sha256
 from modelcache.ensure import Ensured, ProgressCallback, expect_cached, hit, last
-from modelcache.errors import AccessDenied, AmbiguousName, NotCached
+from modelcache.errors import AccessDenied, NotCached
 from modelcache.fetch.begun import Tell
 from modelcache.fetch.engine import FetchEngine, Queued
 from modelcache.fetch.flight import SingleFlight
@@ -29,6 +29,7 @@ from modelcache.fetch.plan import Priority
 from modelcache.fetch.progress import Progress
 from modelcache.leasing import Leasing
 from modelcache.manifest import Manifest
+from modelcache.naming import the_one
 from modelcache.patience import Cancellation
 from modelcache.permission import Admission, Caller, Denials, OwnersAdmission, Permission, expect_own, expect_served
 from modelcache.places import expect_granted, first_hit, in_turn
@@ -355,12 +356,7 @@ class ModelCache(Upkeeping, Prewarming, Carrying, SingleFiles, Leasing):
             named = [{info.digest: None for info in self._store.list() if digits and info.digest.hex.startswith(digits)}]
         infos = ([info for digest in of_one if (info := self._store.info(digest)) is not None] for of_one in named)
         found = next(filter(None, infos), [])
-        if not found:
-            raise NotCached(f"`{uri or name}` is not cached", address=uri)
-        if len(found) > 1:
-            shown = ", ".join(info.digest.hex[:16] for info in found)
-            raise AmbiguousName(f"`{uri or name}` names {len(found)} snapshots: {shown}", got=shown)
-        return found[0]
+        return the_one(found, name, uri, self._store.list)
 
     def _refs_of(self, name: str) -> Sequence[Sequence[Ref]]:
         """What a URI is to the owner, place by place."""

@@ -34,7 +34,9 @@ HEX_LENGTHS = {
     Algorithm.GIT_SHA1: 40,
 }
 _HEX = re.compile(r"[0-9a-f]+")
-_SHORT = re.compile(r"(?:sha256:)?([0-9a-f]{8,64})")
+FEWEST_DIGITS = 8
+"""Of a sha256, that a name may be."""
+_SHORT = re.compile(rf"(?:sha256:)?([0-9a-f]{{{FEWEST_DIGITS},64}})")
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -97,3 +99,14 @@ def digits_of(name: str) -> str | None:
         hint = "write 64 hex digits in small letters, or the first 8 or more; a file of that name is `./sha256:…`"
         raise InvalidUri(f"`{name}` is not a digest", got=name, hint=hint)
     return None if found is None else found.group(1)
+
+
+def nearly_digits(name: str) -> str | None:
+    """Why a name of nothing but hex digits is no digest, for who finds no path of that name, either; None: it is one, or no such name."""
+    if not re.fullmatch("[0-9A-Fa-f]+", name) or digits_of(name) is not None:
+        return None
+    if len(name) < FEWEST_DIGITS:
+        return f"`{name}` is too short for a digest: {FEWEST_DIGITS} or more hex digits are needed"
+    if len(name) > HEX_LENGTHS[Algorithm.SHA256]:
+        return f"`{name}` is too long for a digest: it has {HEX_LENGTHS[Algorithm.SHA256]} hex digits, these are {len(name)}"
+    return f"`{name}` is no digest: write its hex digits in small letters"

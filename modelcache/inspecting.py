@@ -8,8 +8,9 @@ from contextlib import closing
 from dataclasses import dataclass, field
 
 from modelcache.abc.source import Listing, RemoteFile, Source
+from modelcache.abc.store import SnapshotInfo
 from modelcache.cache import ModelCache
-from modelcache.digest import digits_of
+from modelcache.digest import digits_of, nearly_digits
 from modelcache.errors import BadCheckpoint, NotCached, NotFound
 from modelcache.loader.checkpoint import NO_FILES_HINT, SUFFIX, open_checkpoint
 from modelcache.loader.header import LENGTH_BYTES, Header, header_bytes, parse_header
@@ -52,10 +53,21 @@ def inspect(cache: ModelCache, name: str, *, cancel: Cancellation | None = None)
     """
     try:
         info = cache.find(name)
-    except NotCached:
+    except NotCached as error:
         if digits_of(name) is not None:
             raise  # a digest is at no origin
+        not_here = error
+    else:
+        return _here(cache, name, info)
+    try:
         return cache.at_origin(name, lambda listing, source: _remote(listing, source, cancel or Cancellation()), cancel=cancel)
+    except NotFound as error:
+        if nearly_digits(name) is None or error.hint == NO_FILES_HINT:
+            raise
+        raise not_here from None  # the name of no path, then
+
+
+def _here(cache: ModelCache, name: str, info: SnapshotInfo) -> Inspected:
     uri = name if digits_of(name) is not None else str(parse_uri(name)[0])
     revision = next((ref.revision for ref in info.refs if ref.key.uri == uri), info.refs[0].revision if info.refs else "")
     paths = sorted(file.path for file in cache.manifest(info.digest.hex).files if file.path.endswith(SUFFIX))

@@ -11,12 +11,13 @@ from typing import Self
 
 from modelcache.abc.snapshot import Ref, Snapshot
 from modelcache.abc.store import Evicted, Lease, SnapshotInfo, Usage, VerifyReport, clean, expect_own
-from modelcache.agent.client import AgentClient
+from modelcache.agent.client import AgentClient, Shown
 from modelcache.digest import digits_of
 from modelcache.errors import AgentUnreachable, Cancelled, InvalidUri
 from modelcache.fetch.flight import CANCELLED
 from modelcache.fetch.progress import Phase, Progress
 from modelcache.manifest import Manifest
+from modelcache.naming import telling_digits
 from modelcache.patience import Cancellation
 from modelcache.prewarm import DEFAULT_JOBS, ManyProgress, PrewarmOutcome, PrewarmReport, each_once
 from modelcache.refresh import Refresh
@@ -111,16 +112,20 @@ class RemoteCache:
         return self.client.list()
 
     def find(self, name: str) -> SnapshotInfo:
-        return self.client.show(_named(name)).info
+        return self._shown(name).info
 
     def manifest(self, name: str) -> Manifest:
-        return self.client.show(_named(name)).manifest
+        return self._shown(name).manifest
 
     def refs(self, name: str) -> Sequence[Ref]:
-        return self.client.show(_named(name)).refs
+        return self._shown(name).refs
 
     def verified_at_s(self, name: str) -> float | None:
-        return self.client.show(_named(name)).verified_at_s
+        return self._shown(name).verified_at_s
+
+    def _shown(self, name: str) -> Shown:
+        with telling_digits(name, self.list):
+            return self.client.show(_named(name))
 
     def usage(self) -> Usage:
         usage = self.client.status().usage
@@ -131,17 +136,21 @@ class RemoteCache:
     def verify(
         self, name: str | None = None, *, progress: Callable[[int, int], None] | None = None, cancel: Cancellation | None = None
     ) -> VerifyReport:
-        return self.client.verify(None if name is None else _named(name), progress=progress, cancel=cancel)
+        with telling_digits(name or "", self.list):
+            return self.client.verify(None if name is None else _named(name), progress=progress, cancel=cancel)
 
     def pin(self, name: str, *, holder: str = "user") -> Lease:
         expect_own(holder)  # no name at all would be the usual one to the agent
-        return self.client.pin(_named(name), holder=clean(holder))
+        with telling_digits(name, self.list):
+            return self.client.pin(_named(name), holder=clean(holder))
 
     def unpin(self, name: str, *, holder: str | None = None) -> int:
-        return self.client.unpin(_named(name), holder=None if holder is None else clean(holder))
+        with telling_digits(name, self.list):
+            return self.client.unpin(_named(name), holder=None if holder is None else clean(holder))
 
     def evict(self, name: str, *, dry_run: bool = False) -> Evicted:
-        return self.client.evict(_named(name), dry_run=dry_run)
+        with telling_digits(name, self.list):
+            return self.client.evict(_named(name), dry_run=dry_run)
 
 
 def _whole(text: str) -> str:

@@ -20,6 +20,8 @@ READ_BYTES = 1 << 20
 """Most bytes of one read: what was read is still in the CPU's cache when the caller hashes it."""
 _MISSING = (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG)
 _REFUSED = (errno.EACCES, errno.EPERM)
+_ODD = {errno.ENOENT: "a link to nothing", errno.ELOOP: "a loop of links", errno.ENAMETOOLONG: "too deep to be opened by its path"}
+"""What the system says of something that a directory lists, and what it is then."""
 
 
 class LocalSource:
@@ -178,22 +180,34 @@ def _walk(start: str, cancel: Cancellation, within: str | None) -> Iterator[_Ent
                     continue
                 if within is not None and entry.path == os.path.join(within, "lost+found"):
                     continue  # of the volume's file system, for its administrator alone
-                inner = entry.stat()
-                key = (inner.st_dev, inner.st_ino)
-                if key in above:
+                key = _identity(entry)
+                if key is None:
+                    yield _Entry(entry.path, below)
+                elif key in above:
                     yield _Entry(entry.path, below, loops=True)
                 else:
                     waiting.append((entry.path, below, above | {key}))
 
 
 def _is_directory(entry: os.DirEntry[str]) -> bool:
-    """Whether it is one, or a link to one; False of a loop of links."""
+    """Whether it is one, or a link to one; False of a loop of links, and of a link that lies too deep to be followed."""
     try:
         return entry.is_dir()
     except OSError as error:
-        if error.errno != errno.ELOOP:
+        if error.errno not in (errno.ELOOP, errno.ENAMETOOLONG):
             raise
         return False
+
+
+def _identity(directory: os.DirEntry[str]) -> tuple[int, int] | None:
+    """Device and inode; None: it lies too deep to be looked into."""
+    try:
+        found = directory.stat()
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:
+            raise
+        return None
+    return found.st_dev, found.st_ino
 
 
 def _described(entry: _Entry, address: str) -> RemoteFile:
@@ -202,9 +216,9 @@ def _described(entry: _Entry, address: str) -> RemoteFile:
     try:
         status = os.stat(entry.place)
     except OSError as error:
-        if error.errno not in (errno.ENOENT, errno.ELOOP):
+        if error.errno not in _ODD:
             raise
-        problem = "a link to nothing" if error.errno == errno.ENOENT else "a loop of links"
+        problem = _ODD[error.errno]
     else:
         if stat.S_ISREG(status.st_mode):
             return RemoteFile(entry.path, status.st_size, entry.place, _validator(status))
@@ -222,6 +236,8 @@ def _listing_error(error: OSError, address: str) -> ModelCacheError:
         hint = "check the spelling; what is no path of this machine begins with its scheme, as `hf://owner/model`"
         if "%" in address:
             hint = "check the spelling: names of files are taken as they stand, and `%20` in one is these three characters"
+        if error.errno == errno.ENAMETOOLONG:
+            hint = "Linux opens no path of 4,096 bytes or more, and no name of over 255: name a shorter one that leads there"
         return NotFound("no such file or directory", address=address, hint=hint)
     return _failure(error, address)
 

@@ -169,6 +169,7 @@ def test_a_prewarm_that_is_broken_off_tells_the_same(node: RunningAgent, server:
         (3, ("pull", "--offline", "{}/weights")),
         (3, ("show", "{}/weights")),
         (3, ("path", "0123456789")),
+        *[(3, (command, name)) for command in ("show", "rm", "verify", "pin", "unpin") for name in ("0123456", "ABCDEF01")],
         (3, ("unpin", "sha256:" + "0" * 64)),
         (3, ("verify", "{}/weights")),
         (4, ("pull", "{}/secret")),

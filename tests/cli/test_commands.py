@@ -163,6 +163,9 @@ def test_ls_and_path_and_show_tell_what_is_here(cli: Executable, model: Path, si
     assert hashlib.sha256(WEIGHTS).hexdigest() not in shown
     assert hashlib.sha256(WEIGHTS).hexdigest() in cli("show", "-v", model).out
     assert "computed" in shown
+    for name, said in ((digest[:7], "too short for a digest: 8 or more"), (digest.upper(), "small letters"), (f"{digest}0", "too long")):
+        failed = cli("inspect" if name == digest[:7] else "path", name)
+        assert (failed.code, said in failed.err, f"`{digest[:16]}` (file://{model})" in failed.err) == (3, True, len(name) <= 64)
 
 
 def column(text: str, title: str) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import socket
 from collections.abc import Callable
 from pathlib import Path
@@ -108,6 +109,30 @@ def test_a_name_that_is_not_utf8_is_refused_unless_left_out(tmp_path: Path) -> N
     with pytest.raises(UnsafePath, match="UTF-8"):
         paths_of(tmp_path)
     assert paths_of(tmp_path, "#include=f") == ["f"]
+
+
+@pytest.mark.parametrize(("above", "said"), [(0, "over the limit of 1024"), (18, "too deep to be opened")])
+def test_what_lies_too_deep_to_be_opened_is_told_as_that_unless_left_out(tmp_path: Path, above: int, said: str) -> None:
+    """`above`: so many of the directories are above what is asked for: then its own paths are short."""
+    (tmp_path / "f").write_bytes(b"x")
+    directory, asked = os.open(tmp_path, os.O_RDONLY), tmp_path
+    try:
+        for depth in range(22):
+            os.mkdir("d" * 200, dir_fd=directory)
+            below = os.open("d" * 200, os.O_RDONLY, dir_fd=directory)
+            os.close(directory)
+            directory, asked = below, asked / ("d" * 200) if depth < above else asked
+        os.mkdir("empty", dir_fd=directory)
+    finally:
+        os.close(directory)
+    (asked / "f").write_bytes(b"x")
+    with pytest.raises(UnsafePath, match=said):
+        paths_of(asked)
+    assert paths_of(asked, "#exclude=ddd*") == ["f"]
+    with pytest.raises(NotFound) as caught:
+        paths_of(tmp_path.joinpath(*["d" * 200] * 22))
+    assert "4,096" in (caught.value.hint or "")
+    shutil.rmtree(tmp_path)
 
 
 def test_a_directory_without_files_is_not_found(tmp_path: Path) -> None:

@@ -120,6 +120,9 @@ def test_from_a_bucket_by_its_key_and_as_the_only_object_of_a_prefix(seaweedfs: 
     assert contents(cache.ensure(f"s3://{bucket}/m#include=*.gz").path) == expected
     with pytest.raises(NotFound):
         cache.ensure(f"s3://{bucket}/m/model.tar.gz#include=*.onnx")
+    with pytest.raises(NotFound) as caught:
+        cache.ensure(f"s3://{bucket}/m/nothing.tar.gz")
+    assert str(caught.value).endswith(f": s3://{bucket}/m/nothing.tar.gz")
 
 
 def test_the_digest_of_a_uri_is_the_archives(web: Web, cache: ModelCache) -> None:
@@ -129,6 +132,8 @@ def test_the_digest_of_a_uri_is_the_archives(web: Web, cache: ModelCache) -> Non
     with pytest.raises(DigestMismatch) as caught:
         cache.ensure(f"{url}#sha256={'0' * 64}")
     assert caught.value.expected == f"sha256:{'0' * 64}"
+    assert (caught.value.address or "").startswith(f"{url}#sha256=")
+    assert "unpack" not in str(caught.value)  # nobody asked for that
     assert cache.usage().ingest_bytes == 0
 
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from modelcache.digest import HEX_LENGTHS, Algorithm, Digest, digits_of, sha256
+from modelcache.digest import HEX_LENGTHS, Algorithm, Digest, digits_of, nearly_digits, sha256
 from modelcache.errors import InvalidUri
 
 VALUES = st.sampled_from(list(Algorithm)).flatmap(
@@ -37,6 +37,8 @@ def test_a_name_is_a_digest_or_its_beginning_or_something_else() -> None:
     for name in ("sha256:0123456", "sha256:model", "sha256:", f"sha256:{digits}0", f"sha256:{digits.upper()}"):
         with pytest.raises(InvalidUri, match="not a digest"):
             digits_of(name)
+    assert [nearly_digits(name) for name in (digits, digits[:8], "model", "", f"sha256:{digits[:7]}", "s3://b/k", "./a")] == [None] * 7
+    assert all(nearly_digits(name) for name in ("0", digits[:7], digits.upper(), "ABCDEF01", f"{digits}0"))
 
 
 @given(VALUES, st.sampled_from(list(Algorithm)))

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Protocol
 
 from modelcache.abc.source import Body, Listing, Origin, RemoteFile, Source, fingerprint
 from modelcache.digest import Algorithm, Digest
-from modelcache.errors import BadArchive, Cancelled, NotFound, SourceChanged, UnsafePath
+from modelcache.errors import BadArchive, Cancelled, ModelCacheError, NotFound, SourceChanged, UnsafePath
 from modelcache.patience import Cancellation
 from modelcache.ranges import ByteRange
 from modelcache.sources.archive.limits import ArchiveLimits
@@ -101,7 +102,8 @@ class ArchiveSource:
             return self._passed_on(found)
         revision = f"unpacked-{fingerprint(found.files).removeprefix('listing-')}"
         named = bool(found.files[0].validator)
-        files = self._remembered(revision, replace(found, uri=plain(uri)), cancel) if named else None
+        with as_asked(uri):
+            files = self._remembered(revision, replace(found, uri=plain(uri)), cancel) if named else None
         if files is not None and not (files and all(file.validator.startswith(MEMBER) for file in files)):
             files = None  # of a ref that lost its validators: only the archive says whose members these are
         self._given = frozenset()
@@ -152,7 +154,8 @@ class ArchiveSource:
         with self._lock:
             opened = self._open
         if opened is None or opened.revision != revision or not revision:
-            archive = self._bring(replace(found, uri=plain(uri)), cancel)
+            with as_asked(uri):
+                archive = self._bring(replace(found, uri=plain(uri)), cancel)
             selects = uri.selects if is_archive_name(uri.path) else lambda path: True
             packed = entries_of(archive, found.files[0].path, self._limits, cancel, address=str(uri))
             entries = selected_files(packed, selects, address=str(uri))
@@ -224,7 +227,8 @@ def look_for_archive(source: Source, uri: StorageUri, cancel: Cancellation) -> t
     """What a source lists, and whether it is one archive: then that alone, patterns aside if they select members."""
     named = is_archive_name(uri.path)
     try:
-        found = source.list(plain(uri) if named else uri, cancel)
+        with as_asked(uri):
+            found = source.list(plain(uri) if named else uri, cancel)
     except UnsafePath:  # a directory with this name and a file that the patterns may leave out
         if not named:
             raise
@@ -238,6 +242,18 @@ def look_for_archive(source: Source, uri: StorageUri, cancel: Cancellation) -> t
 def plain(uri: StorageUri) -> StorageUri:
     """The archive as the file that it is."""
     return replace(uri, include=(), exclude=(), digest=None, unpack=False)
+
+
+@contextmanager
+def as_asked(uri: StorageUri) -> Iterator[None]:
+    """What goes wrong in the block with the archive as a file is told of the URI that was asked for: nobody typed the other one."""
+    try:
+        yield
+    except ModelCacheError as error:
+        ours = str(plain(uri))
+        error.message = error.message.replace(ours, str(uri))
+        error.address = None if error.address is None else error.address.replace(ours, str(uri))
+        raise
 
 
 def _stated(entry: Entry) -> tuple[Digest, ...]:
