@@ -308,7 +308,11 @@ class Store(Protocol):
 
     def collect(self, *, need_bytes: int = 0, dry_run: bool = False) -> CollectReport:
         """Remove what nobody needs: ended ingests older than their grace, unnamed blobs, trash; then, if the watermark is
-        passed or `need_bytes` don't fit, unleased snapshots, least recently used first."""
+        passed or `need_bytes` don't fit, unleased snapshots, least recently used first.
+
+        Raises:
+            StoreReadOnly: nothing can be removed; not in a dry run.
+        """
         ...
 
     def verify(

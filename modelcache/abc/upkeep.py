@@ -52,6 +52,11 @@ class Upkeep(Store, Protocol):
     @property
     def read_only(self) -> bool: ...
 
+    @property
+    def address(self) -> str:
+        """What errors name it by."""
+        ...
+
     def scrub(self, limits: ScrubLimits, cancel: Cancellation, progress: Callable[[int, int], None] | None = None) -> VerifyReport:
         """`verify` a part of the store behind everybody's back: blobs that were longest not read back first, so that the next scrub
         goes on where this one ended. It takes no pages out of the page cache and brings none in, where O_DIRECT works."""

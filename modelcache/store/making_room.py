@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ from pathlib import Path
 
 from modelcache.abc.store import CollectReport, Evicted
 from modelcache.digest import Digest, sha256
-from modelcache.errors import DamagedRecord, NoSpace
+from modelcache.errors import DamagedRecord, NoSpace, StoreReadOnly
 from modelcache.store.blobs import BLOCK_BYTES, total_names
 from modelcache.store.budget import Budget, Room, regular_files, unshared_bytes
 from modelcache.store.evict import Victim
@@ -71,6 +72,8 @@ class MakingRoom:
     def collect(self, need_bytes: int, *, dry_run: bool) -> CollectReport:
         """`Store.collect`. A dry run computes the same and changes nothing."""
         if not dry_run:
+            if not os.access(self._parts.root.address, os.W_OK):  # now: what there is nothing to remove of would be told as done
+                raise StoreReadOnly("the store can't be written, so nothing can be removed", address=self._parts.root.address)
             self._removal.sweep()
         garbage = self.garbage(GRACE_S)
         if dry_run:

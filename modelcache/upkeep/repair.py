@@ -96,6 +96,9 @@ class Repair:
     """One repair of a store. `run` is called once."""
 
     def __init__(self, store: Upkeep, engine: FetchEngine, open_sources: OpenSources, cancel: Cancellation) -> None:
+        """Raises StoreReadOnly: before anything is read for it."""
+        if store.read_only:
+            raise StoreReadOnly("a store that can't be written can't be repaired", address=store.address)
         self._store = store
         self._engine = engine
         self._open_sources = open_sources
@@ -115,8 +118,6 @@ class Repair:
         Raises:
             StoreReadOnly, StoreFault, Cancelled. What an origin does wrong, or room that lacks, is reported, not raised.
         """
-        if self._store.read_only:
-            raise StoreReadOnly("a store that can't be written can't be repaired")
         with ExitStack() as held:
             withdrawn = self._withdrawn(verified, uri)
             shown = {digest for damage in verified.damages for digest in damage.still_held}

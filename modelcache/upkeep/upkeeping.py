@@ -83,6 +83,7 @@ class Upkeeping(ABC):
             StoreError, Cancelled. What an origin does wrong is in the report.
         """
         stop = cancel or Cancellation()
+        repair = Repair(self._store, self._engine, self._open_sources, stop)
         uri = None if name is None or digits_of(name) is not None else str(parse_uri(name)[0])
         if verified is None:
             try:
@@ -91,4 +92,4 @@ class Upkeeping(ABC):
                 if uri is None or not self._store.refs(uri):
                     raise
                 verified = VerifyReport(0, 0, 0, ())  # An earlier one took it out of service.
-        return Repair(self._store, self._engine, self._open_sources, stop).run(verified, uri)
+        return repair.run(verified, uri)

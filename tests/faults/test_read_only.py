@@ -64,6 +64,7 @@ def refused(cache: ModelCache, origin: Path) -> dict[str, Callable[[], object]]:
         "lease": lambda: store.lease(info.digest, holder="a pod", ttl_s=60),
         "evict": lambda: cache.evict(uri),
         "collect": lambda: cache.collect(need_bytes=cache.usage().available_bytes + 1),
+        "collect nothing": lambda: cache.collect(),
     }
 
 
@@ -88,7 +89,10 @@ def check_all(root: Path, origin: Path) -> None:
         report = cache.verify()
         assert (report.damages, report.bytes_read) == ((), info.size_bytes)
         assert cache.usage().blobs_bytes >= info.size_bytes
+        assert cache.collect(dry_run=True).freed_bytes == 0
         expect_refusals(cache, origin)
+        with pytest.raises(StoreReadOnly, match=str(root)):
+            cache.repair(progress=lambda done, total: pytest.fail("read before it is refused"))
         assert [(path, now) for (path, now), (_, then) in zip(looks(root), before, strict=True) if now != then] == []
 
 
