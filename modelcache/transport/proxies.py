@@ -122,9 +122,13 @@ def _names(entry: str, target: Target) -> bool:
             return address in ipaddress.ip_network(entry, strict=False)
         except ValueError:
             return False
-    host, _, port = entry.rpartition(":") if entry.count(":") == 1 else (entry, "", "")
+    host, colon, port = entry.rpartition(":")
+    if not colon or (":" in host and not host.endswith("]")):
+        host, port = entry, ""
     if port and port != str(target.port):
         return False
     domain = host.strip("[]").removeprefix("*").strip(".")
     bare = target.host.rstrip(".")
-    return domain != "" and (bare == domain or (address is None and bare.endswith(f".{domain}")))
+    if address is not None:
+        return bare == domain or address in _addresses(domain)[:1]
+    return domain != "" and (bare == domain or bare.endswith(f".{domain}"))

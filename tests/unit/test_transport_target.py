@@ -132,6 +132,11 @@ def test_a_proxy_that_is_not_served_is_a_bad_setting(url: str) -> None:
         ("fd00::/8", "[fd00::1]", True),
         ("::1", "[::1]", True),
         ("[::1]", "[::1]", True),
+        ("[::1]:8080", "[::1]:8080", True),
+        ("[::1]:8080", "[::1]:81", False),
+        ("0:0:0:0:0:0:0:1", "[::1]", True),
+        ("::1", "[::2]", False),
+        ("127.1", "127.0.0.1", True),
     ],
 )
 def test_no_proxy_names_hosts_domains_addresses_and_blocks(entry: str, host: str, direct: bool) -> None:
