@@ -66,7 +66,7 @@ def test_any_stream_that_is_current_waits_for_the_copies(ring: PinnedRing) -> No
         torch.cuda._sleep(LONG)  # the copy is late
     copy = device.copy(buffer.tensor, [Piece(0, 0, BUFFER_BYTES)], target)
     assert not copy.is_done()
-    answers = []
+    answers: list[torch.Tensor] = []
     for stream in (torch.cuda.Stream(GPU), torch.cuda.current_stream(GPU)):
         with torch.cuda.stream(stream):
             device.hand_over(target, [copy])
