@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 import secrets
-from collections.abc import Callable, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from enum import StrEnum
@@ -187,11 +188,37 @@ class Damage:
 
 
 @dataclass(frozen=True, slots=True)
+class OutOfService:
+    """A snapshot that damage took away, now or earlier: names lead to it, and it is not here until it is fetched again.
+
+    Attributes:
+        digest: of the snapshot.
+        uris: that lead to it; `ModelCache.evict` forgets them.
+    """
+
+    digest: Digest
+    uris: tuple[str, ...]
+
+
+def by_snapshot(refs: Iterable[Ref]) -> tuple[OutOfService, ...]:
+    """What a `VerifyReport` says of refs whose snapshots are out of service."""
+    uris: defaultdict[Digest, set[str]] = defaultdict(set)
+    for ref in refs:
+        uris[ref.manifest].add(ref.key.uri)
+    return tuple(OutOfService(digest, tuple(sorted(uris[digest]))) for digest in sorted(uris))
+
+
+@dataclass(frozen=True, slots=True)
 class VerifyReport:
+    """Attributes:
+    out_of_service: when it was over; if one snapshot was asked for, that and what was withdrawn with it.
+    """
+
     snapshots: int
     blobs: int
     bytes_read: int
     damages: tuple[Damage, ...]
+    out_of_service: tuple[OutOfService, ...] = ()
 
 
 class Store(Protocol):

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
-from modelcache.abc.snapshot import RefHead
+from modelcache.abc.snapshot import Ref, RefHead
 from modelcache.abc.store import Store, VerifyReport
 from modelcache.digest import Digest
 from modelcache.patience import Cancellation
@@ -78,8 +78,9 @@ class Upkeep(Store, Protocol):
         """The heads of all refs, those whose list of files is damaged among them."""
         ...
 
-    def quarantined(self, compartment: str = "") -> frozenset[Digest]:
-        """Contents of which a damaged inode is kept aside, of one part of the store."""
+    def out_of_service(self, besides: Collection[Digest] = ()) -> list[Ref]:
+        """Refs whose snapshots damage took out of service: something that they show is in quarantine, or all of it is here though the
+        snapshot is not. Those to snapshots of `besides` in any case."""
         ...
 
     def salvage(self, digest: Digest, cancel: Cancellation, compartment: str = "") -> Iterator[tuple[int, memoryview]]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from modelcache.abc.snapshot import Ref, RefFile, RefHead, RefKey, Snapshot
-from modelcache.abc.store import Damage, Evicted, Lease, LeaseKind, Limits, SnapshotInfo, Usage, VerifyReport
+from modelcache.abc.store import Damage, Evicted, Lease, LeaseKind, Limits, OutOfService, SnapshotInfo, Usage, VerifyReport
 from modelcache.agent.failures import error_message, error_of
 from modelcache.agent.log import LogEntry
 from modelcache.agent.v1 import agent_pb2 as pb
@@ -268,12 +268,17 @@ def usage_of(message: pb.Usage) -> Usage:
 
 def report_message(report: VerifyReport) -> pb.VerifyReport:
     return pb.VerifyReport(
-        snapshots=report.snapshots, blobs=report.blobs, bytes_read=report.bytes_read, damages=map(_damage_message, report.damages)
+        snapshots=report.snapshots,
+        blobs=report.blobs,
+        bytes_read=report.bytes_read,
+        damages=map(_damage_message, report.damages),
+        out_of_service=(pb.OutOfService(digest=str(item.digest), uris=item.uris) for item in report.out_of_service),
     )
 
 
 def report_of(message: pb.VerifyReport) -> VerifyReport:
-    return VerifyReport(message.snapshots, message.blobs, message.bytes_read, tuple(map(_damage_of, message.damages)))
+    gone = tuple(OutOfService(digest_of(item.digest), tuple(item.uris)) for item in message.out_of_service)
+    return VerifyReport(message.snapshots, message.blobs, message.bytes_read, tuple(map(_damage_of, message.damages)), gone)
 
 
 def _damage_message(damage: Damage) -> pb.Damage:

@@ -148,6 +148,7 @@ def of_verified(report: VerifyReport, elapsed_s: float) -> dict[str, object]:
         "bytes_read": report.bytes_read,
         "elapsed_s": round(elapsed_s, 3),
         "damages": [of_damage(damage) for damage in report.damages],
+        "out_of_service": [{"digest": str(gone.digest), "uris": list(gone.uris)} for gone in report.out_of_service],
     }
 
 

@@ -27,6 +27,8 @@ FICLONE = 0x4004_9409
 BLOCK_BYTES = 4096
 LEAST_ROOM_BYTES = GIB
 CLOCK_SLACK_S = 120.0
+NAMED = 3
+"""Models in one finding."""
 OTHER_ROOT = "name another root with --root or MODELCACHE_ROOT"
 
 
@@ -155,8 +157,13 @@ def _check_content(cache: ModelCache) -> list[Finding]:
     usage, infos = cache.usage(), cache.list()
     found = [fine("store", f"{counted(len(infos), 'model')} in {format_bytes(usage.blobs_bytes)}")]
     quarantine = Layout(cache.config.root).quarantine
+    gone = [", ".join(each.uris) for each in cache.out_of_service()]
+    if gone:
+        more = f" and {len(gone) - NAMED} more" if len(gone) > NAMED else ""
+        hint = "`modelcache verify --repair` brings them back, as a pull does; `modelcache rm` forgets them"
+        found.append(doubtful("damage", f"{counted(len(gone), 'model')} out of service: {', '.join(gone[:NAMED])}{more}", hint))
     if usage.quarantine_bytes:
-        hint = f"`modelcache verify --repair` brings the models back; then remove what is in {quarantine}"
+        hint = f"`modelcache verify --repair` uses what is sound of them; then remove what is in {quarantine}"
         found.append(doubtful("leftovers", f"{format_bytes(usage.quarantine_bytes)} of damaged blobs in quarantine", hint))
     if usage.trash_bytes:
         found.append(doubtful("leftovers", f"{format_bytes(usage.trash_bytes)} in the trash", "`modelcache gc` removes it"))

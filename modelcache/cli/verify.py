@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from modelcache.abc.store import Damage, VerifyReport
     from modelcache.upkeep.repair import RepairReport
 
+NEXT = "next: `modelcache verify --repair` fetches what is damaged again, as does a pull of the model; `modelcache rm` forgets the model"
+
 
 def verify(
     session: Session,
@@ -35,8 +37,8 @@ def verify(
     With --budget or --rate in the background: at lowest priority, what was longest not read back first, so that the next time goes on
     where this one ended.
 
-    What is damaged is taken out of service; --repair, or pulling it again, brings it back. Exits with 6 if it finds damage that it
-    doesn't repair; what is out of service is read no more, and doctor tells of it.
+    What is damaged is taken out of service; --repair, or pulling it again, brings it back, and rm forgets it. Exits with 6 if it finds
+    damage that it doesn't repair, and as long as a model is out of service.
     """
     in_parts = budget is not None or rate is not None
     if in_parts and name is not None:
@@ -69,9 +71,9 @@ def verify(
         session.finish(**documents.of_repaired(repaired, reading.elapsed_s))
     for line in [*_found_lines(report, reading.elapsed_s), *_repaired_lines(repaired)]:
         session.output.line(line)
-    if report.damages and repaired is None:
-        session.output.note("next: `modelcache verify --repair` fetches what is damaged again, and so does the next pull of such a model")
-    left = report.damages if repaired is None else repaired.unrepaired
+    if repaired is None and (report.damages or report.out_of_service):
+        session.output.note(NEXT)
+    left = (report.damages or report.out_of_service) if repaired is None else (repaired.unrepaired or repaired.verified.out_of_service)
     return ExitCode.INTEGRITY if left else ExitCode.OK
 
 
@@ -86,9 +88,12 @@ def _size(option: str, text: str | None) -> int | None:
 def _found_lines(report: VerifyReport, elapsed_s: float) -> Iterator[str]:
     for damage in report.damages:
         yield from _damage_lines(damage)
+    for gone in report.out_of_service:
+        yield f"out of service: {', '.join(gone.uris)}: {gone.digest}"
     extent = f"{counted(report.snapshots, 'snapshot')}, {counted(report.blobs, 'blob')}, {format_bytes(report.bytes_read)}"
-    found = f"{len(report.damages):,} damaged" if report.damages else "all as they should be"
-    yield f"{extent} in {format_duration(elapsed_s)}: {found}"
+    wrong = [f"{len(report.damages):,} damaged"] if report.damages else []
+    wrong += [f"{counted(len(report.out_of_service), 'model')} out of service"] if report.out_of_service else []
+    yield f"{extent} in {format_duration(elapsed_s)}: {' and '.join(wrong) or 'all as they should be'}"
 
 
 def _damage_lines(damage: Damage) -> list[str]:

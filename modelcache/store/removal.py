@@ -7,6 +7,7 @@ from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 
+from modelcache.abc.snapshot import RefHead
 from modelcache.abc.store import Evicted
 from modelcache.digest import Digest, sha256
 from modelcache.errors import InUse, NotCached
@@ -15,6 +16,7 @@ from modelcache.store.blobs import EMPTY
 from modelcache.store.inventory import Inventory
 from modelcache.store.layout import TEMP_PREFIX
 from modelcache.store.parts import Parts
+from modelcache.store.withdrawn import is_dangling, of_no_use
 from modelcache.store.workspace import JOURNAL, PLAN, TREE, ingest_directories, is_owned
 
 GRACE_S = 24 * 3600
@@ -117,8 +119,8 @@ class Removal:
     # -- what crashes leave ---------------------------------------------------------------------------------------
 
     def sweep(self) -> None:
-        """Remove temporary files, ended leases and grants, halves of snapshots, refs to nothing and tables of nothing."""
-        unsealed = self._parts.snapshots.unsealed()
+        """Remove temporary files, ended leases and grants, halves of snapshots, tables of nothing, and refs of no use."""
+        unsealed, of_use_to_nobody = self._parts.snapshots.unsealed(), of_no_use(self._parts)
         with self._parts.root.lock.exclusive():  # Whoever makes such names holds it shared: those seen here are nobody's.
             for directory in (*self._layout.record_directories, *(item.home for item in self._parts.compartments() if item.name)):
                 for name in os.listdir(directory):
@@ -130,16 +132,16 @@ class Removal:
                 held = {lease.manifest for lease in leases}
                 self._parts.snapshots.withdraw(digest for digest in self._parts.snapshots.incomplete() if digest not in held)
             self._parts.snapshots.seal(unsealed)
-            self._sweep_refs()
+            self._sweep_refs(of_use_to_nobody)
             self._parts.grants.sweep()
         for compartment in self._parts.compartments():
             compartment.blobs.drop_tables()
 
-    def _sweep_refs(self) -> None:
+    def _sweep_refs(self, heads: Iterable[RefHead]) -> None:
         now = self._parts.root.clock()
-        for ref in self._parts.refs.every():
-            if self._parts.snapshots.find(ref.manifest) is None and now - _mtime_s(self._layout.ref(ref.key)) >= GRACE_S:
-                self._parts.refs.remove(ref.key)
+        for head in heads:
+            if is_dangling(self._parts, head) and now - _mtime_s(self._layout.ref(head.key)) >= GRACE_S:
+                self._parts.refs.remove(head.key)
 
 
 def _is_useful(ingest: Path) -> bool:

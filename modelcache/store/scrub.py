@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from modelcache.abc.store import Damage, VerifyReport
+from modelcache.abc.store import Damage, VerifyReport, by_snapshot
 from modelcache.abc.upkeep import ScrubLimits
 from modelcache.chunks import ChunkTable, chunk_count
 from modelcache.digest import Digest
@@ -26,6 +26,7 @@ from modelcache.store.reading import Counting, Reading, bad_chunks, read_all, re
 from modelcache.store.records import read
 from modelcache.store.removal import Removal
 from modelcache.store.trash import inode_names
+from modelcache.store.withdrawn import out_of_service
 from modelcache.units import GIB
 
 SAVE_BYTES = 4 * GIB
@@ -74,7 +75,7 @@ class Scrub:
                 damages += self._judge(subject, reading)
                 self._note(times, subject, reading)
         self._save(times)
-        return VerifyReport(len(digests), len(subjects), counting.done_bytes, tuple(sorted(damages, key=lambda damage: str(damage.path))))
+        return self._report(len(digests), len(subjects), counting, damages, manifest)
 
     def scrub(self, limits: ScrubLimits, cancel: Cancellation, progress: Callable[[int, int], None] | None) -> VerifyReport:
         """`Upkeep.scrub`. Reads in a thread of lowest priority, blobs that were longest not read back first."""
@@ -102,7 +103,13 @@ class Scrub:
                         saved_bytes = counting.done_bytes
         finally:
             self._save(times)
-        return VerifyReport(len(digests), blobs, counting.done_bytes, tuple(sorted(damages, key=lambda damage: str(damage.path))))
+        return self._report(len(digests), blobs, counting, damages)
+
+    def _report(self, snapshots: int, blobs: int, counting: Counting, damages: list[Damage], only: Digest | None = None) -> VerifyReport:
+        withdrawn = {digest for damage in damages for digest in damage.withdrawn}
+        gone = (ref for ref in out_of_service(self._parts, withdrawn) if only in (None, ref.manifest) or ref.manifest in withdrawn)
+        ordered = tuple(sorted(damages, key=lambda damage: str(damage.path)))
+        return VerifyReport(snapshots, blobs, counting.done_bytes, ordered, by_snapshot(gone))
 
     def _by_age(self) -> list[Subject]:
         """The inodes of all blobs, those never read back first, then the longest ago."""

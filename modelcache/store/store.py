@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -32,6 +32,7 @@ from modelcache.store.removal import Removal
 from modelcache.store.root import LOCK_TIMEOUT_S, open_root
 from modelcache.store.scrub import Scrub
 from modelcache.store.sharing import Sharing
+from modelcache.store.withdrawn import out_of_service
 
 
 class LocalStore:
@@ -298,8 +299,8 @@ class LocalStore:
         return self._parts.refs.every()
 
     @guarded
-    def quarantined(self, compartment: str = "") -> frozenset[Digest]:
-        return self._parts.compartment(compartment).blobs.quarantined()
+    def out_of_service(self, besides: Collection[Digest] = ()) -> list[Ref]:
+        return out_of_service(self._parts, besides)
 
     def salvage(self, digest: Digest, cancel: Cancellation, compartment: str = "") -> Iterator[tuple[int, memoryview]]:
         with disk_faults(self.address):

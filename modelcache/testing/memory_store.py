@@ -13,7 +13,7 @@ import xxhash
 
 from modelcache.abc.ingest import IngestFile
 from modelcache.abc.snapshot import Ref, RefHead, RefKey, Snapshot
-from modelcache.abc.store import CollectReport, Damage, Evicted, Lease, LeaseKind, Limits, SnapshotInfo, Usage, VerifyReport
+from modelcache.abc.store import CollectReport, Damage, Evicted, Lease, LeaseKind, Limits, SnapshotInfo, Usage, VerifyReport, by_snapshot
 from modelcache.chunks import ChunkTable, chunk_range
 from modelcache.digest import Digest
 from modelcache.errors import InUse, NoSpace, NotCached
@@ -227,12 +227,7 @@ class MemoryStore:
             freed += sum(item.freed_bytes for item in evicted)
             return CollectReport(tuple(evicted), len(ended), len(unnamed), freed, dry_run)
 
-    def verify(
-        self,
-        manifest: Digest | None,
-        cancel: Cancellation,
-        progress: Callable[[int, int], None] | None = None,
-    ) -> VerifyReport:
+    def verify(self, manifest: Digest | None, cancel: Cancellation, progress: Callable[[int, int], None] | None = None) -> VerifyReport:
         with self._lock:
             names = list(self._manifests) if manifest is None else [self.manifest(manifest).digest]
             blobs = sorted(self._named(set(names)) & self.shelf.blobs.keys(), key=str)
@@ -246,7 +241,9 @@ class MemoryStore:
                     damages.append(self._withdraw(digest))
                 if progress is not None:
                     progress(done, total)
-            return VerifyReport(len(names), len(blobs), total, tuple(damages))
+            asked = set().union(*(found.withdrawn for found in damages)) if manifest else {ref.manifest for ref in self._refs.values()}
+            gone = (ref for ref in self._refs.values() if ref.manifest in asked - self._manifests.keys())
+            return VerifyReport(len(names), len(blobs), total, tuple(damages), by_snapshot(gone))
 
     # -- inside ---------------------------------------------------------------------------------------------------
 

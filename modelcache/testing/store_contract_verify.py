@@ -36,10 +36,16 @@ class VerifyContract:
         also = fill(store, {"same": MODEL[WEIGHTS]}, uri="s3://b/2")
         sound = fill(store, {"config.json": MODEL["config.json"]}, uri="s3://b/3")
         damage(digest_of(MODEL[WEIGHTS]), offset)
-        (found,) = store.verify(snapshot.digest, Cancellation()).damages
+        report = store.verify(snapshot.digest, Cancellation())
+        (found,) = report.damages
         assert (found.digest, found.chunks) == (digest_of(MODEL[WEIGHTS]), (chunk,))
         assert set(found.withdrawn) == {snapshot.digest, also.digest}
         assert found.still_held == ()
+        gone = {snapshot.digest: ("s3://b/1",), also.digest: ("s3://b/2",)}
+        assert {item.digest: item.uris for item in report.out_of_service} == gone
+        later = store.verify(None, Cancellation())
+        assert (later.damages, {item.digest: item.uris for item in later.out_of_service}) == ((), gone), "until it is fetched or forgotten"
+        assert store.verify(sound.digest, Cancellation()).out_of_service == ()
         assert store.snapshot(snapshot.digest) is None
         assert store.snapshot(also.digest) is None
         assert store.snapshot(sound.digest) == sound
@@ -47,7 +53,9 @@ class VerifyContract:
         assert store.ref(ref_of(MODEL, uri="s3://b/1").key) is not None
         again = fill(store, MODEL, uri="s3://b/1", known=True)
         assert {path: read(again, path) for path in MODEL} == MODEL
-        assert store.verify(None, Cancellation()).damages == ()
+        store.forget(ref_of({"same": MODEL[WEIGHTS]}, uri="s3://b/2").key)
+        last = store.verify(None, Cancellation())
+        assert (last.damages, last.out_of_service) == ((), ())
 
     def test_damage_of_one_chunk_files(self, store: Store, damage: DamageBlob) -> None:
         fill(store, MODEL)
@@ -61,6 +69,7 @@ class VerifyContract:
         damage(digest_of(MODEL[WEIGHTS]), 5)
         (found,) = store.verify(None, Cancellation()).damages
         assert (found.withdrawn, found.still_held) == ((), (snapshot.digest,))
+        assert store.verify(None, Cancellation()).out_of_service == ()
         assert store.snapshot(snapshot.digest) == snapshot
         assert not store.has_blob(digest_of(MODEL[WEIGHTS]))
 

@@ -6,14 +6,13 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, ExitStack, suppress
 from dataclasses import dataclass, replace
-from functools import cache
 
 import xxhash
 
 from modelcache.abc.ingest import Ingest, IngestFile, Route
 from modelcache.abc.snapshot import Ref, RefFile, RefKey
 from modelcache.abc.source import Listing, RemoteFile, Source
-from modelcache.abc.store import VerifyReport
+from modelcache.abc.store import VerifyReport, by_snapshot
 from modelcache.abc.upkeep import Upkeep
 from modelcache.chunks import chunk_range
 from modelcache.digest import Algorithm, Digest
@@ -75,7 +74,7 @@ class Unrepaired:
 @dataclass(frozen=True, slots=True)
 class RepairReport:
     """Attributes:
-    verified: what was found, and taken out of service.
+    verified: what was found, and taken out of service; `out_of_service` is what still is.
     kept_bytes: sound chunks of damaged blobs.
     fetched_bytes: over the network.
     restored: snapshots that were out of service and are back.
@@ -126,8 +125,10 @@ class Repair:
             restored = self._restore(withdrawn)
             mended = [self._mend(digest) for digest in sorted(shown)]
         resolved = [damage.ref.uri for damage in verified.damages if damage.ref is not None and self._resolve(damage.ref)]
+        gone = {item.digest for item in verified.out_of_service}
+        left = by_snapshot(ref for ref in self._store.out_of_service(gone) if uri in (None, ref.key.uri))
         return RepairReport(
-            verified=verified,
+            verified=replace(verified, out_of_service=left),
             blobs=tuple(self._blobs),
             kept_bytes=self._kept_bytes,
             fetched_bytes=self._fetched_bytes,
@@ -140,21 +141,11 @@ class Repair:
     # -- what is to be done -----------------------------------------------------------------------------------------
 
     def _withdrawn(self, verified: VerifyReport, uri: str | None) -> list[Ref]:
-        """Refs whose snapshots damage took out of service, now or earlier: something that they show is in quarantine."""
-        published = {info.digest for info in self._store.list()}
-        lost = cache(self._store.quarantined)
+        """Refs whose snapshots damage took out of service, now or earlier."""
         gone = {digest for damage in verified.damages for digest in damage.withdrawn}
-        found = []
-        for head in self._store.heads():
-            if head.manifest in published or uri not in (None, head.key.uri):
-                continue
-            ref = self._store.ref(head.key)
-            if ref is None:
-                continue
-            if ref.manifest in gone or any(item.sha256 in lost(ref.key.compartment) for item in ref.files):
-                found.append(ref)
-                gone.discard(ref.manifest)
-        for digest in sorted(gone) if uri is None else []:
+        found = [ref for ref in self._store.out_of_service(gone) if uri in (None, ref.key.uri)]
+        unnamed = [digest for digest in gone - {ref.manifest for ref in found} if self._store.info(digest) is None]
+        for digest in sorted(unnamed) if uri is None else []:
             advice = "pull its URI again; equal bytes that are still here are not fetched again"
             self._unrepaired.append(Unrepaired(digest, (), "no ref that can be read leads to it", advice))
         return found

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
-from modelcache.abc.store import SnapshotInfo, VerifyReport
+from modelcache.abc.store import OutOfService, SnapshotInfo, VerifyReport, by_snapshot
 from modelcache.abc.upkeep import DedupeReport, ScrubLimits, Upkeep
 from modelcache.digest import digits_of
 from modelcache.errors import NotCached
@@ -34,9 +34,23 @@ class Upkeeping(ABC):
         """The sources of a URI, with the credentials of this process."""
 
     def verify(self, name: str | None = None, *, progress: BytesProgress | None = None, cancel: Cancellation | None = None) -> VerifyReport:
-        """Read every byte of a snapshot (or of all) from the disk and compare; damage is taken out of service and reported."""
-        digest = None if name is None else self.find(name).digest
+        """Read every byte of a snapshot (or of all) from the disk and compare; damage is taken out of service and reported.
+
+        Raises:
+            NotCached: nothing has this name, and nothing that is out of service had it. AmbiguousName. StoreError, Cancelled.
+        """
+        try:
+            digest = None if name is None else self.find(name).digest
+        except NotCached:
+            gone = [item for item in self.out_of_service() if _leads_to(str(name), item)]
+            if not gone:
+                raise
+            return VerifyReport(0, 0, 0, (), tuple(gone))
         return self._store.verify(digest, cancel or Cancellation(), progress)
+
+    def out_of_service(self) -> Sequence[OutOfService]:
+        """What damage took away: it comes back by `ensure` or `repair`, and `evict` of its URIs forgets it."""
+        return by_snapshot(self._store.out_of_service())
 
     def scrub(
         self,
@@ -85,11 +99,9 @@ class Upkeeping(ABC):
         stop = cancel or Cancellation()
         repair = Repair(self._store, self._engine, self._open_sources, stop)
         uri = None if name is None or digits_of(name) is not None else str(parse_uri(name)[0])
-        if verified is None:
-            try:
-                verified = self.verify(name, progress=progress, cancel=stop)
-            except NotCached:
-                if uri is None or not self._store.refs(uri):
-                    raise
-                verified = VerifyReport(0, 0, 0, ())  # An earlier one took it out of service.
-        return repair.run(verified, uri)
+        return repair.run(verified or self.verify(name, progress=progress, cancel=stop), uri)
+
+
+def _leads_to(name: str, item: OutOfService) -> bool:
+    digits = digits_of(name)
+    return str(parse_uri(name)[0]) in item.uris if digits is None else item.digest.hex.startswith(digits)

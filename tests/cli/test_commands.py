@@ -266,6 +266,7 @@ def test_verify_finds_damage_and_a_pull_repairs_it(cli: Executable, model: Path)
     sound = cli("verify", "--json", model)
     damage(cli, model)
     found = cli("verify")
+    later = [cli("verify"), cli("verify", model), cli("verify", "--budget", "1GiB")]
     gone = cli("path", model)
     repaired = cli("pull", "-q", model)
 
@@ -275,6 +276,8 @@ def test_verify_finds_damage_and_a_pull_repairs_it(cli: Executable, model: Path)
     assert "`modelcache verify --repair`" in found.err
     assert "damaged: " in found.out
     assert "chunks of 4 MiB: 1" in found.out
+    for done in later:
+        assert (done.code, f"out of service: file://{model}: sha256:" in done.out, "`modelcache rm`" in done.err) == (6, True, True)
     assert gone.code == 3
     assert (Path(repaired.out.strip()) / "model.safetensors").read_bytes() == WEIGHTS
     assert cli("verify").code == 0

@@ -119,6 +119,7 @@ def test_damage_and_interrupted_fetches_are_found(cli: Executable, model: Path) 
 
     assert "leftovers     none" in before
     assert after.code == 0
+    assert f"1 model out of service: file://{model}\n" in after.out
     assert "of damaged blobs in quarantine" in after.out
     assert str(cli.root / "quarantine") in after.out
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -19,6 +20,7 @@ from modelcache.errors import AccessDenied, Cancelled, NotCached
 from modelcache.fetch.engine import FetchEngine
 from modelcache.fetch.plan import Priority
 from modelcache.patience import Cancellation
+from modelcache.store.removal import GRACE_S
 from modelcache.store.store import LocalStore
 from modelcache.testing.audit import Moment, audit
 from modelcache.testing.crash import flip_bit
@@ -75,6 +77,11 @@ class Bench:
         """What the audit finds when nothing but the quarantine may be left over."""
         self.store.collect()
         return audit(self.store.root, Moment.SETTLED, quarantined={DIGEST.hex, digest_of(MODEL["config.json"]).hex})
+
+
+def out_of_service(store: LocalStore) -> list[str]:
+    """What the next verify, whoever calls it, says of names."""
+    return [uri for item in store.verify(None, Cancellation()).out_of_service for uri in item.uris]
 
 
 @pytest.fixture
@@ -134,12 +141,16 @@ def test_what_an_earlier_verify_took_out_of_service(bench: Bench) -> None:
     bench.pull("two")
     flip_bit(bench.blob(), 5)
     bench.store.verify(None, Cancellation())
-    bench.store.collect()
+    LocalStore(bench.store.root, NO_LIMITS, clock=lambda: time.time() + GRACE_S).collect()
     assert bench.store.list() == []
+    assert out_of_service(bench.store) == ["s3://b/one", "s3://b/two"], "however long ago it was"
     report = bench.repair("s3://b/one")
+    assert report.verified.out_of_service == ()
+    assert out_of_service(bench.store) == ["s3://b/two"]
     assert (report.restored, report.fetched_bytes) == ((snapshot.digest,), CHUNK_BYTES + len(MODEL["config.json"]))
     assert shown(snapshot) == MODEL
     assert len(bench.repair().restored) == 1
+    assert out_of_service(bench.store) == []
     assert bench.settled() == []
 
 
@@ -169,6 +180,7 @@ def test_nobody_can_serve(bench: Bench) -> None:
     report = bench.repair()
     (left,) = report.unrepaired
     assert (left.digest, report.restored, report.blobs) == (DIGEST, (), ())
+    assert [item.uris for item in report.verified.out_of_service] == [("s3://b/one",)]
     assert "another version now" in left.why
     assert bench.store.snapshot(snapshot.digest) is None
     source.put("w/model.safetensors", WEIGHTS)
@@ -246,15 +258,19 @@ def break_tree(top: Path) -> None:
 
 
 @pytest.mark.parametrize("is_held", [False, True])
-def test_a_broken_tree(bench: Bench, is_held: bool) -> None:
+@pytest.mark.parametrize("found_earlier", [False, True])
+def test_a_broken_tree(bench: Bench, is_held: bool, found_earlier: bool) -> None:
     source = bench.offer("one", MODEL)
     snapshot = bench.pull("one")
     if is_held:
         bench.store.pin(snapshot.digest, holder="user")
     before = source.books.bytes.total()
     break_tree(snapshot.path)
+    if found_earlier:
+        bench.store.verify(None, Cancellation())
+        assert out_of_service(bench.store) == ([] if is_held else ["s3://b/one"])
     report = bench.repair()
-    assert report.unrepaired == ()
+    assert (report.unrepaired, out_of_service(bench.store)) == ((), [])
     assert report.restored == (() if is_held else (snapshot.digest,))
     assert [item.digest for item in report.mended] == ([snapshot.digest] if is_held else [])
     assert source.books.bytes.total() == before

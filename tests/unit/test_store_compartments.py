@@ -67,7 +67,7 @@ def test_damage_in_one_takes_nothing_from_the_others(store: LocalStore, shown: d
     [damage] = store.verify(None, Cancellation()).damages
     assert (damage.path, damage.withdrawn, damage.chunks) == (blob(store, "team-a"), (shown["team-a"].digest,), (1,))
     assert [store.snapshot(shown[home].digest) is not None for home in HOMES] == [True, False, True]
-    assert [bool(store.quarantined(home)) for home in HOMES] == [False, True, False]
+    assert [(ref.key.compartment, ref.manifest) for ref in store.out_of_service()] == [("team-a", shown["team-a"].digest)]
     assert store.usage().quarantine_bytes >= len(WEIGHTS)
     source = MemorySource(MODEL, endpoint=ORIGIN, state=state_sha256)
 

@@ -1072,6 +1072,29 @@ class Damage(_message.Message):
 Global___Damage: _TypeAlias = Damage  # noqa: Y015
 
 @_typing.final
+class OutOfService(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DIGEST_FIELD_NUMBER: _builtins.int
+    URIS_FIELD_NUMBER: _builtins.int
+    digest: _builtins.str
+    @_builtins.property
+    def uris(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    def __init__(
+        self,
+        *,
+        digest: _builtins.str = ...,
+        uris: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest", "uris", b"uris"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___OutOfService: _TypeAlias = OutOfService  # noqa: Y015
+
+@_typing.final
 class VerifyReport(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -1079,11 +1102,14 @@ class VerifyReport(_message.Message):
     BLOBS_FIELD_NUMBER: _builtins.int
     BYTES_READ_FIELD_NUMBER: _builtins.int
     DAMAGES_FIELD_NUMBER: _builtins.int
+    OUT_OF_SERVICE_FIELD_NUMBER: _builtins.int
     snapshots: _builtins.int
     blobs: _builtins.int
     bytes_read: _builtins.int
     @_builtins.property
     def damages(self) -> _containers.RepeatedCompositeFieldContainer[Global___Damage]: ...
+    @_builtins.property
+    def out_of_service(self) -> _containers.RepeatedCompositeFieldContainer[Global___OutOfService]: ...
     def __init__(
         self,
         *,
@@ -1091,10 +1117,11 @@ class VerifyReport(_message.Message):
         blobs: _builtins.int = ...,
         bytes_read: _builtins.int = ...,
         damages: _abc.Iterable[Global___Damage] | None = ...,
+        out_of_service: _abc.Iterable[Global___OutOfService] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["blobs", b"blobs", "bytes_read", b"bytes_read", "damages", b"damages", "snapshots", b"snapshots"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["blobs", b"blobs", "bytes_read", b"bytes_read", "damages", b"damages", "out_of_service", b"out_of_service", "snapshots", b"snapshots"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
