@@ -143,7 +143,7 @@ class ModelCacheFileSystem(ChainedFileSystem):  # type: ignore[misc]  # fsspec h
             name, body = body, f"{body}?"
         if scheme not in KEPT_AS_FILES and is_archive_name(name):
             return f"{scheme}://{body}#unpack=false"
-        return f"{scheme}://{body}{'#' if '#' in body else ''}"
+        return f"{scheme}://{body}{'#' if '#' in body or body != body.rstrip() else ''}"
 
     # -- looking ----------------------------------------------------------------------------------------------------
 

@@ -192,7 +192,7 @@ def test_options_that_can_t_be_honoured_are_refused(model: str, options: dict[st
         fsspec.filesystem("modelcache", cache_storage="x")
 
 
-@pytest.mark.parametrize("name", ["a#b.txt", "a?b", "a#include=x", "ü %41.txt"])
+@pytest.mark.parametrize("name", ["a#b.txt", "a?b", "a#include=x", "ü %41.txt", "end ", "a?b\u3000"])
 def test_a_name_is_a_name(seaweedfs: SeaweedFS, bucket: str, options: dict[str, Any], name: str) -> None:
     seaweedfs.put(bucket, f"odd/{name}", name.encode())
     found, root = fsspec.url_to_fs(f"modelcache::s3://{bucket}/odd", **options)
