@@ -292,5 +292,5 @@ def _missing(store: Store, listing: Listing, ref: Ref | None) -> dict[str, int]:
 
 def read_list(lines: Iterable[str]) -> Sequence[str]:
     """The URIs of a list, one a line. Empty lines and those that begin with `#` mean nothing: a `#` further on is a part of a URI."""
-    stripped = (line.strip() for line in lines)
+    stripped = (line.removeprefix("\ufeff").strip() for line in lines)  # the byte order mark that some editors write
     return [line for line in stripped if line and not line.startswith("#")]

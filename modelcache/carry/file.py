@@ -51,7 +51,7 @@ def written(place: Place, size_bytes: int, cancel: Cancellation) -> Iterator[Wri
     if not isinstance(place, (str, Path)):
         yield _stream_writer(place, cancel)
         return
-    path = Path(os.path.realpath(place))
+    path = Path(place)  # as it is: `/dev/stdout` leads to a pipe by a link, and to nothing by that link's text
     with _faults(str(place)):
         special = path.exists() and not path.is_file()
         if special and path.is_dir():
@@ -60,7 +60,7 @@ def written(place: Place, size_bytes: int, cancel: Cancellation) -> Iterator[Wri
         with _faults(str(place)), path.open("wb", buffering=0) as stream, _filling(str(place), size_bytes, stream.fileno()):
             yield _stream_writer(stream, cancel)
         return
-    with _emerging(path, str(place), size_bytes) as fd:
+    with _emerging(Path(os.path.realpath(place)), str(place), size_bytes) as fd:
         yield lambda data: _write_file(fd, data, cancel)
 
 

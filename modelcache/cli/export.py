@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from modelcache.cli import documents
+from modelcache.cli.arguments import A_NAME
 from modelcache.cli.completion import complete_name
 from modelcache.cli.exit_codes import ExitCode
 from modelcache.cli.interrupts import cancelled_by_signals
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from modelcache.carry.exporting import ExportReport
 
 STDOUT = "-"
+_STDOUT_TOO = ("/dev/stdout", "/dev/fd/1", "/proc/self/fd/1")
 
 Names = Annotated[
     list[str],
@@ -33,7 +35,7 @@ Names = Annotated[
         metavar="[NAME]...",
         default_factory=list,
         show_default=False,
-        help="URIs, digests, or their first 8 or more hex digits.",
+        help=f"{A_NAME}; several, too.",
         autocompletion=complete_name,
     ),
 ]
@@ -50,6 +52,7 @@ def export(session: Session, names: Names, file: File, everything: Everything = 
     if bool(names) == everything:
         hint = "`modelcache export NAME… FILE`: the last argument is the file that is written"
         raise BadConfig("name the models to export, or all of them with --all", hint=hint)
+    file = STDOUT if file in _STDOUT_TOO else file
     if file == STDOUT and session.options.as_json:
         raise BadConfig("--json and the export can't both go to stdout")
     session.expect_store()

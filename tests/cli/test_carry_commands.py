@@ -48,9 +48,10 @@ def test_there_and_back_with_the_documented_keys(inside: Inside, cli: Executable
     assert (Path(offline.out.strip()) / "model.safetensors").read_bytes() == WEIGHTS
 
 
-def test_through_a_pipe(cli: Executable, elsewhere: Executable, model: Path) -> None:
+@pytest.mark.parametrize("stdout", ["-", "/dev/stdout"])
+def test_through_a_pipe(cli: Executable, elsewhere: Executable, model: Path, stdout: str) -> None:
     cli("pull", "-q", model)
-    with cli.start("export", "--all", "-", stdout=subprocess.PIPE, stderr=subprocess.PIPE) as exporting:
+    with cli.start("export", "--all", stdout, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as exporting:
         done = subprocess.run(
             [EXECUTABLE, "import", "-"], stdin=exporting.stdout, env=elsewhere.variables(), capture_output=True, text=True, timeout=60
         )

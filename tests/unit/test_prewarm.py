@@ -256,6 +256,6 @@ def test_fetched_behind_whoever_waits(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 def test_a_list_has_remarks_at_the_start_of_a_line_only() -> None:
-    lines = ["# models\n", "\n", "  s3://m/a#include=*.json \n", "\t# s3://m/b\n", "s3://m/c#d#\n"]
+    lines = ["\ufeff# models\r\n", "\n", "  s3://m/a#include=*.json \n", "\t# s3://m/b\n", "s3://m/c#d#\n"]
 
     assert list(read_list(lines)) == ["s3://m/a#include=*.json", "s3://m/c#d#"]

@@ -168,7 +168,8 @@ def test_more_models_than_files_may_be_open_are_held_all_the_same(origin: LocalS
 # -- through a pipe ---------------------------------------------------------------------------------------------------
 
 
-def test_one_store_to_another_through_a_pipe(origin: LocalStore, target: LocalStore) -> None:
+@pytest.mark.parametrize("by_name", [False, True])
+def test_one_store_to_another_through_a_pipe(origin: LocalStore, target: LocalStore, by_name: bool) -> None:
     reading, writing = os.pipe()
     reports: list[ImportReport] = []
 
@@ -179,7 +180,7 @@ def test_one_store_to_another_through_a_pipe(origin: LocalStore, target: LocalSt
     thread = threading.Thread(target=take)
     thread.start()
     with io.FileIO(writing, "wb") as stream:
-        carried_out(origin, stream)
+        carried_out(origin, Path(f"/dev/fd/{writing}") if by_name else stream)
     thread.join()
 
     assert len(reports[0].snapshots) == 2
