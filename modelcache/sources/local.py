@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import stat
@@ -220,11 +221,25 @@ def _described(entry: _Entry, address: str) -> RemoteFile:
             raise
         problem = _ODD[error.errno]
     else:
-        if stat.S_ISREG(status.st_mode):
+        if not stat.S_ISREG(status.st_mode):
+            problem = "a link to a directory above it" if entry.loops else "no regular file"
+        elif status.st_size == 0 and _has_bytes(entry.place):
+            problem = "longer than it says (0 bytes), as files of /proc are"
+        else:
             return RemoteFile(entry.path, status.st_size, entry.place, _validator(status))
-        problem = "a link to a directory above it" if entry.loops else "no regular file"
     hint = "leave it out with an exclude pattern, or name a regular file"
     raise UnsafePath(f"{entry.path!a} is {problem}", address=address, got=ascii(entry.path), hint=hint)
+
+
+def _has_bytes(place: str) -> bool:
+    """Whether a file that says that it is empty isn't. False where it can't be read: of nothing there is nothing to read."""
+    with contextlib.suppress(OSError):
+        descriptor = os.open(place, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        try:
+            return os.read(descriptor, 1) != b"" and os.fstat(descriptor).st_size == 0
+        finally:
+            os.close(descriptor)
+    return False
 
 
 def _validator(status: os.stat_result) -> str:

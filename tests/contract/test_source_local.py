@@ -75,6 +75,10 @@ def make_device(place: Path) -> None:
     place.symlink_to("/dev/zero")
 
 
+def make_unsized(place: Path) -> None:
+    place.symlink_to("/proc/self/status")
+
+
 def make_socket(place: Path) -> None:
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(os.path.relpath(place))
@@ -87,6 +91,7 @@ def make_socket(place: Path) -> None:
         (make_upward, "above"),
         (make_dangling, "nothing"),
         (make_device, "regular"),
+        (make_unsized, "longer than it says"),
         (make_socket, "regular"),
         (os.mkfifo, "regular"),
     ],
