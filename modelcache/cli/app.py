@@ -81,7 +81,8 @@ Version = Annotated[bool, typer.Option("--version", metavar=FLAG, help="The vers
 def start(context: typer.Context, common: CommonOptions, version: Version = False) -> None:
     """Model weights, fetched once, verified, shared.
 
-    A NAME is a URI, a digest, or its first 8 or more hex digits.
+    A URI says where a model comes from: hf://owner/model, s3://bucket/path, gs://…, https://…, or a path of this machine. A NAME is a
+    URI that was pulled, a digest, or its first 8 or more hex digits.
     """
     context.obj.options = common
     session = Session.of(common, context.obj.environ)

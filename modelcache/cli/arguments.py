@@ -10,23 +10,17 @@ import typer
 from modelcache.cli import lazy
 from modelcache.cli.completion import complete_name
 from modelcache.cli.options import FLAG
-from modelcache.errors import FileFault
+from modelcache.errors import BadConfig, FileFault
+from modelcache.units import parse_bytes
 
 if TYPE_CHECKING:
     from modelcache.cli.output import Output
 
-Name = Annotated[
-    str, typer.Argument(metavar="NAME", help="A URI, a digest, or its first 8 or more hex digits.", autocompletion=complete_name)
-]
-Names = Annotated[
-    list[str], typer.Argument(metavar="NAME...", help="URIs, digests, or their first 8 or more hex digits.", autocompletion=complete_name)
-]
-AnyName = Annotated[
-    str | None,
-    typer.Argument(
-        metavar="NAME", help="A URI, a digest, or its first 8 or more hex digits; everything if left out.", autocompletion=complete_name
-    ),
-]
+URIS = "Where models come from: hf://owner/model, s3://…, gs://…, https://…, or a path; - reads them from stdin, one a line."
+A_NAME = "A URI or path that was pulled, a digest, or its first 8 or more hex digits"
+Name = Annotated[str, typer.Argument(metavar="NAME", help=f"{A_NAME}.", autocompletion=complete_name)]
+Names = Annotated[list[str], typer.Argument(metavar="NAME...", help=f"{A_NAME}; several, too.", autocompletion=complete_name)]
+AnyName = Annotated[str | None, typer.Argument(metavar="NAME", help=f"{A_NAME}; everything if left out.", autocompletion=complete_name)]
 DryRun = Annotated[bool, typer.Option("--dry-run", "-n", metavar=FLAG, help="Say what would go; remove nothing.")]
 
 
@@ -36,6 +30,14 @@ def stdin() -> TextIO:
     if found is None:
         raise FileFault("stdin can't be read: it is closed", hint="pipe into this command what it is to read, or name a file")
     return found
+
+
+def size_of(option: str, text: str) -> int:
+    """Bytes that an option names. Raises BadConfig, which names the option."""
+    try:
+        return parse_bytes(text)
+    except BadConfig as error:
+        raise BadConfig(f"{option}: {error.message}", got=text, hint=error.hint) from None
 
 
 def warn_of_secrets(output: Output, text: str, instead: str) -> None:

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from modelcache.cli import documents
-from modelcache.cli.arguments import DryRun
+from modelcache.cli.arguments import DryRun, size_of
 from modelcache.cli.exit_codes import ExitCode
 from modelcache.cli.session import Session
 from modelcache.cli.tables import counted
 from modelcache.errors import NoSpace
-from modelcache.units import format_bytes, parse_bytes
+from modelcache.units import format_bytes
 
 if TYPE_CHECKING:
     from modelcache.abc.store import CollectReport, Usage
@@ -28,8 +28,8 @@ def gc(
     Models go least recently used first, and never while someone holds them. Where all of them would not make the room that --need asks
     for, none goes, and the command exits with 7.
     """
+    need_bytes = size_of("--need", need)
     session.expect_store()
-    need_bytes = parse_bytes(need)
     with session.open_store() as cache:
         report = cache.collect(need_bytes=need_bytes, dry_run=dry_run)
         lack = _lack(need_bytes, report, cache.usage()) if need_bytes else None

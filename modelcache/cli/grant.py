@@ -17,7 +17,7 @@ ServiceAccounts = Annotated[
     list[str] | None,
     typer.Option("--service-account", metavar="NAME", help="Service account through which a cache finds it; again for each."),
 ]
-To = Annotated[str, typer.Option("--to", metavar="NAMESPACE/NAME", help="The agents' service account.")]
+To = Annotated[str, typer.Option("--to", metavar="NS/NAME", help="The agents' service account.")]
 
 
 def grant(

@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 COLUMNS = (Column("size", right=True), Column("dtype"), Column("shape"), Column("tensor"))
 
 What = Annotated[
-    str, typer.Argument(metavar="NAME", help="A URI, here or not; or what else names a model that is here.", autocompletion=complete_name)
+    str,
+    typer.Argument(metavar="NAME", help="A URI or path, here or not; or a digest of a model that is here.", autocompletion=complete_name),
 ]
 
 

@@ -43,7 +43,12 @@ class CommonOptions:
     ] = None
     agent: Annotated[
         str | None,
-        _common("--agent", metavar="SOCKET", parser=_socket, help="The node's agent, or none: the store itself. Also MODELCACHE_AGENT."),
+        _common(
+            "--agent",
+            metavar="SOCKET",
+            parser=_socket,
+            help="Socket of the node's agent; none: work on the store itself. Also MODELCACHE_AGENT.",
+        ),
     ] = None
     as_json: Annotated[bool, _common("--json", metavar=FLAG, help="One JSON document on stdout.")] = False
     quiet: Annotated[bool, _common("--quiet", "-q", metavar=FLAG, help="No progress, no summary.")] = False

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, TextIO
 import typer
 
 from modelcache.cli import documents, lazy
-from modelcache.cli.arguments import stdin, warn_of_secrets
+from modelcache.cli.arguments import URIS, stdin, warn_of_secrets
 from modelcache.cli.completion import complete_name
 from modelcache.cli.exit_codes import ExitCode
 from modelcache.cli.failures import RETRY_HINT
@@ -38,7 +38,7 @@ Uris = Annotated[
         metavar="[URI]...",
         default_factory=list,
         show_default=False,
-        help="Storage URIs or paths; - reads them from stdin, one a line.",
+        help=URIS,
         autocompletion=complete_name,
     ),
 ]

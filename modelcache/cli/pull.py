@@ -11,7 +11,7 @@ from urllib.parse import quote
 import typer
 
 from modelcache.cli import documents, lazy
-from modelcache.cli.arguments import stdin, warn_of_secrets
+from modelcache.cli.arguments import URIS, stdin, warn_of_secrets
 from modelcache.cli.completion import complete_name
 from modelcache.cli.exit_codes import ExitCode
 from modelcache.cli.interrupts import cancelled_by_signals
@@ -33,7 +33,7 @@ MAX_STDIN_URIS = 100_000
 
 Uris = Annotated[
     list[str],
-    typer.Argument(metavar="URI...", help="Storage URIs or paths; - reads them from stdin, one a line.", autocompletion=complete_name),
+    typer.Argument(metavar="URI...", help=URIS, autocompletion=complete_name),
 ]
 
 
@@ -41,7 +41,7 @@ def pull(session: Session, uris: Uris, origin: OriginOptions, selection: Selecti
     """Fetch models, verify them and print where they are.
 
     Several URIs are pulled one after the other; the first failure ends the command. Credentials come from the environment, a
-    profile, or a URI on stdin; never from arguments, which every user of the machine can read.
+    profile, or a URI on stdin. One in an argument works and is warned of: every user of the machine can read arguments.
     """
     refresh = _refresh(selection)
     wanted = [_wanted(session, text, selection) for text in _texts(session, uris)]

@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from modelcache.cli import lazy
+from modelcache.cli.arguments import size_of
 from modelcache.cli.exit_codes import ExitCode
 from modelcache.cli.session import Session
 from modelcache.errors import BadConfig
-from modelcache.units import format_rate, parse_bytes
+from modelcache.units import format_rate
 
 if TYPE_CHECKING:
     from modelcache.sources.throttled import RateLimits
@@ -28,7 +29,7 @@ def rates(session: Session, total: Total = None, of: Of = None) -> ExitCode:
 
     What is not named stays as it is. It holds for what is under way, too, until the agent ends; the settings say what it begins with.
     """
-    changed = None if total is None else _rate(total)
+    changed = None if total is None else _rate("RATE", total)
     hosts = dict(map(_host_and_rate, of or ()))
     with lazy.named_agent(session.settings()) as agent:
         now = agent.client.status(brief=True).rates
@@ -46,10 +47,10 @@ def _lines(now: RateLimits) -> list[str]:
     return [f"all origins: {total}", *(f"{host}: {format_rate(rate)}" for host, rate in sorted(now.of.items()))]
 
 
-def _rate(text: str) -> int | None:
-    rate = None if text == NO_BOUND else parse_bytes(text)
+def _rate(what: str, text: str) -> int | None:
+    rate = None if text == NO_BOUND else size_of(what, text)
     if rate == 0:
-        raise BadConfig("a rate is at least one byte a second", got=text, hint=f"`{NO_BOUND}` is no bound")
+        raise BadConfig(f"{what}: a rate is at least one byte a second", got=text, hint=f"`{NO_BOUND}` is no bound")
     return rate
 
 
@@ -57,4 +58,4 @@ def _host_and_rate(text: str) -> tuple[str, int | None]:
     host, given, rate = text.rpartition("=")
     if not given or not host:
         raise BadConfig("`--of` names a host and its rate", got=text, hint="as `--of huggingface.co=50MiB`")
-    return host.lower(), _rate(rate)
+    return host.lower(), _rate(f"--of {host}", rate)

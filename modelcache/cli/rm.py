@@ -12,7 +12,8 @@ from modelcache.units import format_bytes
 def rm(session: Session, names: Names, dry_run: DryRun = False) -> ExitCode:
     """Remove models that nobody holds.
 
-    A URI that shares its model with other URIs is only forgotten; the model stays for them. The first failure ends the command.
+    A URI that shares its model with other URIs is only forgotten, and the model stays for them. So is one whose model damage took out of
+    service. The first failure ends the command.
     """
     removed: list[dict[str, object]] = []
     session.result |= {"removed": removed, "freed_bytes": 0, "dry_run": dry_run}

@@ -33,8 +33,8 @@ def table_lines(table: Table, width: int | None = None) -> list[str]:
 
     Args:
         width: of the terminal, in cells; None: no terminal. Where a row doesn't fit, the last column stands below it, indented, and so
-            do further columns of text before it, with their titles, as far as that is needed. The terminal breaks what is longer
-            still, so that a URI can be copied whole.
+            do further columns of text before it, all with their titles then, as far as that is needed. The terminal breaks what is
+            longer still, so that a URI can be copied whole.
     """
     lines = _aligned([_header(table.columns), *_flat(table.rows)], table.columns)
     beside = len(table.columns)
@@ -57,7 +57,7 @@ def _stacked(table: Table, beside: int) -> Iterator[list[str]]:
     yield [_joined(_header(columns), columns, widths)]
     for row, cells in zip(rows, (row[beside:] for row in table.rows), strict=True):
         yield [_joined(line, columns, widths) for line in row] + [
-            INDENT + ("" if column is below[-1] else f"{column.title}: ") + text
+            INDENT + ("" if len(below) == 1 else f"{column.title}: ") + text
             for column, cell in zip(below, cells, strict=True)
             for text in cell.split("\n")
             if text

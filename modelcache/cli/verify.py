@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from modelcache.cli import documents
-from modelcache.cli.arguments import AnyName
+from modelcache.cli.arguments import AnyName, size_of
 from modelcache.cli.exit_codes import ExitCode
 from modelcache.cli.interrupts import cancelled_by_signals
 from modelcache.cli.progress_view import Reading, progress_view
@@ -16,7 +16,7 @@ from modelcache.cli.session import Session
 from modelcache.cli.tables import counted
 from modelcache.errors import BadConfig
 from modelcache.patience import Cancellation
-from modelcache.units import format_bytes, format_duration, parse_bytes
+from modelcache.units import format_bytes, format_duration
 
 if TYPE_CHECKING:
     from modelcache.abc.store import Damage, VerifyReport
@@ -43,8 +43,9 @@ def verify(
     in_parts = budget is not None or rate is not None
     if in_parts and name is not None:
         raise BadConfig("--budget and --rate choose by themselves what is read: give no NAME")
-    limits = [_size("--budget", budget), _size("--rate", rate)]
-    if limits[1] == 0:
+    budget_bytes = None if budget is None else size_of("--budget", budget)
+    bytes_per_s = None if rate is None else size_of("--rate", rate)
+    if bytes_per_s == 0:
         raise BadConfig("--rate: nothing is read at 0 bytes a second", got=rate, hint="leave it out: no bound")
     cancel = Cancellation()
     repaired: RepairReport | None = None
@@ -61,7 +62,7 @@ def verify(
             session.expect_store()
             with session.open_store() as store:
                 if in_parts:
-                    report = store.scrub(budget_bytes=limits[0], bytes_per_s=limits[1], progress=show, cancel=cancel)
+                    report = store.scrub(budget_bytes=budget_bytes, bytes_per_s=bytes_per_s, progress=show, cancel=cancel)
                 if repair:
                     repaired = store.repair(name, verified=report if in_parts else None, progress=show, cancel=cancel)
                     report = repaired.verified
@@ -75,14 +76,6 @@ def verify(
         session.output.note(NEXT)
     left = (report.damages or report.out_of_service) if repaired is None else (repaired.unrepaired or repaired.verified.out_of_service)
     return ExitCode.INTEGRITY if left else ExitCode.OK
-
-
-def _size(option: str, text: str | None) -> int | None:
-    """Raises BadConfig, which names the option."""
-    try:
-        return None if text is None else parse_bytes(text)
-    except BadConfig as error:
-        raise BadConfig(f"{option}: {error.message}", got=text, hint=error.hint) from None
 
 
 def _found_lines(report: VerifyReport, elapsed_s: float) -> Iterator[str]:

@@ -17,6 +17,7 @@ from modelcache.chunks import ChunkTable, chunk_count, chunk_range
 from modelcache.errors import DamagedRecord
 from modelcache.manifest import Manifest
 from modelcache.testing.audit_records import (
+    awaits_repair,
     check_format,
     check_grant,
     check_lease,
@@ -333,7 +334,7 @@ class _Audit:
         for path, name, data in self._records("refs"):
             why = check_ref(data, name)
             self._expect(path, why is None, str(why))
-            if why is None and not self._published(named_manifest(data)):
+            if why is None and not self._published(named_manifest(data)) and not awaits_repair(data, self._homes):
                 self._left_over(path, "its snapshot is not here")
 
     def _check_leases(self) -> None:
@@ -347,8 +348,7 @@ class _Audit:
 
     def _check_grants(self) -> None:
         for path, name, data in self._records("grants"):
-            why = check_grant(data, name)
-            self._expect(path, why is None, str(why))
+            self._expect(path, (why := check_grant(data, name)) is None, str(why))
 
     # -- on the way in and out --------------------------------------------------------------------------------------
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import xxhash
@@ -103,6 +105,13 @@ def check_verified(data: bytes) -> bool:
 def named_manifest(data: bytes) -> str:
     """Hex digits of the snapshot that a ref or a lease names."""
     return str(json.loads(data.partition(b"\n")[0])["manifest"])
+
+
+def awaits_repair(data: bytes, homes: Mapping[str, Path]) -> bool:
+    """Whether something that a ref shows is in quarantine: then it is kept though its snapshot is gone. `homes`: by compartment."""
+    head, files = data.splitlines()
+    home = homes.get(json.loads(head).get("compartment", ""))
+    return home is not None and any(any((home / "quarantine").glob(f"{file['sha256']}.*")) for file in json.loads(files))
 
 
 def _canonical(data: bytes) -> dict[str, Any] | None:

@@ -62,6 +62,22 @@ def test_a_root_that_may_not_be_read_is_told_by_what_opens_it(
     assert inside("ls", "--root", cli.root).code == 0
 
 
+@pytest.mark.parametrize(
+    ("arguments", "what"),
+    [
+        ("gc --need 5x", "--need"),
+        ("verify --budget 5x", "--budget"),
+        ("verify --rate 5x", "--rate"),
+        ("pull /tmp --max-bytes 5x", "--max-bytes"),
+        ("rates --of host=5x", "--of host"),
+    ],
+)
+def test_what_is_no_size_is_told_with_its_option(inside: Callable[..., Done], arguments: str, what: str) -> None:
+    done = inside(*arguments.split())
+
+    assert (done.code, done.err.splitlines()[0]) == (2, f"error: {what}: `5x` is not a size")
+
+
 @pytest.mark.parametrize("option", ["--root", "--config", "--agent"])
 def test_an_empty_place_is_a_mistake_and_not_the_current_directory(inside: Callable[..., Done], option: str) -> None:
     assert failed(inside("ls", "--json", option, "")) == (2, "usage")
