@@ -183,7 +183,7 @@ def _own_headers(home: Target, secrets: UriSecrets, options: HttpOptions) -> dic
     """What the settings say about this host; userinfo in the URI wins over a configured Authorization."""
     own: dict[str, str] = {}
     for key, headers in options.headers.items():
-        if key.lower() in (home.host, home.host_header, home.authority):
+        if key.lower() in home.names:
             own.update(headers)
     if secrets.userinfo is not None:
         own = {name: value for name, value in own.items() if name.lower() != "authorization"}

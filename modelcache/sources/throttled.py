@@ -163,8 +163,7 @@ class Allowances:
             return () if total is None or origin.endpoint.startswith(LOCAL) else (total,)
         if total is None and not of:
             return ()
-        target = Target.parse(origin.endpoint)
-        own = of.get(target.authority) or of.get(target.host_header) or of.get(target.host)
+        own = next((of[name] for name in Target.parse(origin.endpoint).names if name in of), None)
         return tuple(allowance for allowance in (total, own) if allowance is not None)
 
     def _changed(self, before: Allowance | None, rate: int | None) -> Allowance | None:

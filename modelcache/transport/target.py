@@ -70,6 +70,11 @@ class Target:
         return f"{self._bracketed}:{self.port}"
 
     @property
+    def names(self) -> tuple[str, str, str]:
+        """What settings may call it, the most exact first: with its port, as the header `Host` has it, without a port; IPv6 in brackets."""
+        return self.authority, self.host_header, self._bracketed
+
+    @property
     def base(self) -> str:
         """`endpoint` and the path, if there is one, without a slash at its end: what an API's own paths are put behind."""
         return f"{self.endpoint}{self.resource.partition('?')[0].removesuffix('/')}"

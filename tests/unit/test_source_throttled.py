@@ -105,6 +105,11 @@ def test_what_is_on_this_machine_is_not_bounded() -> None:
     assert Allowances(RateLimits()).for_origin(Origin("https://h:443")) == ()
 
 
+@pytest.mark.parametrize(("host", "origin"), [("[::1]", "http://[::1]:8080"), ("[::1]:8080", "http://[::1]:8080"), ("H", "https://h:443")])
+def test_a_host_is_named_with_its_port_or_without(host: str, origin: str) -> None:
+    assert len(Allowances(RateLimits(of={host: 1})).for_origin(Origin(origin))) == 1
+
+
 def test_a_body_that_is_open_goes_at_the_rates_as_they_change() -> None:
     clock = Clock()
     allowances = Allowances(RateLimits(), clock.pace())

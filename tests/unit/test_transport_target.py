@@ -144,6 +144,11 @@ def test_no_proxy_names_hosts_domains_addresses_and_blocks(entry: str, host: str
     assert (proxies.for_target(Target.parse(f"http://{host}/")) is None) is direct
 
 
+def test_settings_name_an_origin_with_its_port_or_without() -> None:
+    assert Target.parse("http://[0:0::1]:8080/m").names == ("[::1]:8080", "[::1]:8080", "[::1]")
+    assert Target.parse("https://H.example/m").names == ("h.example:443", "h.example", "h.example")
+
+
 def test_each_scheme_has_its_own_proxy() -> None:
     proxies = Proxies(https="http://proxy:3128")
     assert proxies.for_target(Target.parse("http://h/")) is None
