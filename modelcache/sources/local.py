@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import re
 import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -20,6 +21,8 @@ from modelcache.uri import StorageUri
 READ_BYTES = 1 << 20
 """Most bytes of one read: what was read is still in the CPU's cache when the caller hashes it."""
 _MISSING = (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG)
+_DIGEST = re.compile(r"/(sha256:)?[0-9a-f]{8,64}\Z")
+"""What somebody typed for a path that may be meant as one."""
 _REFUSED = (errno.EACCES, errno.EPERM)
 _ODD = {errno.ENOENT: "a link to nothing", errno.ELOOP: "a loop of links", errno.ENAMETOOLONG: "too deep to be opened by its path"}
 """What the system says of something that a directory lists, and what it is then."""
@@ -249,6 +252,8 @@ def _validator(status: os.stat_result) -> str:
 def _listing_error(error: OSError, address: str) -> ModelCacheError:
     if error.errno in _MISSING:
         hint = "check the spelling; what is no path of this machine begins with its scheme, as `hf://owner/model`"
+        if _DIGEST.search(address):
+            hint = "check the spelling; a digest is asked for at no origin: `modelcache path` and `show` find what is here by it"
         if "%" in address:
             hint = "check the spelling: names of files are taken as they stand, and `%20` in one is these three characters"
         if error.errno == errno.ENAMETOOLONG:

@@ -47,6 +47,8 @@ def test_links_to_files_and_directories_are_followed(tmp_path: Path) -> None:
     [
         ("x" * 300, "", "no such file"),
         ("nothing", "", "no such file"),
+        ("0123456789ab", "", "no such file"),
+        ("sha256:0123456789ab", "", "no such file"),
         ("", "", "no file in the directory"),
         ("full", "#include=*.bin", "select"),
     ],
@@ -55,8 +57,9 @@ def test_what_is_not_there_is_told_at_once(tmp_path: Path, name: str, selection:
     if name == "full":
         (tmp_path / name).mkdir()
         (tmp_path / name / "config.json").touch()
-    with pytest.raises(NotFound, match=said):
+    with pytest.raises(NotFound, match=said) as caught:
         listed(tmp_path / name, selection)
+    assert ("a digest" in str(caught.value.hint)) == ("ab" in name)
 
 
 def make_loop(place: Path) -> None:
