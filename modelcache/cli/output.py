@@ -65,6 +65,11 @@ class Output:
         return self.style.draws and self._out.isatty()
 
     @property
+    def out_width(self) -> int | None:
+        """Of the terminal that shows the result, in cells; None: it is none."""
+        return shutil.get_terminal_size().columns if self._out.isatty() else None
+
+    @property
     def out(self) -> TextIO:
         return self._out
 
@@ -100,9 +105,8 @@ class Output:
         if self.style.as_json:
             return
         shown = Table(table.columns, tuple(tuple(printable(cell) for cell in row) for row in table.rows))
-        on_terminal = self._out.isatty()
-        header, *lines = table_lines(shown, shutil.get_terminal_size().columns if on_terminal else None)
-        if on_terminal and self.style.color:
+        header, *lines = table_lines(shown, self.out_width)
+        if self._out.isatty() and self.style.color:
             header = f"{BOLD}{header}{PLAIN}"
         self._write_out("".join(line + "\n" for line in (header, *lines)))
 

@@ -56,11 +56,11 @@ def _stacked(table: Table, beside: int) -> Iterator[list[str]]:
     widths = _widths([_header(columns), *(line for row in rows for line in row)], columns)
     yield [_joined(_header(columns), columns, widths)]
     for row, cells in zip(rows, (row[beside:] for row in table.rows), strict=True):
+        titles = ["" if len(below) == 1 else f"{column.title}: " for column in below]
         yield [_joined(line, columns, widths) for line in row] + [
-            INDENT + ("" if len(below) == 1 else f"{column.title}: ") + text
-            for column, cell in zip(below, cells, strict=True)
-            for text in cell.split("\n")
-            if text
+            INDENT + (" " * len(title) if number else title) + text
+            for title, cell in zip(titles, cells, strict=True)
+            for number, text in enumerate(filter(None, cell.split("\n")))
         ]
 
 

@@ -77,7 +77,7 @@ def top(session: Session, once: Once = False, interval: Interval = 1.0) -> ExitC
         frame = look(agent, None)
         if once or session.output.style.as_json or not session.output.out_is_terminal:
             session.finish(**document_of(frame))
-            for line in lines_of(frame):
+            for line in lines_of(frame, session.output.out_width):
                 session.output.line(line)
             return ExitCode.OK
 

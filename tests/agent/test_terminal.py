@@ -41,7 +41,7 @@ def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningAgent]:
 @pytest.fixture
 def environ(node: RunningAgent) -> Mapping[str, str]:
     """Of a command that asks the agent: settings and credentials of its own would take it to the store."""
-    usual = {name: value for name, value in os.environ.items() if not name.startswith(("AWS_", "CLOUDSDK_", "MODELCACHE_"))}
+    usual = {name: value for name, value in os.environ.items() if not name.startswith(("AWS_", "CLOUDSDK_", "COLUMNS", "MODELCACHE_"))}
     return usual | {
         "MODELCACHE_CONFIG": os.devnull,
         "MODELCACHE_AGENT": str(node.admin),
@@ -101,6 +101,21 @@ def test_ctrl_c_ends_the_call_and_the_next_one_goes_on_from_there(node: RunningA
         had = client.ensure(url, progress=looks.append)
         assert (had.snapshot.path / "stalls").read_bytes() == WEIGHTS
         assert (looks[-1].bytes_reused, looks[-1].bytes_fetched) == (CHUNK_BYTES, len(WEIGHTS) - CHUNK_BYTES)
+
+
+def test_top_once_fits_a_narrow_terminal(node: RunningAgent, environ: Mapping[str, str]) -> None:
+    ours, theirs = os.openpty()
+    ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 40, 0, 0))
+    terminal = Terminal(ours)
+    with FaultServer() as server, AgentClient(node.admin) as client:
+        server.put("/small", b"x")
+        client.ensure(f"{server.endpoint}/small")
+        with started([EXECUTABLE, "top", "--once"], env=environ, stdin=theirs, stdout=theirs, stderr=theirs) as process:
+            os.close(theirs)
+            terminal.read_on()
+            assert process.wait(DEADLINE_S) == 0
+    os.close(ours)
+    assert f"\r\n  {server.endpoint}/small\r\n".encode() in terminal.shown
 
 
 def test_top_is_drawn_anew_until_ctrl_c(node: RunningAgent, environ: Mapping[str, str]) -> None:

@@ -39,7 +39,7 @@ def test_on_a_narrow_terminal_columns_of_text_stand_below_as_far_as_needed(rows:
     below_one = [one[0], *(line for own, more in zip(one[1:], uris, strict=True) for line in (own, *more))]
     below_two = [two[0]]
     for own, row, more in zip(two[1:], rows, uris, strict=True):
-        below_two += [own, f"  bb: {row[1]}", *(f"  uri: {uri.strip()}" for uri in more)]
+        below_two += [own, f"  bb: {row[1]}", *(f"  {'     ' if number else 'uri: '}{uri.strip()}" for number, uri in enumerate(more))]
 
     assert narrow == next(lines for lines in (wide, below_one, below_two) if lines is below_two or max(map(cells_of, lines)) <= width)
 
