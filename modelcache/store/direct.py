@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import mmap
 import os
 from collections.abc import Iterator
@@ -63,15 +64,15 @@ class DiskReader:
     def _fill(self, view: memoryview, offset: int) -> int:
         """Read until the view is full or the file ends; after a short read the rest can't be aligned, and is read buffered."""
         got = os.preadv(self._fd, [view], offset)
-        while 0 < got < len(view):
-            fd = os.open(f"/proc/self/fd/{self._fd}", os.O_RDONLY | os.O_CLOEXEC)
-            try:
-                more = os.preadv(fd, [view[got:]], offset + got)
-            finally:
-                os.close(fd)
-            if more == 0:
-                break
-            got += more
+        if not 0 < got < len(view):
+            return got
+        flags = fcntl.fcntl(self._fd, fcntl.F_GETFL)
+        fcntl.fcntl(self._fd, fcntl.F_SETFL, flags & ~os.O_DIRECT)
+        try:
+            while got < len(view) and (more := os.preadv(self._fd, [view[got:]], offset + got)):
+                got += more
+        finally:
+            fcntl.fcntl(self._fd, fcntl.F_SETFL, flags)
         return got
 
 

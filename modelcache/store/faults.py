@@ -18,6 +18,7 @@ FULL = (errno.ENOSPC, errno.EDQUOT)
 REFUSED = (errno.EROFS, errno.EACCES, errno.EPERM)
 GONE = (errno.ENOENT, errno.ENOTDIR)
 TOO_MANY = (errno.EMFILE, errno.ENFILE)
+SCARCE = (*TOO_MANY, errno.ENOMEM)
 
 
 class _Addressed(Protocol):
@@ -53,7 +54,14 @@ def translated(error: OSError, address: str, *, needed_bytes: int = 0) -> ModelC
     if error.errno in TOO_MANY:
         hint = "raise the limit (`ulimit -n`, LimitNOFILE= of a service; of the machine: fs.file-max), or fetch fewer models at once"
         return StoreFault(f"no more files may be open ({error.strerror})", address=place, hint=hint)
+    if error.errno == errno.ENOMEM:
+        return StoreFault(f"there is no memory left ({error.strerror})", address=place, hint="raise its limit, or end what takes it")
     return StoreFault(f"the store's disk failed ({error.strerror or error})", address=place)
+
+
+def is_of_the_disk(error: OSError) -> bool:
+    """Whether it tells something of what the disk keeps: not of files or memory that this process has too few of just now."""
+    return error.errno not in SCARCE
 
 
 def elsewhere(place: str) -> StoreLocation:

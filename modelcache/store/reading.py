@@ -16,6 +16,7 @@ from modelcache.chunks import CHUNK_BYTES, ChunkTable
 from modelcache.digest import Digest
 from modelcache.patience import Cancellation
 from modelcache.store.direct import disk_reader
+from modelcache.store.faults import is_of_the_disk
 
 READERS = 4
 """Files read at once at most: hashing takes a core for each 1.6 GiB/s."""
@@ -66,7 +67,8 @@ def read_all(paths: Sequence[Path], cancel: Cancellation, counting: Counting) ->
 
 
 def read_file(path: Path, cancel: Cancellation, counting: Counting, after: Callable[[int], None] | None = None) -> Reading | None:
-    """One file; None if it is gone. A disk that fails is a finding, not an error.
+    """One file; None if it is gone. A disk that fails is a finding, not an error. Raises OSError: too many files are open, or there is no
+    memory, which says nothing of it.
 
     Args:
         after: for reading in the background: called after each chunk with its bytes. What others have in the page cache is then left
@@ -88,11 +90,15 @@ def read_file(path: Path, cancel: Cancellation, counting: Counting, after: Calla
                     if after is not None:
                         after(len(view))
             except OSError as error:
+                if not is_of_the_disk(error):
+                    raise
                 return Reading(size_bytes, None, tuple(marks), f"the disk can't give it back ({error.strerror})")
             return Reading(size_bytes, total.hexdigest(), tuple(marks), None)
     except FileNotFoundError:
         return None
     except OSError as error:
+        if not is_of_the_disk(error):
+            raise
         return Reading(0, None, (), f"it can't be opened ({error.strerror})")
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from modelcache.errors import DamagedRecord
 from modelcache.store import durable
+from modelcache.store.faults import is_of_the_disk
 from modelcache.store.layout import Layout
 
 VERSION = 1
@@ -79,12 +80,15 @@ def read(path: Path) -> bytes:
     Raises:
         FileNotFoundError: there is none.
         DamagedRecord: the disk does not give it back.
+        OSError: nobody can tell just now: too many files are open, or there is no memory.
     """
     try:
         return path.read_bytes()
     except FileNotFoundError:
         raise
     except OSError as error:
+        if not is_of_the_disk(error):
+            raise
         raise DamagedRecord(f"the record can't be read ({error.strerror})", address=str(path)) from error
 
 
@@ -96,6 +100,8 @@ def read_line(path: Path) -> bytes:
     except FileNotFoundError:
         raise
     except OSError as error:
+        if not is_of_the_disk(error):
+            raise
         raise DamagedRecord(f"the record can't be read ({error.strerror})", address=str(path)) from error
 
 

@@ -17,8 +17,9 @@ import pytest
 
 from modelcache.abc.snapshot import Snapshot
 from modelcache.abc.store import Damage
+from modelcache.abc.upkeep import ScrubLimits
 from modelcache.chunks import CHUNK_BYTES
-from modelcache.errors import Cancelled
+from modelcache.errors import Cancelled, StoreFault
 from modelcache.patience import Cancellation
 from modelcache.store.direct import DiskReader, disk_reader
 from modelcache.store.lock import StoreLock
@@ -160,6 +161,25 @@ def test_a_disk_that_cant_give_the_bytes_back(store: LocalStore, monkeypatch: py
     (damage,) = verify(store)
     assert (damage.digest, damage.withdrawn, damage.chunks) == (digest_of(MODEL[WEIGHTS]), (snapshot.digest,), (1, 2))
     assert "Input/output error" in damage.reason
+
+
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.ENFILE, errno.ENOMEM])
+@pytest.mark.parametrize("name", ["DiskReader.__init__", "DiskReader._fill", "Path.read_bytes"])
+def test_what_this_process_lacks_is_no_damage(store: LocalStore, monkeypatch: pytest.MonkeyPatch, name: str, number: int) -> None:
+    snapshot = fill(store, MODEL)
+    kept = sorted(store.root.rglob("*"))
+
+    def lacking(*_: object, **__: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    with monkeypatch.context() as patch:
+        of, _, method = name.partition(".")
+        patch.setattr({"DiskReader": DiskReader, "Path": Path}[of], method, lacking)
+        for look in (lambda: verify(store), lambda: store.scrub(ScrubLimits(), Cancellation())):
+            with pytest.raises(StoreFault, match=r"no more files|no memory"):
+                look()
+    assert sorted(store.root.rglob("*")) == kept
+    assert (store.snapshot(snapshot.digest), verify(store)) == (snapshot, ())
 
 
 def test_a_held_snapshot_is_withdrawn_by_a_later_verify(store: LocalStore) -> None:
