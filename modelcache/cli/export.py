@@ -49,7 +49,9 @@ def export(session: Session, names: Names, file: File, everything: Everything = 
     The file is a tar of verified bytes and of what is known about them; import brings it into another store. Asks no origin. The
     models can be used meanwhile. A file of that name is replaced when the new one is whole.
     """
-    if bool(names) == everything:
+    if names and everything:
+        raise BadConfig("--all exports everything that is here: give no NAME")
+    if not names and not everything:
         hint = "`modelcache export NAME… FILE`: the last argument is the file that is written"
         raise BadConfig("name the models to export, or all of them with --all", hint=hint)
     file = STDOUT if file in _STDOUT_TOO else file

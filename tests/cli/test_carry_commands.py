@@ -77,8 +77,8 @@ def test_a_reader_that_leaves_is_no_error_of_ours(cli: Executable, model: Path) 
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["export", "x.tar"], "--all"),
-        (["export", "--all", "deadbeef", "x.tar"], "--all"),
+        (["export", "x.tar"], "or all of them with --all"),
+        (["export", "--all", "deadbeef", "x.tar"], "--all exports everything"),
         (["export", "--json", "--all", "-"], "stdout"),
         (["prewarm"], "--file"),
         (["prewarm", "-f", "no-such-list"], "the list can't be read"),
