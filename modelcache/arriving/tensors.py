@@ -36,7 +36,7 @@ def stream_opened(
     """
     checkpoint, open_file = opened.checkpoint, opened.open_file
     if share is None:
-        extents = opened.plan(names, wishes.order, wishes.placement.device_of)
+        extents = opened.plan(names, wishes.order, wishes.destination_of)
         found = stream_tensors(
             checkpoint,
             names,

@@ -43,6 +43,8 @@ class AwaitedTensors:
         read: Callable[[Cancellation], Tensors],
         forms: Mapping[str, tuple[torch.dtype, tuple[int, ...]]],
         cancel: Cancellation | None = None,
+        *,
+        at_first_ask: bool = False,
     ) -> None:
         """
         Args:
@@ -50,6 +52,7 @@ class AwaitedTensors:
                 the thread.
             forms: dtype and shape of each.
             cancel: the caller's.
+            at_first_ask: reading begins when the first tensor is asked for.
         """
         self.by_name = {name: AwaitedTensor(name, *form, self._take) for name, form in forms.items()}
         self._read = read
@@ -58,6 +61,7 @@ class AwaitedTensors:
         self._changed = Condition()
         self._here: dict[str, torch.Tensor] = {}
         self._error: BaseException | None = None
+        self._is_asked = not at_first_ask
         self._is_over = False
         self._thread = threading.Thread(target=self._bring, name="awaited tensors", daemon=True)
 
@@ -71,6 +75,8 @@ class AwaitedTensors:
 
     def _end(self) -> None:
         self._own.cancel()
+        with self._changed:
+            self._ask()
         end_of(self._thread)
         self._linked.__exit__(None, None, None)
         self._here.clear()
@@ -78,6 +84,7 @@ class AwaitedTensors:
     def finish(self) -> None:
         """Wait until all were read. Raises what reading raised."""
         with self._changed:
+            self._ask()
             while not self._is_over:
                 self._changed.wait(LOOK_S)
         self.expect_sound()
@@ -87,7 +94,15 @@ class AwaitedTensors:
         if self._error is not None:
             raise self._error
 
+    def _ask(self) -> None:
+        if not self._is_asked:
+            self._is_asked = True
+            self._changed.notify_all()
+
     def _bring(self) -> None:
+        with self._changed:
+            while not self._is_asked:
+                self._changed.wait(LOOK_S)
         try:
             with closing(self._read(self._own)) as tensors:
                 for name, tensor in tensors:
@@ -103,6 +118,7 @@ class AwaitedTensors:
 
     def _take(self, name: str) -> torch.Tensor:
         with self._changed:
+            self._ask()
             while name not in self._here and not self._is_over:
                 self._changed.wait(LOOK_S)
             if name in self._here:

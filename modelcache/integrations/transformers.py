@@ -11,6 +11,7 @@ import threading
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,20 +21,19 @@ try:
     import torch
     import transformers
     from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
+    from transformers.utils import is_accelerate_available
 except ModuleNotFoundError as error:
     raise NotInstalled.needed_for("models of transformers need", error, "modelcache[serve]") from None
 
 from modelcache.arriving.model import AskedModel
-from modelcache.arriving.opening import How
-from modelcache.arriving.tensors import stream_opened
 from modelcache.cache import ModelCache
-from modelcache.errors import BadCheckpoint, BadConfig, BadShard, ModuleMismatch, NotFound
-from modelcache.integrations.awaited import AwaitedTensor, AwaitedTensors, Tensors
+from modelcache.errors import BadCheckpoint, BadConfig, ModuleMismatch, NotFound
+from modelcache.integrations.awaited import AwaitedTensor, AwaitedTensors
+from modelcache.integrations.reading import Forms, Reading, goes_straight
 from modelcache.loader.checkpoint import Checkpoint
-from modelcache.loader.group import Member, NodeGroup
-from modelcache.loader.loading import Wishes
+from modelcache.loader.devices import one_device
+from modelcache.loader.group import NodeGroup
 from modelcache.loader.report import LoadReport
-from modelcache.loader.shard_plan import ShardPlan, Share
 from modelcache.loader.tensors import torch_form
 from modelcache.patience import Cancellation
 
@@ -97,7 +97,7 @@ def from_pretrained(
     Args:
         source: a storage URI (fetched if it isn't here, held until the model is loaded) or a directory.
         cache: for URIs; None: the one that the environment describes.
-        device: that the loaded model is moved to; None: host memory.
+        device: that the model is loaded to; None: host memory.
         dtype: as transformers takes it; `auto`: the configuration's, else the checkpoint's.
         auto_class: `transformers.AutoModel…` or a class of models; None: the one that `config.json` names (`architectures`).
         strict: parameters that the checkpoint has no values for are an error. False: transformers makes some up and warns.
@@ -113,26 +113,28 @@ def from_pretrained(
         BadConfig: an argument that the URI, or this function, has instead; a group, for a model that transformers reads by itself.
         BadCheckpoint: what is there is no model that transformers has a class for.
         BadShard: `ranks` without `group`, or the other way round.
+        NoSuchDevice, DeviceFault, NoDeviceMemory.
         ModuleMismatch: parameters are missing.
         What `modelcache.load` raises, and what transformers does (`RuntimeError`: shapes that differ).
     """
     _check(kwargs)
-    reading = _Reading.of(ranks, group, report, cancel)
-    how = How(verified_only=verified_only, in_host=group is None, keeps_all=True)
+    place = None if device is None else one_device(device)
+    reading = Reading.of(ranks, group, place if _takes_tensors_on(place) else None, report, cancel)
+    how = reading.how(verified_only=verified_only)
     files = AskedModel(source, how, cache=cache, cancel=cancel, seen=reading.report, member=reading.member)
     if group is not None and not ITS_OWN.isdisjoint(kwargs):
         raise _no_group(files.address)
     with files:
         asked = _Asked.of(files, dtype, kwargs)
-        weights = asked.weights(device)
+        weights = asked.weights(place)
         if weights is None and group is not None:
             raise _no_group(files.address)
         if weights is None:
-            model, info = asked.by_itself(asked.kind(auto_class), device)
+            model, info = asked.by_itself(asked.kind(auto_class), place)
         else:
             model, info = asked.with_tensors_of(weights, asked.kind(auto_class), reading)
-            if device is not None:
-                model = model.to(device)
+            if place is not None:
+                model = model.to(place)
         if strict and info["missing_keys"]:
             raise _missing(sorted(info["missing_keys"]), asked.address)
     return model
@@ -147,36 +149,6 @@ def tokenizer(source: str | os.PathLike[str], *, cache: ModelCache | None = None
     _check(kwargs)
     with _directory(source, cache) as path:
         return transformers.AutoTokenizer.from_pretrained(path, local_files_only=True, **kwargs)
-
-
-@dataclass(frozen=True, slots=True)
-class _Reading:
-    """How tensors are read.
-
-    Attributes:
-        share: this rank among those that read the same together; None: it reads by itself.
-    """
-
-    share: Share | None
-    group: NodeGroup | None
-    report: LoadReport
-    cancel: Cancellation
-
-    @classmethod
-    def of(
-        cls, ranks: tuple[int, int] | None, group: NodeGroup | str | None, report: LoadReport | None, cancel: Cancellation | None
-    ) -> _Reading:
-        """Raises BadShard."""
-        if (ranks is None) != (group is None):
-            raise BadShard("a group needs to know which of how many ranks this is, and ranks read together in a group alone")
-        share = None if ranks is None else Share(*ranks, ShardPlan({}))
-        together = NodeGroup(group) if isinstance(group, str) else group
-        return cls(share, together, report or LoadReport(), cancel or Cancellation())
-
-    @property
-    def member(self) -> Member | None:
-        """This process in the group. Raises BadShard."""
-        return None if self.share is None or self.group is None else self.group.member(self.share.rank, self.share.world)
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,7 +179,7 @@ class _Asked:
     def address(self) -> str:
         return self.files.address
 
-    def weights(self, device: torch.device | str | None) -> str | None:
+    def weights(self, device: torch.device | None) -> str | None:
         """What the loader reads; None: transformers reads by itself, because the files or the arguments want what the loader doesn't do."""
         by_itself = (
             not ITS_OWN.isdisjoint(self.kwargs),
@@ -239,7 +211,7 @@ class _Asked:
             )
         return found
 
-    def by_itself(self, kind: Any, device: torch.device | str | None) -> tuple[Any, dict[str, Any]]:
+    def by_itself(self, kind: Any, device: torch.device | None) -> tuple[Any, dict[str, Any]]:
         """transformers' own way, from the verified files."""
         path = self.files.whole()
         place = {} if device is None else {"device_map": device}
@@ -247,19 +219,20 @@ class _Asked:
             pair = kind.from_pretrained(path, dtype=self.dtype, local_files_only=True, output_loading_info=True, **place, **self.kwargs)
         return pair[0], pair[1]
 
-    def with_tensors_of(self, weights: str, kind: Any, reading: _Reading) -> tuple[Any, dict[str, Any]]:
+    def with_tensors_of(self, weights: str, kind: Any, reading: Reading) -> tuple[Any, dict[str, Any]]:
         """transformers' way with tensors in memory, or on their way there: it takes them without a directory, and for a class that is none
         of the auto classes."""
         opened = self.files.open(weights)
-        names = opened.checkpoint.select(None)
-
-        def read(cancel: Cancellation) -> Tensors:
-            return stream_opened(opened, names, Wishes(), share=reading.share, group=reading.group, report=reading.report, cancel=cancel)
-
-        with AwaitedTensors(read, _forms(opened.checkpoint), reading.cancel) as awaited:
+        forms = _forms(opened.checkpoint)
+        gpu = reading.gpu
+        if gpu is not None and not goes_straight(forms, self._wanted_dtype(), gpu):
+            gpu = None  # the model is moved there when it is whole
+        read = partial(reading.tensors, opened, forms, gpu)
+        # under a `device_map` transformers first takes memory of the whole model's size there, to have it for what comes then
+        with AwaitedTensors(read, forms, reading.cancel, at_first_ask=gpu is not None) as awaited:
             with _building.lock:
                 try:
-                    model, info = self._filled(kind, awaited.by_name)
+                    model, info = self._filled(kind, awaited.by_name, {} if gpu is None else {"device_map": {"": gpu}})
                 except Exception:
                     awaited.expect_sound()  # whatever transformers makes of an error of reading
                     raise
@@ -270,12 +243,19 @@ class _Asked:
             model.generation_config = _generation_config(self.path)
         return model, info
 
-    def _filled(self, kind: Any, tensors: Mapping[str, AwaitedTensor]) -> tuple[Any, dict[str, Any]]:
+    def _filled(self, kind: Any, tensors: Mapping[str, AwaitedTensor], place: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
         config = self.config
         if not issubclass(kind, transformers.PreTrainedModel):
             kind, config = _concrete(kind, config, self.rest)
-        pair = kind.from_pretrained(None, config=config, state_dict=tensors, dtype=self.dtype, output_loading_info=True, **self.rest)
+        pair = kind.from_pretrained(
+            None, config=config, state_dict=tensors, dtype=self.dtype, output_loading_info=True, **place, **self.rest
+        )
         return pair[0], pair[1]
+
+    def _wanted_dtype(self) -> torch.dtype | None:
+        """None: the checkpoint's."""
+        wanted = getattr(self.config, "dtype", None) if self.dtype in (None, "auto") else self.dtype
+        return getattr(torch, wanted) if isinstance(wanted, str) else wanted
 
     def _plain(self) -> bool:
         return getattr(self.config, "quantization_config", None) is None
@@ -290,7 +270,12 @@ class _Asked:
         return bool(getattr(self.config, "auto_map", None)) and bool(self.kwargs.get("trust_remote_code"))
 
 
-def _forms(checkpoint: Checkpoint) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
+def _takes_tensors_on(device: torch.device | None) -> bool:
+    """Whether transformers puts parameters there by itself: with accelerate, on GPUs. Else the loaded model is moved."""
+    return device is not None and device.type == "cuda" and is_accelerate_available()
+
+
+def _forms(checkpoint: Checkpoint) -> Forms:
     """Dtype and shape of every tensor. Raises BadCheckpoint: torch has no such."""
     return {name: torch_form(entry, str(checkpoint.shards[shard].path)) for name, (shard, entry) in checkpoint.place.items()}
 

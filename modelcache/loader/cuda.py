@@ -149,11 +149,20 @@ def numbered(device: torch.device) -> torch.device:
 
 def no_memory(device: torch.device, size_bytes: int) -> NoDeviceMemory:
     """The error of a device that has no room for so many bytes, with what it has."""
-    free_bytes, total_bytes = torch.cuda.mem_get_info(device)
-    kept_bytes = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    left_bytes = int(free_bytes + kept_bytes)
-    message = f"the device has no memory for {size_bytes} more bytes: {left_bytes} of {total_bytes} are left"
-    return NoDeviceMemory(message, needed_bytes=size_bytes, free_bytes=left_bytes, address=str(device))
+    free_bytes, total_bytes = left_bytes(device), torch.cuda.mem_get_info(device)[1]
+    message = f"the device has no memory for {size_bytes} more bytes: {free_bytes} of {total_bytes} are left"
+    return NoDeviceMemory(message, needed_bytes=size_bytes, free_bytes=free_bytes, address=str(device))
+
+
+def left_bytes(device: torch.device) -> int:
+    """What this process may still take of a device's memory, pieces that are too small for what is wanted included. Raises DeviceFault."""
+    with _translated(str(device)):
+        free_bytes, total_bytes = torch.cuda.mem_get_info(device)
+    used_bytes = torch.cuda.memory_allocated(device)
+    kept_bytes = torch.cuda.memory_reserved(device) - used_bytes
+    allowed_share = getattr(torch.cuda, "get_per_process_memory_fraction", lambda device: 1.0)  # since torch 2.8
+    allowed_bytes = total_bytes * allowed_share(device) - used_bytes
+    return int(min(free_bytes + kept_bytes, allowed_bytes))
 
 
 @contextmanager

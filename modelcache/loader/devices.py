@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 
 import torch
 
@@ -15,7 +16,7 @@ from modelcache.loader.host import HostStaging
 from modelcache.loader.landing import Landing, Staging
 from modelcache.loader.memory import HostMemory
 from modelcache.loader.options import DeviceOptions
-from modelcache.loader.placement import HOST
+from modelcache.loader.placement import HOST, Device, named
 from modelcache.loader.reader import THREADS
 from modelcache.loader.staging import DeviceStaging
 from modelcache.loader.tensors import is_number
@@ -30,6 +31,18 @@ def expect_device(device: torch.device) -> None:
     """Raises NoSuchDevice: this machine has no such GPU. Other kinds of devices are torch's matter."""
     if device.type == "cuda":
         cuda.expect(device)
+
+
+def one_device(wish: Device) -> torch.device:
+    """The device that is meant, with its number where it is a GPU. Raises NoSuchDevice, DeviceFault."""
+    device = named(wish)
+    expect_device(device)
+    return cuda.numbered(device) if device.type == "cuda" else device
+
+
+def left_bytes(gpu: torch.device) -> int:
+    """What this process may still take of a GPU's memory. Raises DeviceFault."""
+    return cuda.left_bytes(gpu)
 
 
 def open_staging(device: torch.device, memory: HostMemory, cancel: Cancellation, options: DeviceOptions) -> Staging:
@@ -69,13 +82,23 @@ def threads_for(devices: Collection[torch.device]) -> int:
 
 def placed(landing: Landing, entry: TensorEntry, device: torch.device, dtype: torch.dtype | None) -> torch.Tensor:
     """One of a landing's tensors on its device, cast there if it is of floating point. Raises as `Landing.tensor`; NoDeviceMemory."""
-    try:
+    with _room_for(entry.span.size_bytes, device):
         tensor = landing.tensor(entry)
-        return tensor if dtype is None or not is_number(tensor.dtype) else tensor.to(dtype)
+    if dtype is None or not is_number(tensor.dtype):
+        return tensor
+    with _room_for(tensor.numel() * dtype.itemsize, device):
+        return tensor.to(dtype)
+
+
+@contextmanager
+def _room_for(size_bytes: int, device: torch.device) -> Iterator[None]:
+    """What torch raises where a device has no room for so many bytes, as a NoDeviceMemory."""
+    try:
+        yield
     except torch.OutOfMemoryError as error:
         if device.type != "cuda":
             raise
-        raise cuda.no_memory(device, entry.span.size_bytes) from error.with_traceback(None)
+        raise cuda.no_memory(device, size_bytes) from error.with_traceback(None)
 
 
 def release_pinned() -> int:

@@ -48,12 +48,14 @@ class Wishes:
         order: `given`: as the names come. Reads are as large as names follow each other in the files, so a scattered order costs a
             request for each tensor, and up to 8 KiB that is read twice; `file` reads everything in large pieces.
         options: of loads to GPUs.
+        apart: by name; tensors for which it differs share no memory, so that one is not kept for the other's sake. None: all may share.
     """
 
     device: Device | Mapping[str, Device] | None = None
     dtype: torch.dtype | None = None
     order: Order = "file"
     options: DeviceOptions = DEFAULT_OPTIONS
+    apart: Callable[[str], object] | None = None
     placement: Placement = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -67,6 +69,11 @@ class Wishes:
         object.__setattr__(self, "placement", Placement(self.device))
         for device in self.placement.devices:
             expect_device(device)
+
+    def destination_of(self, name: str) -> object:
+        """Tensors of different destinations are in different extents."""
+        device = self.placement.device_of(name)
+        return device if self.apart is None else (device, self.apart(name))
 
 
 def stream_tensors(
@@ -98,7 +105,7 @@ def stream_tensors(
     seen = report or LoadReport()
     told = 0
     if extents is None:
-        extents = plan(checkpoint, names, order=wishes.order, destination=wishes.placement.device_of)
+        extents = plan(checkpoint, names, order=wishes.order, destination=wishes.destination_of)
     seen.wanted_bytes += sum(entry.span.size_bytes for extent in extents for entry in extent.tensors)
     for reading in _readings(checkpoint, extents, wishes, open_file, all_at_once, cancel or Cancellation(), seen):
         for entry in reading.extent.tensors:

@@ -25,7 +25,7 @@ class Placement:
     def __init__(self, wish: Device | Mapping[str, Device] | None) -> None:
         """Raises NoSuchDevice: torch knows none of that name. Whether the machine has it is not looked at."""
         by_name: Mapping[str, Device] = {} if wish is None else wish if isinstance(wish, Mapping) else {"*": wish}
-        self._exact = {name: _named(device) for name, device in by_name.items()}
+        self._exact = {name: named(device) for name, device in by_name.items()}
         self._patterns = sorted(self._exact, key=len, reverse=True)
 
     @property
@@ -45,7 +45,8 @@ class Placement:
         return next((self._exact[pattern] for pattern in self._patterns if fnmatchcase(name, pattern)), HOST)
 
 
-def _named(device: Device) -> torch.device:
+def named(device: Device) -> torch.device:
+    """Raises NoSuchDevice: torch knows none of that name."""
     try:
         return torch.device(device)
     except RuntimeError as error:

@@ -51,7 +51,7 @@ def stream_parts(
     extents = extents_of_parts(
         parts,
         order=wishes.order,
-        destination=wishes.placement.device_of,
+        destination=wishes.destination_of,
         common_apart=member is not None and bringing is None,
         extent_bytes=EXTENT_BYTES if bringing is None else bringing.extent_bytes,
     )

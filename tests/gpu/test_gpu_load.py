@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,13 +16,13 @@ from modelcache.arriving import opening
 from modelcache.errors import Cancelled, NoDeviceMemory
 from modelcache.loader import cuda
 from modelcache.loader.cuda import CudaDevice
-from modelcache.loader.device import Copy, Target
 from modelcache.loader.files import Way
-from modelcache.loader.layout import TENSOR_ALIGNMENT, Piece
+from modelcache.loader.layout import TENSOR_ALIGNMENT
 from modelcache.loader.options import RING_BYTES
 from modelcache.loader.report import LoadReport
 from modelcache.patience import Cancellation
 from modelcache.units import MIB
+from tests.gpu.late import late
 from tests.tensors import directory_on_disk, drop_from_cache, of_every_dtype, same, same_tensor
 
 pytestmark = pytest.mark.gpu
@@ -165,17 +165,6 @@ def test_who_uses_a_tensor_at_once_gets_its_bytes(model: Path, monkeypatch: pyte
     monkeypatch.setattr(CudaDevice, "copy", late(CudaDevice.copy))
     expected = theirs(model)
     assert same({name: tensor.clone() for name, tensor in modelcache.stream(model, device=GPU)}, expected)
-
-
-def late(copy: Callable[..., Copy]) -> Callable[..., Copy]:
-    """Copies that begin a hundredth of a second after they were asked for."""
-
-    def asked(device: CudaDevice, source: torch.Tensor, pieces: Sequence[Piece], target: Target) -> Copy:
-        with torch.cuda.stream(device._stream):
-            torch.cuda._sleep(20_000_000)
-        return copy(device, source, pieces, target)
-
-    return asked
 
 
 def test_several_threads_load_at_once(model: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import shutil
 import tarfile
@@ -19,6 +20,7 @@ import modelcache.integrations.transformers as ours
 from modelcache import ModelCache
 from modelcache.errors import BadCheckpoint, BadConfig, ModuleMismatch, NotFound
 from modelcache.loader import shard_file
+from modelcache.loader.loading import memory
 from modelcache.loader.report import LoadReport
 from modelcache.testing.servers import Nginx
 
@@ -132,13 +134,18 @@ def test_dtype_and_other_arguments_are_those_of_transformers(saved: Path) -> Non
 
 
 def test_weights_that_transformers_renames_and_merges(tmp_path: Path) -> None:
-    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 64}
-    config = transformers.MixtralConfig(num_hidden_layers=2, num_local_experts=3, **sizes)
+    sizes = {"hidden_size": 128, "intermediate_size": 512, "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 64}
+    config = transformers.MixtralConfig(num_hidden_layers=2, num_local_experts=8, **sizes)
     transformers.MixtralForCausalLM(config).save_pretrained(tmp_path)
     named = set(load_file(tmp_path / "model.safetensors"))
     theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path)
     assert not named >= set(theirs.state_dict())  # else nothing is merged
-    assert same(ours.from_pretrained(tmp_path), theirs)
+    gc.collect()
+    before_bytes = memory.lent_bytes
+    mine = ours.from_pretrained(tmp_path)
+    assert same(mine, theirs)
+    stays_bytes = sum(parameter.nbytes for name, parameter in mine.named_parameters() if ".experts." not in name)
+    assert memory.lent_bytes - before_bytes < 2 * stays_bytes < mine.num_parameters(), "what was merged is kept by nothing that stays"
 
 
 def test_a_model_inside_of_a_larger_one_and_a_head_that_it_does_not_have(saved: Path) -> None:

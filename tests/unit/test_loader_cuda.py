@@ -224,7 +224,7 @@ def test_a_cast_without_room_is_the_same_error(gpu: Gpu) -> None:
     entry = TensorEntry("t", Dtype.F32, (10,), ByteRange(0, 40))
     with pytest.raises(NoDeviceMemory) as caught:
         devices.placed(landing, entry, GPU, torch.float64)
-    assert (caught.value.needed_bytes, caught.value.address) == (40, "cuda:1")
+    assert (caught.value.needed_bytes, caught.value.address) == (80, "cuda:1")
     with pytest.raises(torch.OutOfMemoryError):
         devices.placed(landing, entry, torch.device("xpu:0"), torch.float64)
 
