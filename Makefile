@@ -30,7 +30,11 @@ SEED := $(or $(SEED),$(shell od -An -N4 -tu4 /dev/urandom | tr -d ' '))
 FUZZ_S ?= 60
 VLLM := .cache/vllm
 
-.PHONY: help demo demo-store demo-model test test-cluster test-vllm lint fuzz soak bench clean
+# the tests of GPUs run on simulated ones with this torch, once for each of these seeds
+SIMULATED_TORCH ?= 2.11.0
+SIMULATED := .cache/simulated-gpu/torch-$(SIMULATED_TORCH)
+
+.PHONY: help demo demo-store demo-model test test-cluster test-vllm test-gpu-simulated lint fuzz soak bench clean
 
 help:  ## this list
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 21
@@ -66,6 +70,14 @@ test-cluster: $(MADE)/dev  ## the tests against a real API server and etcd, and 
 
 test-vllm: $(MADE)/dev $(MADE)/demo-model $(MADE)/vllm  ## the load format in vLLM's own engine, on the CPU: 3 GB installed once, then some minutes
 	$(RUN) -m pytest -m vllm -o faulthandler_timeout=0 $(PYTEST_ARGS)
+
+test-gpu-simulated:  ## the tests of GPUs on simulated ones: 1.4 GB and 2 minutes once, then 40 s; SIMCUDA_SEED=N repeats a run
+	@"$(PYTHON)" -m tools.simulated_gpu --torch $(SIMULATED_TORCH)
+	for seed in $(or $(SIMCUDA_SEED),1 $(SEED)); do
+		echo "random seed: $$seed (make test-gpu-simulated SIMCUDA_SEED=$$seed repeats it)"
+		SIMCUDA_SEED=$$seed MODELCACHE_TESTS_EXPECT=gpu $(SIMULATED)/bin/python -m pytest \
+			-p tests.gpu.simulated.plugin -m gpu $(PYTEST_ARGS) tests/gpu
+	done
 
 fuzz: $(MADE)/fuzz  ## headers, files, indexes and plans of the loader under mutated input, from the kept corpus on; FUZZ_S=60 seconds each
 	@$(RUN) -m tests.fuzz --seconds $(FUZZ_S)
