@@ -33,16 +33,15 @@ def translated(error: OSError, address: str, *, needed_bytes: int = 0) -> ModelC
     """ENOSPC and EDQUOT → NoSpace, EXDEV → StoreLocation, EROFS, EACCES and EPERM → StoreReadOnly, others → StoreFault."""
     place = os.fsdecode(error.filename) if isinstance(error.filename, (str, bytes)) else address
     if error.errno in FULL:
-        available = _available_bytes(address)
+        available, files = _available(address)
         what = f"{format_bytes(needed_bytes)} were" if needed_bytes else "a name or record was"
+        said = f"the disk filled up: {what} to be written, {format_bytes(available)} are free"
+        hint = "`modelcache gc` makes room; or remove something else from that disk"
+        if files == 0:
+            said = f"the file system can have no more files (inodes), though {format_bytes(available)} are free"
+            hint = "remove models of many files (`modelcache rm`), or other files from that disk"
         return NoSpace(
-            f"the disk filled up: {what} to be written, {format_bytes(available)} are free",
-            needed_bytes=needed_bytes,
-            available_bytes=available,
-            evictable_bytes=0,
-            held_bytes=0,
-            address=address,
-            hint="`modelcache gc` makes room; or remove something else from that disk",
+            said, needed_bytes=needed_bytes, available_bytes=available, evictable_bytes=0, held_bytes=0, address=address, hint=hint
         )
     if error.errno == errno.EXDEV:
         return elsewhere(place)
@@ -105,9 +104,10 @@ def guarded(method: Callable[Concatenate[S, P], T]) -> Callable[Concatenate[S, P
     return inner
 
 
-def _available_bytes(address: str) -> int:
+def _available(address: str) -> tuple[int, int | None]:
+    """Bytes that are free, and how many files may still be made; None where the file system has no such bound."""
     try:
         found = os.statvfs(address)
     except OSError:
-        return 0
-    return found.f_bavail * found.f_frsize
+        return 0, None
+    return found.f_bavail * found.f_frsize, found.f_favail if found.f_files else None

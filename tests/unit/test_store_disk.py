@@ -65,6 +65,16 @@ def test_a_full_disk_at_booking_gives_everything_back(store: LocalStore, monkeyp
     assert files_below(store.root) == []
 
 
+def test_a_file_system_without_inodes_says_so(store: LocalStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = list(os.statvfs(store.root))
+    found[5:8] = [640, 0, 0]  # f_files, f_ffree, f_favail
+    monkeypatch.setattr(os, "statvfs", lambda _: os.statvfs_result(found))
+    monkeypatch.setattr(durable, "create", failing(errno.ENOSPC))
+    with pytest.raises(NoSpace, match="inodes") as caught:
+        store.ingest(ref_of(MODEL).key, wanted(MODEL))
+    assert "many files" in str(caught.value.hint)
+
+
 def test_a_full_disk_keeps_what_an_earlier_ingest_had(store: LocalStore, monkeypatch: pytest.MonkeyPatch) -> None:
     files = model(1, 2 * MIB)
     first = store.ingest(ref_of(files).key, wanted(files))
