@@ -71,8 +71,9 @@ test-cluster: $(MADE)/dev  ## the tests against a real API server and etcd, and 
 test-vllm: $(MADE)/dev $(MADE)/demo-model $(MADE)/vllm  ## the load format in vLLM's own engine, on the CPU: 3 GB installed once, then some minutes
 	$(RUN) -m pytest -m vllm -o faulthandler_timeout=0 $(PYTEST_ARGS)
 
-test-gpu-simulated:  ## the tests of GPUs on simulated ones: 1.4 GB and 2 minutes once, then 40 s; SIMCUDA_SEED=N repeats a run
-	@"$(PYTHON)" -m tools.simulated_gpu --torch $(SIMULATED_TORCH)
+test-gpu-simulated: $(MADE)/venv  ## the tests of GPUs on simulated ones: 1.4 GB and 2 minutes once, then 40 s; SIMCUDA_SEED=N repeats a run
+	@$(RUN) -m tools.simulated_gpu --torch $(SIMULATED_TORCH)
+	$(SIMULATED)/bin/clang-format --dry-run --Werror tests/gpu/simulated/*.cc tests/gpu/simulated/*.h
 	for seed in $(or $(SIMCUDA_SEED),1 $(SEED)); do
 		echo "random seed: $$seed (make test-gpu-simulated SIMCUDA_SEED=$$seed repeats it)"
 		SIMCUDA_SEED=$$seed MODELCACHE_TESTS_EXPECT=gpu $(SIMULATED)/bin/python -m pytest \

@@ -26,6 +26,9 @@ TORCH = "2.11.0"
 HEADERS = ("nvidia-cuda-runtime==13.0.96", "nvidia-cuda-crt==13.0.88")
 """What torch 2.11 is built with. Apart from the environment: the first has the real runtime beside its headers."""
 
+FORMATTER = "clang-format==23.1.5"
+"""Another version formats otherwise."""
+
 RUNTIME, DRIVER = "libcudart.so.13", "libcuda.so.1"
 PACKAGES = (  # what torch imports, what modelcache does, what tests/gpu does; versions: constraints.txt
     *("filelock", "fsspec", "jinja2", "networkx", "numpy", "setuptools", "sympy", "typing-extensions"),
@@ -48,8 +51,8 @@ def main() -> None:
     venv = CACHE / f"torch-{torch}"
     system(SYSTEM)
     pins = CONSTRAINTS.read_text(encoding="utf-8")
-    once(venv / "packages", digest(torch, PACKAGES, ALONE, pins, sys.version), lambda: packages(venv, torch))
-    once(CACHE / "headers" / "made", digest(HEADERS), headers)
+    once(venv / "packages", digest(torch, PACKAGES, ALONE, FORMATTER, pins, sys.version), lambda: packages(venv, torch))
+    once(CACHE / "headers" / "made", digest(HEADERS), lambda: headers(venv))
     inputs = [*sorted(SOURCES.glob("*.cc")), *sorted(SOURCES.glob("*.h")), Path(__file__), Path(missing_libraries.__file__)]
     made = digest(HEADERS, *(path.read_bytes() for path in inputs), (venv / "packages").read_text(encoding="utf-8"))
     once(venv / "libraries", made, lambda: libraries(venv))
@@ -77,11 +80,11 @@ def packages(venv: Path, torch: str) -> None:
         stop(f"pip found a build of torch {torch} without CUDA: name another version with --torch (make: SIMULATED_TORCH=…)")
     install(venv, "what the tests of GPUs need", *PACKAGES)
     install(venv, ", ".join(ALONE), "--no-deps", *ALONE)
+    fetch(venv, "--no-deps", FORMATTER)
 
 
-def headers() -> None:
+def headers(venv: Path) -> None:
     say("installing CUDA's headers …")
-    venv = next(CACHE.glob("torch-*/bin/python")).parent.parent
     fetch(venv, "--no-deps", "--upgrade", "--target", str(CACHE / "headers"), *HEADERS)
 
 
