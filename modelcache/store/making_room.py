@@ -170,9 +170,10 @@ class MakingRoom:
         coming = self._budget.ingest_bytes() - sum(map(unshared_bytes, self._removal.ended(grace_s=0)))
         on_way = f", {format_bytes(coming)} are on their way" if coming >= LEAST_TOLD_BYTES else ""
         why = f"; who holds what can't be told, so nothing may be removed: `{unclear.address}`" if unclear else ""
+        short = format_bytes(need_bytes) == format_bytes(available + evictable_bytes)
+        told = [f"{each:,} B" if short else format_bytes(each) for each in (need_bytes, available, evictable_bytes)]
         return NoSpace(
-            f"{format_bytes(need_bytes)} are needed, {format_bytes(available)} are available, {format_bytes(evictable_bytes)} could be"
-            f" freed{on_way} and {format_bytes(held_bytes)} are held{why}",
+            f"{told[0]} are needed, {told[1]} are available, {told[2]} could be freed{on_way} and {format_bytes(held_bytes)} are held{why}",
             needed_bytes=need_bytes,
             available_bytes=available,
             evictable_bytes=evictable_bytes,

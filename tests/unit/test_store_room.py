@@ -44,6 +44,12 @@ def test_a_refusal_tells_what_others_have_booked(tmp_path: Path) -> None:
         under_way.discard()
 
 
+def test_a_refusal_by_little_is_told_to_the_byte(tmp_path: Path) -> None:
+    store = LocalStore(tmp_path / "root", Limits(max_bytes=4 * MIB - 4096, high_watermark=1.0, low_watermark=1.0))
+    with pytest.raises(NoSpace, match=r"4,194,304 B are needed, 4,1\d\d,\d{3} B are available, 0 B could be freed and 0 B are held"):
+        store.ingest(ref_of({"a": bytes(4 * MIB)}).key, wanted({"a": bytes(4 * MIB)}))
+
+
 def test_however_many_go_the_refs_are_looked_through_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A thousand times a thousand of them took ten seconds."""
     store = LocalStore(tmp_path / "root", NO_LIMITS)
