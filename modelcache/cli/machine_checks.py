@@ -27,7 +27,7 @@ EXTRAS = {
     "azure": ("azure.storage.blob",),
     "hf": ("huggingface_hub",),
     "torch": ("torch", "safetensors"),
-    "serve": ("transformers",),
+    "serve": ("transformers", "accelerate"),
     "agent": ("grpc", "grpc_health", "grpc_reflection", "prometheus_client"),
     "otel": ("opentelemetry.sdk", "opentelemetry.exporter.otlp.proto.http"),
 }
