@@ -10,6 +10,7 @@ from pathlib import Path
 
 from modelcache.abc.store import Limits
 from modelcache.store.blobs import BLOCK_BYTES
+from modelcache.store.faults import unless_of_the_disk
 from modelcache.store.parts import Parts
 from modelcache.store.workspace import RESERVED, TREE, ingest_directories
 
@@ -99,7 +100,7 @@ class Budget:
 
 def regular_files(directory: Path) -> Iterator[os.stat_result]:
     """Every file below a directory; what vanishes meanwhile is left out."""
-    for parent, _, files in os.walk(directory):
+    for parent, _, files in os.walk(directory, onerror=unless_of_the_disk):
         for name in files:
             try:
                 yield os.lstat(os.path.join(parent, name))

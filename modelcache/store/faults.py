@@ -63,6 +63,12 @@ def is_of_the_disk(error: OSError) -> bool:
     return error.errno not in SCARCE
 
 
+def unless_of_the_disk(error: OSError) -> None:
+    """`onerror` of os.walk: a directory that is gone, or damaged, is left out, and none because this process lacks something."""
+    if not is_of_the_disk(error):
+        raise error
+
+
 def elsewhere(place: str) -> StoreLocation:
     """A part of the store is a mount of its own (of another file system, or of the same one once more)."""
     return StoreLocation(

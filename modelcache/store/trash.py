@@ -9,6 +9,7 @@ from collections import Counter
 from pathlib import Path
 
 from modelcache.store import durable
+from modelcache.store.faults import unless_of_the_disk
 from modelcache.store.layout import Layout
 
 
@@ -55,7 +56,7 @@ def remove_tree(path: Path) -> None:
 def inode_names(directory: Path) -> Counter[int]:
     """How many names each regular file has below a directory; what vanishes meanwhile is left out."""
     found: Counter[int] = Counter()
-    for parent, _, files in os.walk(directory):
+    for parent, _, files in os.walk(directory, onerror=unless_of_the_disk):
         for name in files:
             try:
                 found[os.lstat(os.path.join(parent, name)).st_ino] += 1

@@ -307,7 +307,11 @@ def _directories_of(paths: set[str]) -> set[str]:
 def _prune(tree: Path, kept: dict[str, int]) -> set[str]:
     """Remove all but the files of these paths and (at most) sizes, and directories that are empty then; what is left."""
     left = set()
-    for parent, directories, files in os.walk(tree, topdown=False):
+
+    def unread(error: OSError) -> None:
+        raise error  # what it holds would become a part of a snapshot that doesn't have it
+
+    for parent, directories, files in os.walk(tree, topdown=False, onerror=unread):
         durable.chmod(parent, 0o755)  # A publish that was interrupted may have sealed it.
         for name in files:
             path = os.path.join(parent, name)

@@ -402,6 +402,26 @@ def test_too_many_open_files_are_no_fault_of_the_disk(store: LocalStore, monkeyp
     assert "ulimit -n" in str(caught.value.hint)
 
 
+def test_what_of_an_interrupted_ingest_cant_be_looked_at_is_never_published(store: LocalStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    before, now = {"sub/a": content(2 * MIB)}, {"b": b"b"}
+    first = store.ingest(ref_of(before).key, wanted(before))
+    write_chunks(first.files[0], before["sub/a"])
+    first.keep()
+    scandir = os.scandir
+
+    def lacking(path: str) -> object:
+        if str(path).endswith("/sub"):
+            raise OSError(errno.EMFILE, "Too many open files")
+        return scandir(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "scandir", lacking)
+        with pytest.raises(StoreFault, match="no more files may be open"):
+            store.ingest(ref_of(now).key, wanted(now))
+    snapshot = fill(store, now)
+    assert files_below(snapshot.path) == ["b"]
+
+
 def test_a_file_in_use_is_closed_by_its_last_user(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(b"a")
     opened = Descriptors(limit=1)
