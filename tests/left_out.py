@@ -25,12 +25,15 @@ BY_NAME = 10
 """So many tests with one reason are named; more are counted."""
 
 GPU = "gpu"
+SIMULATED = "SIMCUDA_SEED" in os.environ
+"""Whether the GPUs that torch sees are simulated ones (tests/gpu/simulated/README.md)."""
 AZURITE = os.environ.get("MODELCACHE_TESTS_AZURITE", "")
 """The path of `azurite-blob`, read before tests run: they see a clean environment."""
 BESIDE = {
     "azurite": "set MODELCACHE_TESTS_AZURITE to the path of `azurite-blob` (npm: azurite), and install adlfs",
     "ossfs": "install ossfs",
     "paramiko": "install paramiko and asyncssh",
+    "simulated GPUs": "`make test-gpu-simulated` has some; real ones are not made to fail",
 }
 """What some tests need beside what `make` installs, and how it is made known."""
 
@@ -109,6 +112,8 @@ def has_gpu() -> bool:
 def _is_here(name: str) -> bool:
     if name == "azurite":
         return bool(AZURITE)
+    if name == "simulated GPUs":
+        return SIMULATED
     if name in BESIDE:
         return find_spec(name) is not None
     return has_gpu() if name == GPU else kernel_has(Kind(name))

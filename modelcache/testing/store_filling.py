@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import xxhash
 
@@ -96,6 +96,12 @@ def complete_all(ingest: Ingest, files: Mapping[str, bytes], route: Route = Rout
             data = files[file.path]
             write_chunks(file, data, route=route)
             file.complete(digest_of(data), table_of(data))
+
+
+def complete_all_written(incoming: Iterable[IngestFile], files: Mapping[str, bytes]) -> None:
+    """Complete files of which every byte is written."""
+    for file in incoming:
+        file.complete(digest_of(files[file.path]), table_of(files[file.path]))
 
 
 def fill(

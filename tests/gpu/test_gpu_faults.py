@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 
 from tests.gpu.faulty import CASES
 
-pytestmark = [pytest.mark.gpu, pytest.mark.skipif("SIMCUDA_SEED" not in os.environ, reason="a real GPU is not made to fail")]
+pytestmark = [pytest.mark.gpu, pytest.mark.beside("simulated GPUs")]
 
 
 @pytest.fixture(scope="module")
