@@ -98,7 +98,7 @@ def complete_all(ingest: Ingest, files: Mapping[str, bytes], route: Route = Rout
             file.complete(digest_of(data), table_of(data))
 
 
-def complete_all_written(incoming: Iterable[IngestFile], files: Mapping[str, bytes]) -> None:
+def complete_all_written(incoming: Iterable[IncomingFile], files: Mapping[str, bytes]) -> None:
     """Complete files of which every byte is written."""
     for file in incoming:
         file.complete(digest_of(files[file.path]), table_of(files[file.path]))
